@@ -1,0 +1,24 @@
+"""What a user says about alignment."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from contract.config import Config, Operational
+
+MapMode = Literal["first-token", "mined", "exact"]
+
+
+class AlignConfig(Config):
+    """`maps` are made side by side; each training method names the one it reads. `k` defaults to the shards' own.
+
+    `span_matches` also uses the paper's edit-cost matches inside disagreeing spans. They transfer a distribution from
+    a place that has consumed other bytes, so they are off by default.
+    """
+
+    maps: list[MapMode] = Field(["first-token"], min_length=1)
+    k: int | None = Field(None, ge=1)
+    span_matches: bool = False
+    workers: Operational[int] = Field(1, ge=1)

@@ -1,0 +1,150 @@
+"""Which source position's distribution stands for which target position of the same text.
+
+The distribution stored at position l predicts token l + 1, given everything up to the end of token l. Two positions
+are the same place exactly where both tokenizations have consumed the same bytes.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from align.edit import text_of, token_distance
+from align.vocab_map import VocabMap
+from contract.tokenization import TokenTable
+
+Int32Array = npt.NDArray[np.int32]
+
+
+class Status(IntEnum):
+    """How a target position got its source position."""
+
+    NOT_ALIGNED = 0
+    EXACT_BOUNDARY = 1
+    MINED_MATCH = 2
+
+
+def align_positions(
+    source_ends: Int32Array,
+    source_ids: Int32Array,
+    target_ends: Int32Array,
+    target_ids: Int32Array,
+    source_table: TokenTable,
+    target_table: TokenTable,
+    vocab_map: VocabMap | None = None,
+) -> tuple[Int32Array, npt.NDArray[np.uint8]]:
+    """Source position and `Status` of every target position of one chunk.
+
+    Positions with equal `ends` are aligned. Where several positions of one side have the same end (a BOS before an
+    empty prefix token, tokens within one character), only the last of them has consumed those bytes and nothing
+    follows but the next bytes; the others are not aligned.
+
+    With a `vocab_map` (the paper's procedure, section 3.1), each disagreeing span between two agreeing boundaries is
+    also matched by `_match_span`. Such a match joins places that have consumed different bytes; without a map these
+    positions stay not aligned.
+
+    Args:
+        source_ends, target_ends: int32 [Ls] and [Lt], bytes consumed after each token, never decreasing.
+        source_ids, target_ids: int32 [Ls] and [Lt]; they, and the tables, matter only with a `vocab_map`.
+
+    Returns:
+        source_index int32 [Lt], -1 where not aligned, and status uint8 [Lt].
+    """
+    source_index = np.full(len(target_ends), -1, np.int32)
+    status = np.full(len(target_ends), Status.NOT_ALIGNED, np.uint8)
+    source_last, target_last = _last_of_equal(source_ends), _last_of_equal(target_ends)
+    source_at, target_at = _agreeing(source_ends[source_last], target_ends[target_last])
+    source_at, target_at = source_last[source_at], target_last[target_at]
+    source_index[target_at] = source_at
+    status[target_at] = Status.EXACT_BOUNDARY
+    if vocab_map is not None:
+        agreed = target_ends[target_at]
+        source_free = _tokens(source_ids, source_table, ~np.isin(source_ends, agreed))
+        target_free = _tokens(target_ids, target_table, ~np.isin(target_ends, agreed))
+        for source_span, target_span in _spans(source_at, target_at, len(source_ends), len(target_ends)):
+            source_tokens = [(at, source_free[at]) for at in source_span if at in source_free]
+            target_tokens = [(at, target_free[at]) for at in target_span if at in target_free]
+            for source, target in _match_span([t for _, t in source_tokens], [t for _, t in target_tokens]):
+                source_position, target_position = source_tokens[source][0], target_tokens[target][0]
+                if vocab_map.target_ids[source_ids[source_position]] == target_ids[target_position]:
+                    source_index[target_position] = source_position
+                    status[target_position] = Status.MINED_MATCH
+    return source_index, status
+
+
+def _last_of_equal(ends: Int32Array) -> npt.NDArray[np.int64]:
+    """Positions whose end differs from that of the position after them."""
+    return np.flatnonzero(np.append(ends[1:] != ends[:-1], True)[: len(ends)])
+
+
+def _agreeing(first: Int32Array, second: Int32Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Indices into two strictly increasing arrays at which their values are equal."""
+    if not len(first):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    at = np.minimum(np.searchsorted(first, second), len(first) - 1)
+    equal = np.flatnonzero(first[at] == second)
+    return at[equal], equal
+
+
+def _spans(
+    source_at: npt.NDArray[np.int64], target_at: npt.NDArray[np.int64], source_length: int, target_length: int
+) -> list[tuple[range, range]]:
+    """The positions strictly between neighbouring agreeing boundaries, where both sides have some."""
+    sources = [-1, *source_at.tolist(), source_length]
+    targets = [-1, *target_at.tolist(), target_length]
+    spans = [
+        (range(sources[boundary] + 1, sources[boundary + 1]), range(targets[boundary] + 1, targets[boundary + 1]))
+        for boundary in range(len(sources) - 1)
+    ]
+    return [(source, target) for source, target in spans if source and target]
+
+
+def _tokens(ids: Int32Array, table: TokenTable, free: npt.NDArray[np.bool_]) -> dict[int, bytes]:
+    """Position -> bytes of the tokens that may take part in a span's matching: no special ones, no boundary's."""
+    found = ((int(at), table.token_bytes[ids[at]]) for at in np.flatnonzero(free))
+    return {at: piece for at, piece in found if piece}
+
+
+def _match_span(source: list[bytes], target: list[bytes]) -> list[tuple[int, int]]:
+    """One-to-one, order-keeping matches of minimum total edit cost between the tokens of one span.
+
+    Matching two tokens costs their edit distance (`align.edit`), leaving a token unmatched costs its length in
+    characters (in bytes where it is no valid UTF-8). This is the paper's and FuseLLM's program with explicit costs
+    for unmatched tokens, so that a token takes part in one match at most. Read from the end, ties prefer a match,
+    then an unmatched source token, then an unmatched target token.
+    """
+    cost = _span_costs(source, target)
+    matches = []
+    row, column = len(source), len(target)
+    while row and column:
+        if cost[row][column] == cost[row - 1][column - 1] + token_distance(source[row - 1], target[column - 1]):
+            row, column = row - 1, column - 1
+            matches.append((row, column))
+        elif cost[row][column] == cost[row - 1][column] + _length(source[row - 1]):
+            row -= 1
+        else:
+            column -= 1
+    return matches[::-1]
+
+
+def _span_costs(source: list[bytes], target: list[bytes]) -> list[list[int]]:
+    """Minimum cost of every pair of prefixes, (len(source) + 1) x (len(target) + 1)."""
+    first = [0]
+    for piece in target:
+        first.append(first[-1] + _length(piece))
+    cost = [first]
+    for piece in source:
+        above, unmatched = cost[-1], _length(piece)
+        row = [above[0] + unmatched]
+        for column, other in enumerate(target):
+            matched = above[column] + token_distance(piece, other)
+            row.append(min(matched, above[column + 1] + unmatched, row[column] + _length(other)))
+        cost.append(row)
+    return cost
+
+
+def _length(piece: bytes) -> int:
+    text = text_of(piece)
+    return len(piece) if text is None else len(text)

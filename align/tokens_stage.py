@@ -1,0 +1,77 @@
+"""The target's own tokens for every chunk, written once and shared by all sources. One unit is one part of chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import pyarrow as pa
+
+from contract.encoder import Encoder, load_encoder
+from contract.manifest import Manifest, read_manifest
+from contract.schema import TOKENS
+from contract.shard import PartEntry, Provenance, differences, list_column, read_part, write_part
+from contract.stage import Resources, Unit, Worker
+from contract.storage import join
+
+
+@dataclass(frozen=True)
+class TokensStage:
+    """Encodes the chunks of `splits` with the target's tokenizer."""
+
+    target: str
+    path: str
+    revision: str | None
+    splits: list[str]
+    chunks: str
+    output: str
+    workers: int = 1
+
+    kind = "tokens"
+    name = "align/tokens"
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(workers=self.workers)
+
+    @cached_property
+    def _chunks(self) -> Manifest:
+        return read_manifest(self.chunks, "chunks", "chunk")
+
+    @cached_property
+    def _identity(self) -> dict[str, str]:
+        return {"target": self.target, "fingerprint": load_encoder(self.path, self.revision).fingerprint}
+
+    def units(self) -> Iterator[Unit]:
+        for index, part in enumerate(self._chunks.parts):
+            if part.split in self.splits:
+                yield Unit(index, part.split, {"chunks": join(self.chunks, part.name)}, {"chunks": part.sha256})
+
+    def provenance(self, unit: Unit) -> Provenance:
+        return Provenance(self.kind, unit.split, {}, unit.hashes, self._identity)
+
+    def differences(self, found: Provenance, unit: Unit) -> list[str]:
+        return differences(found, self.provenance(unit))
+
+    def worker(self) -> Worker:
+        return TokensWorker(self, load_encoder(self.path, self.revision))
+
+
+@dataclass(frozen=True)
+class TokensWorker:
+    stage: TokensStage
+    encoder: Encoder
+
+    def __call__(self, unit: Unit) -> PartEntry:
+        chunks, _ = read_part(unit.inputs["chunks"], "chunks")
+        encodings = self.encoder.encode(chunks.column("text").to_pylist())
+        columns = {
+            **{name: chunks.column(name) for name in ("doc_id", "chunk", "text_hash", "domain")},
+            "input_ids": list_column([encoding.ids for encoding in encodings], pa.int32()),
+            "ends": list_column([encoding.ends for encoding in encodings], pa.int32()),
+        }
+        tokens = sum(len(encoding.ids) for encoding in encodings)
+        stats = {"lossy_chunks": sum(encoding.lossy for encoding in encodings)}
+        table = pa.table(columns, schema=TOKENS)
+        return write_part(join(self.stage.output, unit.part), table, self.stage.provenance(unit), tokens, stats)

@@ -1,0 +1,172 @@
+"""Typed, strict configs: YAML plus `--set a.b=value`, every problem reported at once, and a digest.
+
+The digest covers what decides an output's content. Fields that only say how or where the work is done (worker counts,
+paths of outputs, log intervals) are annotated `Operational` and stay out of it, so that changing them never makes
+finished work stale.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from contract.errors import ConfigError
+
+_OPERATIONAL = "operational: not part of the digest"
+
+T = TypeVar("T")
+Operational = Annotated[T, _OPERATIONAL]
+"""Marks a config field that decides how the work is done, never what comes out."""
+
+
+class Config(BaseModel):
+    """Base of every config: unknown keys are errors, values are immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+
+    def content(self) -> dict[str, Any]:
+        """The fields that decide an output's content, as plain JSON values."""
+        return {
+            name: _plain(getattr(self, name))
+            for name, field in type(self).model_fields.items()
+            if _OPERATIONAL not in field.metadata
+        }
+
+    def digest(self) -> str:
+        """SHA-256 (first 16 hex digits) of `content()`."""
+        return digest_of(self.content())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.content()
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool) or value is None else str(value)
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 (first 16 hex digits) of the canonical JSON of `value`."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+ConfigType = TypeVar("ConfigType", bound=Config)
+
+
+def load_config(cls: type[ConfigType], path: str | Path, overrides: Iterable[str] = ()) -> ConfigType:
+    """Reads a YAML file into `cls`, applies `a.b=value` overrides (values are YAML), and validates.
+
+    Raises:
+        ConfigError: the file is missing or no YAML mapping, an override is malformed, or any field is unknown,
+            missing or invalid; all problems are listed together with file and field.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError("There is no such config file.", file=path, remedy="see configs/ for the shipped ones")
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError("The config is not valid YAML.", file=path, found=str(error).replace("\n", " ")) from None
+    if not isinstance(raw, dict):
+        raise ConfigError(
+            "The config is not a mapping.", file=path, found=type(raw).__name__, expected="key: value lines"
+        )
+    for override in overrides:
+        _apply_override(raw, override)
+    return parse_config(cls, raw, source=path)
+
+
+def parse_config(cls: type[ConfigType], raw: dict[str, Any], source: object) -> ConfigType:
+    """Validates plain values into `cls`; `source` is what error messages call the file."""
+    try:
+        return cls.model_validate(raw)
+    except ValidationError as error:
+        problems = [_describe(cls, problem) for problem in error.errors()]
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    raise ConfigError("\n".join([f"{source}: {count} in the config.", *(f"  {problem}" for problem in problems)]))
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError("An override is not of the form a.b=value.", field="--set", found=override)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError("An override's value is not valid YAML.", field="--set", found=override) from None
+    *parents, last = key.split(".")
+    node: Any = raw
+    for depth, parent in enumerate(parents):
+        node = _child(node, parent, key, depth)
+    if isinstance(node, list):
+        node[_index(node, last, key)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise ConfigError("An override points below a plain value.", field="--set", found=override)
+
+
+def _child(node: Any, name: str, key: str, depth: int) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, name, key)]
+    if not isinstance(node, dict):
+        above = ".".join(key.split(".")[:depth])
+        raise ConfigError("An override points below a plain value.", field=key, found=f"{above} = {node!r}")
+    if node.get(name) is None:
+        node[name] = {}
+    return node[name]
+
+
+def _index(node: list, name: str, key: str) -> int:
+    """Position of a list item named by number, or by its `id` where the items have one."""
+    for position, item in enumerate(node):
+        if isinstance(item, dict) and item.get("id") == name:
+            return position
+    if name.isdigit() and int(name) < len(node):
+        return int(name)
+    raise ConfigError("An override names no item of the list.", field=key, found=name, expected=f"0..{len(node) - 1}")
+
+
+def _describe(cls: type[Config], problem: ErrorDetails) -> str:
+    location = ".".join(str(part) for part in problem["loc"]) or "(whole config)"
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(cls, problem["loc"][:-1])
+        close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
+        return f"{location}: unknown key; {hint}"
+    if problem["type"] == "missing":
+        return f"{location}: required, but missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{location}: {message} (found {problem['input']!r:.80})"
+
+
+def _fields_at(cls: type[Config], location: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields of the config class found by walking `location` down from `cls`."""
+    current: Any = cls
+    for part in location:
+        if isinstance(current, type) and issubclass(current, BaseModel) and part in current.model_fields:
+            current = _config_class(current.model_fields[str(part)].annotation)
+    return sorted(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
+
+
+def _config_class(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in get_args(annotation):
+        found = _config_class(argument)
+        if found is not None:
+            return found
+    return None

@@ -1,0 +1,42 @@
+"""A tokenizer bound to its table: text in, ids and end byte offsets out. Loaded once per process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from contract.tokenization import Encoding, TokenTable, adds_bos, encode_batch, load_tokenizer, token_table
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """`encode` adds BOS exactly where the tokenizer itself would."""
+
+    tokenizer: Any
+    table: TokenTable
+    add_bos: bool
+
+    @property
+    def fingerprint(self) -> str:
+        return self.table.fingerprint
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that the tokenizer knows; a model's head may be larger."""
+        return len(self.table.token_bytes)
+
+    def encode(self, texts: Sequence[str]) -> list[Encoding]:
+        return encode_batch(self.tokenizer, self.table, texts, self.add_bos)
+
+
+@lru_cache(maxsize=16)
+def load_encoder(path: str, revision: str | None = None) -> Encoder:
+    """The tokenizer of a model folder or hub id.
+
+    Raises:
+        ConfigError: there is no tokenizer at that place.
+    """
+    tokenizer = load_tokenizer(path, revision)
+    return Encoder(tokenizer, token_table(tokenizer), adds_bos(tokenizer))

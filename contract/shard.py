@@ -1,0 +1,262 @@
+"""Shards: atomic Parquet parts that carry their provenance in the footer, and the checked reader.
+
+A part's bytes depend on its unit's data and config only. Pages carry CRC-32 checksums, which every read verifies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from contract.errors import DataError
+from contract.schema import SCHEMA_VERSION, SCHEMAS
+from contract.storage import filesystem, read_bytes, write_bytes
+
+_FOOTER_KEY = b"fusionx"
+_ROW_GROUP_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a part was made from: everything that decides its bytes.
+
+    `kind` names the schema, `config` the stage's content fields, `inputs` the SHA-256 of every input part,
+    `identity` what else the data depends on (source id and revision, tokenizer fingerprints).
+    """
+
+    kind: str
+    split: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    identity: dict[str, str] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+@dataclass(frozen=True)
+class PartEntry:
+    """One part as the manifest lists it."""
+
+    name: str
+    split: str
+    rows: int
+    tokens: int
+    bytes: int
+    sha256: str
+    stats: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PartInfo:
+    """A part as found on disk: its footer and its entry."""
+
+    provenance: Provenance
+    entry: PartEntry
+
+
+def part_name(index: int) -> str:
+    return f"part-{index:05d}.parquet"
+
+
+def write_part(
+    path: str, table: pa.Table, provenance: Provenance, tokens: int, stats: dict[str, Any] | None = None
+) -> PartEntry:
+    """Writes one part whole or not at all, with provenance, row and token counts in its footer.
+
+    `stats` are facts about the rows that the manifest sums up (for example skipped documents or status counts).
+    """
+    schema = SCHEMAS[provenance.kind]
+    footer = {**provenance.to_json(), "rows": table.num_rows, "tokens": tokens, "stats": stats or {}}
+    encoded = json.dumps(footer, sort_keys=True, separators=(",", ":")).encode()
+    table = table.cast(schema).replace_schema_metadata({_FOOTER_KEY: encoded})
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        sink,
+        row_group_size=_ROW_GROUP_ROWS,
+        compression="zstd",
+        compression_level=3,
+        use_dictionary=["domain"] if "domain" in schema.names else False,
+        write_page_checksum=True,
+        store_schema=True,
+    )
+    data = sink.getvalue().to_pybytes()
+    write_bytes(path, data)
+    return _entry(path, footer, data)
+
+
+def inspect_part(path: str) -> PartInfo:
+    """Reads a part's footer and verifies every page checksum.
+
+    Raises:
+        DataError: the file is missing, cut short or damaged, or is no part of this project.
+    """
+    data = read_bytes(path)
+    try:
+        source = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        footer = _footer(source, path)
+        source.read()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _damaged(path, error) from None
+    return PartInfo(_provenance(footer, path), _entry(path, footer, data))
+
+
+def read_part(path: str, kind: str, columns: Sequence[str] | None = None) -> tuple[pa.Table, Provenance]:
+    """Reads a part of the given kind, verifying schema version and page checksums.
+
+    Raises:
+        DataError: missing, damaged, another kind, or another schema version.
+    """
+    fs, inner = filesystem(path)
+    try:
+        with fs.open_input_file(inner) as stream:
+            source = pq.ParquetFile(stream, page_checksum_verification=True)
+            provenance = _provenance(_footer(source, path), path)
+            table = source.read(columns=list(columns) if columns else None)
+    except FileNotFoundError:
+        raise DataError("A part is missing.", file=path, remedy="run the stage that writes it again") from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _damaged(path, error) from None
+    if provenance.kind != kind:
+        raise DataError("A part is of another kind.", file=path, field="kind", found=provenance.kind, expected=kind)
+    return table, provenance
+
+
+def sha256_of(path: str) -> str:
+    return hashlib.sha256(read_bytes(path)).hexdigest()
+
+
+def differences(found: Provenance, expected: Provenance) -> list[str]:
+    """Every field in which two provenances differ, as `field: found X, expected Y`."""
+    flat_found, flat_expected = _flatten(found.to_json()), _flatten(expected.to_json())
+    return [
+        f"{key}: found {flat_found.get(key, '(absent)')}, expected {flat_expected.get(key, '(absent)')}"
+        for key in sorted(flat_found.keys() | flat_expected.keys())
+        if flat_found.get(key, "(absent)") != flat_expected.get(key, "(absent)")
+    ]
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """A list column as two arrays: row i is `values[offsets[i]:offsets[i+1]]`. No Python loop, no copy."""
+
+    values: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def from_column(cls, column: pa.ChunkedArray) -> Ragged:
+        array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+        if isinstance(array, pa.ChunkedArray):  # an empty column combines to no chunk at all
+            array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], type=column.type)
+        offsets = array.offsets.to_numpy()
+        values = array.values.to_numpy(zero_copy_only=False)
+        return cls(values, offsets)
+
+    def row(self, index: int) -> np.ndarray:
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+def list_column(rows: Sequence[np.ndarray], value_type: pa.DataType) -> pa.ListArray:
+    """A list column from one array per row; the inverse of `Ragged.from_column`."""
+    offsets = np.zeros(len(rows) + 1, dtype=np.int32)
+    np.cumsum([row.size for row in rows], out=offsets[1:])
+    flat = np.concatenate([row.reshape(-1) for row in rows]) if rows else np.zeros(0)
+    values = pa.array(flat.astype(value_type.to_pandas_dtype(), copy=False), type=value_type)
+    return pa.ListArray.from_arrays(pa.array(offsets), values)
+
+
+def _entry(path: str, footer: dict[str, Any], data: bytes) -> PartEntry:
+    name = path.rsplit("/", 1)[-1]
+    digest = hashlib.sha256(data).hexdigest()
+    return PartEntry(name, footer["split"], footer["rows"], footer["tokens"], len(data), digest, footer["stats"])
+
+
+def _footer(source: pq.ParquetFile, path: str) -> dict[str, Any]:
+    metadata = source.schema_arrow.metadata or {}
+    if _FOOTER_KEY not in metadata:
+        raise DataError("A Parquet file carries no Fusion-X footer.", file=path, remedy="move it out of the way")
+    return json.loads(metadata[_FOOTER_KEY])
+
+
+def _provenance(footer: dict[str, Any], path: str) -> Provenance:
+    if footer["schema_version"] != SCHEMA_VERSION:
+        raise DataError(
+            "A part was written under another schema version.",
+            file=path,
+            field="schema_version",
+            found=footer["schema_version"],
+            expected=SCHEMA_VERSION,
+            remedy="make it again with this version (--overwrite)",
+        )
+    return Provenance(**{name: footer[name] for name in Provenance.__dataclass_fields__})
+
+
+def _damaged(path: str, error: Exception) -> DataError:
+    if isinstance(error, DataError):
+        return error
+    return DataError(
+        "A part is damaged: it was cut short or its bytes changed.",
+        file=path,
+        found=str(error).splitlines()[0],
+        expected="a whole Parquet file whose page checksums hold",
+        remedy="run the stage that writes it again; only damaged and missing parts are rewritten",
+    )
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
+    if isinstance(value, dict):
+        return {key: leaf for name, item in value.items() for key, leaf in _flatten(item, f"{prefix}{name}.").items()}
+    return {prefix.rstrip("."): json.dumps(value)}
+
+
+def match_rows(left: pa.Table, right: pa.Table, left_path: str, right_path: str) -> np.ndarray:
+    """For each row of `left` the row of `right` with the same key, int64 [rows of left].
+
+    Raises:
+        DataError: a key is missing on the right, or the two sides hold another text under the same key.
+    """
+    rights = {key: row for row, key in enumerate(_keys(right))}
+    matched = np.empty(left.num_rows, dtype=np.int64)
+    for row, key in enumerate(_keys(left)):
+        if key not in rights:
+            raise DataError(
+                "A chunk is missing from a part.",
+                file=right_path,
+                field="(doc_id, chunk)",
+                found=f"no row {key}",
+                expected=f"every row of {left_path}",
+                remedy="run the stage that writes it again with --overwrite",
+            )
+        matched[row] = rights[key]
+    left_hashes = left.column("text_hash").to_numpy()
+    right_hashes = right.column("text_hash").to_numpy()[matched]
+    wrong = np.flatnonzero(left_hashes != right_hashes)
+    if len(wrong):
+        raise DataError(
+            "Two parts hold different texts under one key.",
+            file=f"{left_path} and {right_path}",
+            field="text_hash",
+            found=right_hashes[wrong[0]],
+            expected=left_hashes[wrong[0]],
+            remedy="one of them was made from another corpus: make it again with --overwrite",
+        )
+    return matched
+
+
+def _keys(table: pa.Table) -> list[tuple[int, int]]:
+    return list(zip(table.column("doc_id").to_pylist(), table.column("chunk").to_pylist(), strict=True))

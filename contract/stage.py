@@ -1,0 +1,69 @@
+"""What a stage is: units of work that follow from data and config, and a worker that turns one unit into one part.
+
+A stage knows nothing of placement. `pipelines.runner` decides which units are missing, an executor runs workers
+wherever it likes, and the manifest is written when every part is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from contract.shard import PartEntry, Provenance, part_name
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One part to make: its number, its split, its input parts (name -> path), their hashes, and inline data if any."""
+
+    index: int
+    split: str
+    inputs: dict[str, str]
+    hashes: dict[str, str]
+    payload: Any = field(default=None, repr=False)
+
+    @property
+    def part(self) -> str:
+        return part_name(self.index)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one worker needs. `workers` is the size of the pool, never part of the data."""
+
+    workers: int = 1
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+
+
+Worker = Callable[[Unit], PartEntry]
+
+
+class Stage(Protocol):
+    """A stage as the runner and the executors see it. Implementations are picklable."""
+
+    @property
+    def name(self) -> str:
+        """The command and, where there is one, the source: `precompute/coder`."""
+
+    @property
+    def kind(self) -> str:
+        """The schema of its parts: a key of `contract.schema.SCHEMAS`."""
+
+    @property
+    def output(self) -> str:
+        """The folder of its parts."""
+
+    @property
+    def resources(self) -> Resources: ...
+
+    def units(self) -> Iterable[Unit]: ...
+
+    def provenance(self, unit: Unit) -> Provenance: ...
+
+    def differences(self, found: Provenance, unit: Unit) -> list[str]:
+        """Why a part with the footer `found` is not the part of `unit`; empty when it is."""
+
+    def worker(self) -> Worker:
+        """Loads what the work needs (a model, tokenizers) and returns the function that makes and commits one part."""

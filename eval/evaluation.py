@@ -1,0 +1,53 @@
+"""The result of evaluating one model, as read back from its JSON file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from contract.errors import DataError
+from contract.storage import read_bytes
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model over the held-out text and the tasks; see `eval.evaluate.evaluate_model` for the fields."""
+
+    model: str
+    weights_digest: str
+    config_digest: str
+    data_digest: str
+    domains: dict[str, dict[str, float]]
+    overall: dict[str, Any]
+    documents: dict[str, list[list[float]]]
+    tasks: dict[str, dict[str, float]] = field(default_factory=dict)
+    items: dict[str, list[int]] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    settings_digest: str = ""
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Evaluation:
+        """From the dictionary that `evaluate_model` returns."""
+        return cls(**content)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Evaluation:
+        """Reads an evaluation's JSON file.
+
+        Raises:
+            DataError: the file is missing, cut short or something else.
+        """
+        try:
+            return cls.from_dict(json.loads(read_bytes(path)))
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                "The file is not an evaluation.", file=path, found=str(error), remedy="delete it and evaluate again"
+            ) from None
+
+    @property
+    def skill_accuracy(self) -> float | None:
+        """Mean score over tasks, every task counting the same; None without tasks."""
+        return sum(task["score"] for task in self.tasks.values()) / len(self.tasks) if self.tasks else None

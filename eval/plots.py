@@ -1,0 +1,281 @@
+"""The report's figures as SVG texts, from the summary's numbers and the training logs.
+
+One colour per method everywhere (Okabe and Ito's palette, safe for colour-blind readers), another palette for sources.
+The same numbers give the same bytes: fixed hash salt, no dates. Text stays text, so that it is sharp and searchable.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from eval.report_inputs import TARGET, ReportInputs, Step, method_label
+from eval.statistics import spread
+
+METHOD_COLOURS = {
+    TARGET: "#6B7280",
+    "ct": "#E69F00",
+    "fusellm": "#009E73",
+    "paper": "#CC79A7",
+    "fusionx": "#0072B2",
+}
+OTHER_COLOURS = ("#56B4E9", "#D55E00", "#8C6D31", "#000000")
+SOURCE_COLOURS = ("#332288", "#88CCEE", "#117733", "#DDCC77", "#CC6677", "#44AA99", "#882255", "#999933")
+INK = "#1F2933"
+QUIET = "#52606D"
+WIDTH = 4.7
+"""Inches; narrow, so that 9-point labels can still be read when a phone shows the figure 350 pixels wide."""
+
+STEP_TITLES = {"best": "at each method's best step", "last": "at the last step"}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure: `name` is its file name's stem, `section` the report section it belongs to, `alt` says it in words."""
+
+    name: str
+    section: str
+    title: str
+    alt: str
+    svg: str
+
+
+def plots(inputs: ReportInputs, results: Mapping[str, Any]) -> list[Plot]:
+    """Every figure for which there is data."""
+    made = [_validation(inputs, results), *(_changes(results, "domain", step) for step in ("best", "last"))]
+    made += [_changes(results, "task", "best")]
+    for method in inputs.methods():
+        made += [_selection_course(inputs, method), _selection_heat(results, method)]
+    return [plot for plot in made if plot is not None]
+
+
+def method_colour(results: Mapping[str, Any], method: str) -> str:
+    """The method's colour; methods without one of their own take the spare ones in order."""
+    if method in METHOD_COLOURS:
+        return METHOD_COLOURS[method]
+    others = [name for name in results["methods"] if name not in METHOD_COLOURS]
+    return OTHER_COLOURS[others.index(method) % len(OTHER_COLOURS)]
+
+
+@contextmanager
+def _figure(height: float) -> Iterator[tuple[Any, Any, list[str]]]:
+    """A figure and its axes; on leaving, the list's one item is the SVG."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    settings: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "fusionx",
+        "font.family": "sans-serif",
+        "font.sans-serif": ["DejaVu Sans"],
+        "font.size": 9,
+        "axes.edgecolor": "#B8C2CC",
+        "axes.labelcolor": QUIET,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "xtick.color": QUIET,
+        "ytick.color": QUIET,
+        "text.color": INK,
+        "grid.color": "#E4E7EB",
+        "legend.frameon": False,
+    }
+    svg: list[str] = []
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        yield figure, figure.subplots(), svg
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(_METADATA))
+        svg.append(_embeddable(buffer.getvalue()))
+
+
+_METADATA = ("Date", "Creator", "Format", "Type")
+
+
+def _embeddable(svg: str) -> str:
+    """From `<svg` on, sized by its container, in the page's own font."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    return svg.replace("'DejaVu Sans'", "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans'").strip()
+
+
+def with_prefix(svg: str, prefix: str) -> str:
+    """The SVG with its ids made unique, so that several can stand in one page."""
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
+    svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', svg)
+    return re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
+
+
+def _validation(inputs: ReportInputs, results: Mapping[str, Any]) -> Plot | None:
+    curves = {method: _mean_curve(seeds) for method, seeds in results["curves"].items()}
+    curves = {method: curve for method, curve in curves.items() if len(curve[0]) > 1}
+    if not curves:
+        return None
+    with _figure(3.3) as (figure, axes, svg):
+        for method, (steps, means, spreads) in curves.items():
+            colour = method_colour(results, method)
+            width = 2.4 if method == "fusionx" else 1.6
+            axes.plot(steps, means, color=colour, linewidth=width, label=method_label(method))
+            low = [mean - wide for mean, wide in zip(means, spreads, strict=True)]
+            high = [mean + wide for mean, wide in zip(means, spreads, strict=True)]
+            if any(spreads):
+                axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
+            lowest = min(range(len(means)), key=means.__getitem__)
+            axes.plot(steps[lowest], means[lowest], "o", color=colour, markersize=5, markeredgecolor="white")
+        _limit_above(axes, [means for _, means, _ in curves.values()])
+        axes.set_xlabel("Training step")
+        axes.set_ylabel("Validation perplexity per token")
+        axes.grid(axis="y")
+        figure.legend(loc="outside upper left", ncols=2)
+    ends = "; ".join(f"{method_label(m)} lowest {min(c[1]):.2f}, last {c[1][-1]:.2f}" for m, c in curves.items())
+    title = "Validation perplexity during training (band: standard deviation over seeds; dot: lowest)"
+    return Plot("validation", "overview", title, f"Line chart. {ends}.", svg[0])
+
+
+def _mean_curve(seeds: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[list[int], list[float], list[float]]:
+    """Steps that every seed validated at, with mean and spread of the perplexity."""
+    by_seed = [
+        {record["step"]: record["perplexity"] for record in records if record["perplexity"] is not None}
+        for records in seeds.values()
+    ]
+    steps = sorted(set.intersection(*map(set, by_seed))) if by_seed else []
+    values = [[seed[step] for seed in by_seed] for step in steps]
+    return steps, [sum(found) / len(found) for found in values], [spread(found) for found in values]
+
+
+def _limit_above(axes: Any, curves: Sequence[Sequence[float]]) -> None:
+    """Cuts the axis where one diverging method would flatten all others."""
+    lowest, start = min(map(min, curves)), max(curve[0] for curve in curves)
+    highest = max(map(max, curves))
+    ceiling = start + 1.0 * (start - lowest)
+    if highest > ceiling > lowest:
+        axes.set_ylim(top=ceiling)
+
+
+def _changes(results: Mapping[str, Any], kind: str, step: Step | str) -> Plot | None:
+    """Bars per domain or task: the change against the original target, one bar per method."""
+    found = results["interference"]
+    by_method = {
+        method: {unit["name"]: unit for unit in found[method][step]["units"] if unit["kind"] == kind}
+        for method in found
+    }
+    by_method = {method: units for method, units in by_method.items() if units}
+    if not by_method:
+        return None
+    first = next(iter(by_method.values()))
+    # Drawn from the bottom up: absent domains last, so that they stand together below the others.
+    names = sorted(first, key=lambda name: (first[name]["absent"], name))[::-1]
+    thickness = 0.8 / len(by_method)
+    with _figure(0.9 + len(names) * max(0.24, 0.085 * len(by_method))) as (figure, axes, svg):
+        for order, (method, units) in enumerate(by_method.items()):
+            # Bars go down from the group's top, in the order of the legend.
+            places = [row + 0.4 - (order + 0.5) * thickness for row in range(len(names))]
+            sign = 1 if kind == "domain" else -1
+            changes = [100 * sign * units[name]["loss"] for name in names]
+            errors = [100 * (units[name]["loss_spread"] or 0.0) for name in names]
+            axes.barh(places, changes, thickness * 0.92, color=method_colour(results, method),
+                      label=method_label(method), xerr=errors if any(errors) else None,
+                      error_kw={"elinewidth": 0.7, "ecolor": INK})  # fmt: skip
+        absent = [row for row, name in enumerate(names) if first[name]["absent"]]
+        if absent:
+            axes.axhspan(-0.5, max(absent) + 0.5, color="#F1F3F5", zorder=0)
+        axes.set_yticks(range(len(names)), [name + (" *" if first[name]["absent"] else "") for name in names])
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(-0.5, len(names) - 0.5)
+        axes.axvline(0, color=INK, linewidth=0.9)
+        axes.grid(axis="x")
+        axes.set_xlabel(
+            "Change in bits per byte, %   (right: worse)" if kind == "domain" else "Change in accuracy, points"
+        )
+        figure.legend(loc="outside upper left", ncols=2)
+    what = "Held-out bits per byte" if kind == "domain" else "Skill accuracy"
+    note = "; shaded, *: not in the corpus" if absent else ""
+    title = f"{what} against the original target, {STEP_TITLES[step]}{note}"
+    worst = {m: max(u.values(), key=lambda unit: unit["loss"]) for m, u in by_method.items()}
+    alt = "Bar chart. Largest loss: " + "; ".join(
+        f"{method_label(m)} {100 * unit['loss']:+.1f} in {unit['name']}" for m, unit in worst.items()
+    )
+    section = "interference" if kind == "domain" else "skills"
+    return Plot(f"change-{kind}-{step}", section, title, alt + ".", svg[0])
+
+
+def _selection_course(inputs: ReportInputs, method: str) -> Plot | None:
+    """Stacked areas: each source's mean fusion weight by step, averaged over seeds."""
+    steps, shares = _mean_weights(inputs, method)
+    if len(steps) < 2:
+        return None
+    ids = list(shares)
+    with _figure(3.1) as (figure, axes, svg):
+        axes.stackplot(steps, [shares[name] for name in ids], labels=ids, colors=_source_colours(ids),
+                       edgecolor="white", linewidth=0.4)  # fmt: skip
+        axes.set_xlim(steps[0], steps[-1])
+        axes.set_ylim(0, 1)
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
+        axes.set_xlabel("Training step")
+        axes.set_ylabel("Share of the fusion weight")
+        figure.legend(loc="outside upper left", ncols=2)
+    ends = ", ".join(f"{name} {100 * shares[name][0]:.0f} to {100 * shares[name][-1]:.0f} %" for name in ids)
+    title = f"{method_label(method)}: weight per source over training"
+    return Plot(f"selection-{method}", "selection", title, f"Area chart, from first to last step: {ends}.", svg[0])
+
+
+def _mean_weights(inputs: ReportInputs, method: str) -> tuple[list[int], dict[str, list[float]]]:
+    by_seed = [
+        {record["step"]: record["weight"] for record in run.events("step") if record.get("weight")}
+        for run in inputs.runs_of(method).values()
+    ]
+    steps = sorted(set.intersection(*map(set, by_seed))) if by_seed else []
+    if not steps:
+        return [], {}
+    steps = steps[:: max(1, len(steps) // 200)]  # more points than pixels only make the file larger
+    ids = list(by_seed[0][steps[0]])
+    totals = {step: sum(sum(seed[step].values()) for seed in by_seed) for step in steps}
+    shares = {
+        name: [sum(seed[step].get(name, 0.0) for seed in by_seed) / (totals[step] or 1.0) for step in steps]
+        for name in ids
+    }
+    return steps, shares
+
+
+def _source_colours(ids: Sequence[str]) -> list[str]:
+    return [SOURCE_COLOURS[position % len(SOURCE_COLOURS)] for position in range(len(ids))]
+
+
+def _selection_heat(results: Mapping[str, Any], method: str) -> Plot | None:
+    """Heat map: mean fusion weight by domain (rows) and source (columns), numbers in the cells."""
+    found = results["selection"].get(method)
+    if found is None:
+        return None
+    absent = results["domains"]["absent"]
+    domains = sorted(found["domains"], key=lambda name: (name in absent, name))
+    ids = list(found["mean"])
+    shares = [[found["domains"][domain][name] for name in ids] for domain in domains]
+    with _figure(1.0 + 0.24 * len(domains)) as (_, axes, svg):
+        axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=1.2)
+        for row, values in enumerate(shares):
+            for column, value in enumerate(values):
+                colour = "white" if value > 0.55 else INK
+                axes.text(column + 0.5, row + 0.5, f"{100 * value:.0f}", ha="center", va="center", color=colour,
+                          fontsize=8)  # fmt: skip
+        axes.invert_yaxis()
+        axes.xaxis.tick_top()
+        short = max(map(len, ids)) * len(ids) <= 40
+        axes.set_xticks([position + 0.5 for position in range(len(ids))], ids, rotation=0 if short else 25,
+                        ha="center" if short else "left")  # fmt: skip
+        axes.set_yticks([position + 0.5 for position in range(len(domains))],
+                        [name + (" *" if name in absent else "") for name in domains])  # fmt: skip
+        axes.tick_params(length=0)
+        for side in ("left", "bottom"):
+            axes.spines[side].set_visible(False)
+    strongest = "; ".join(
+        f"{domain}: {max(found['domains'][domain], key=found['domains'][domain].get)}" for domain in domains
+    )
+    title = f"{method_label(method)}: weight per domain and source, % (at the end of training)"
+    return Plot(f"selection-domains-{method}", "selection", title, f"Heat map. Largest weight: {strongest}.", svg[0])

@@ -1,0 +1,158 @@
+"""Writes the report: results.json, report.md with its plots, and report.html, one file that needs nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from contract.storage import join, write_bytes
+from eval.evaluation import Evaluation
+from eval.plots import METHOD_COLOURS, Plot, plots, with_prefix
+from eval.report_inputs import MethodRun, ReportInputs, SourceModel
+from eval.summary import SUBJECT, summarize
+from eval.tables import Section, Table, sections
+from eval.verdict import signed_percent, verdict
+
+__all__ = ["Evaluation", "MethodRun", "ReportInputs", "SourceModel", "write_report"]
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_report(inputs: ReportInputs, folder: str | Path) -> dict[str, Any]:
+    """Builds the report and writes `results.json`, `report.md`, `plots/*.svg` and `report.html` into `folder`.
+
+    Returns:
+        The content of results.json, see `eval.summary.summarize`; `verdict` holds the sentences.
+
+    Raises:
+        DataError: evaluations are of different data and cannot be compared.
+    """
+    results = summarize(inputs)
+    results["verdict"] = verdict(results)
+    figures = plots(inputs, results)
+    parts = sections(results)
+    for figure in figures:
+        write_bytes(join(folder, "plots", f"{figure.name}.svg"), (figure.svg + "\n").encode())
+    write_bytes(join(folder, "report.md"), markdown(results, parts, figures).encode())
+    write_bytes(join(folder, "report.html"), html(results, parts, figures).encode())
+    # Last: whoever finds results.json finds the whole report.
+    text = json.dumps(_finite(results), indent=1, ensure_ascii=False, allow_nan=False)
+    write_bytes(join(folder, "results.json"), (text + "\n").encode())
+    return results
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN or infinity; they become null."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def markdown(results: Mapping[str, Any], parts: Sequence[Section], figures: Sequence[Plot]) -> str:
+    """The report as Markdown; figures are linked from `plots/`."""
+    lines = [f"# {results['title']}", "", "**" + results["verdict"][0] + "**", *results["verdict"][1:], ""]
+    for part in parts:
+        lines += [f"## {part.heading}", ""]
+        for note in part.notes:
+            lines += [note, ""]
+        for figure in (figure for figure in figures if figure.section == part.key):
+            lines += [f"![{figure.alt}](plots/{figure.name}.svg)", "", f"*{figure.title}*", ""]
+        for table in part.tables:
+            lines += [f"**{table.caption}**", "", *_markdown_table(table), ""]
+    lines += ["## How to reproduce", "", f"```\n{results['command']}\n```", "", *_provenance_lines(results), ""]
+    lines += ["Resolved config:", "", "```json", _json(results["config"]), "```", ""]
+    return "\n".join(lines)
+
+
+def _markdown_table(table: Table) -> list[str]:
+    rows = [[_markdown_cell(cell.plain(), cell.tone) for cell in row] for row in table.rows]
+    header = [_markdown_cell(text) for text in table.header]
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return ["| " + " | ".join(row) + " |" for row in [header, rule, *rows]]
+
+
+def _markdown_cell(text: str, tone: str = "") -> str:
+    text = text.replace("|", "\\|").replace("\n", " ")
+    return f"**{text}**" if tone == "best" else f"{text} ▲" if tone == "worse" else text
+
+
+def _provenance_lines(results: Mapping[str, Any]) -> list[str]:
+    return [f"- {name}: {value}" for name, value in _flat(results["provenance"])]
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested mappings as (dotted name, text) pairs."""
+    pairs: list[tuple[str, str]] = []
+    for name, item in value.items():
+        if isinstance(item, Mapping):
+            pairs += _flat(item, f"{prefix}{name}.")
+        else:
+            pairs.append((f"{prefix}{name}", item if isinstance(item, str) else json.dumps(item, default=str)))
+    return pairs
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+
+
+def html(results: Mapping[str, Any], parts: Sequence[Section], figures: Sequence[Plot]) -> str:
+    """The report as one HTML file: style and figures inside, nothing fetched."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    drawn = {
+        part.key: [
+            {"title": figure.title, "alt": figure.alt, "svg": with_prefix(figure.svg, figure.name)}
+            for figure in figures
+            if figure.section == part.key
+        ]
+        for part in parts
+    }
+    return environment.get_template("report.html.j2").render(
+        results=results,
+        sections=parts,
+        figures=drawn,
+        tiles=key_figures(results),
+        provenance=_flat(results["provenance"]),
+        config=_json(results["config"]),
+        accent=METHOD_COLOURS[SUBJECT],
+    )
+
+
+def key_figures(results: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The few numbers at the top of the page: value, what it is, and how sure."""
+    comparison = results["comparison"]
+    if comparison is None:
+        return []
+    tiles = []
+    for baseline, label in (("ct", "continual training"), ("fusellm", "FuseLLM")):
+        found = comparison[f"bpb_vs_{baseline}"]
+        if found is not None:
+            tiles.append(_tile(f"bits per byte against {label}", found))
+    if not tiles:
+        tiles.append(_tile("bits per byte against the original target", comparison["vs_target"]["best"]["all"]))
+    absent = comparison["vs_target"]["best"]["absent"]
+    if absent is not None:
+        tiles.append(_tile("on domains absent from the corpus, against the original target", absent))
+    counts = comparison["degraded"][SUBJECT]["best"]["vs_target"]
+    worse = f"{counts['raw']:.3g} of {counts['units']:.0f}"
+    detail = f"{counts['beyond_noise']:.3g} beyond noise"
+    tiles.append({"value": worse, "label": "domains and skills worse than the original target", "detail": detail})
+    return tiles
+
+
+def _tile(label: str, found: Mapping[str, Any]) -> dict[str, str]:
+    interval = found["ci95"]
+    detail = f"95 %: {signed_percent(interval[0])} to {signed_percent(interval[1])}" if interval else "one seed"
+    return {"value": signed_percent(found["mean"]), "label": label, "detail": detail}

@@ -1,0 +1,116 @@
+"""The few statistics that judge differences: paired bootstrap, exact McNemar, Holm, Student's t interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+MIN_DOCUMENTS = 5
+"""Fewer paired documents cannot speak of noise: resampling them hardly ever changes the sign."""
+
+RESAMPLES_PER_BLOCK = 256
+
+
+def paired_bootstrap(
+    baseline: npt.NDArray[np.float64], model: npt.NDArray[np.float64], resamples: int, seed: int
+) -> npt.NDArray[np.float64]:
+    """Differences (model minus baseline) in bits per byte over resampled documents.
+
+    Args:
+        baseline: [documents, 2] nats and bytes per document.
+        model: the same documents in the same order.
+        resamples: how many times documents are drawn with replacement; both models get the same draw.
+
+    Returns:
+        float64 [resamples].
+    """
+    documents = len(baseline)
+    sums = np.concatenate([baseline, model], axis=1)
+    generator = np.random.default_rng(seed)
+    shares = np.full(documents, 1.0 / documents)
+    blocks = []
+    for start in range(0, resamples, RESAMPLES_PER_BLOCK):
+        size = min(RESAMPLES_PER_BLOCK, resamples - start)
+        drawn = generator.multinomial(documents, shares, size=size).astype(np.float64) @ sums
+        blocks.append(bits_per_byte(drawn[:, 2:]) - bits_per_byte(drawn[:, :2]))
+    return np.concatenate(blocks)
+
+
+def bits_per_byte(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """From [..., 2] nats and bytes."""
+    return np.asarray(sums[..., 0] / np.maximum(sums[..., 1], 1.0) / math.log(2))
+
+
+def bootstrap_p_value(differences: npt.NDArray[np.float64]) -> float:
+    """One-sided p that the model is not worse: (1 + resamples without a loss) / (1 + resamples)."""
+    return float((1 + np.count_nonzero(differences <= 0)) / (1 + len(differences)))
+
+
+def mcnemar_p_value(baseline: Sequence[int], model: Sequence[int]) -> float:
+    """Exact one-sided McNemar test that the model loses more items than it gains.
+
+    With b items that only the baseline has right and c that only the model has right:
+    P(Binomial(b + c, 1/2) >= b).
+    """
+    lost = sum(1 for before, after in zip(baseline, model, strict=True) if before and not after)
+    gained = sum(1 for before, after in zip(baseline, model, strict=True) if after and not before)
+    changed = lost + gained
+    return float(sum(math.comb(changed, k) for k in range(lost, changed + 1)) / 2**changed)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted by Holm's step-down rule: rejecting those <= alpha keeps the family-wise error <= alpha."""
+    adjusted = [1.0] * len(p_values)
+    running = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = running
+    return adjusted
+
+
+def t_interval(values: Sequence[float], confidence: float) -> list[float] | None:
+    """Student's t interval of the mean, [low, high]; None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    mean = math.fsum(values) / len(values)
+    half = t_quantile(0.5 + confidence / 2, len(values) - 1) * spread(values) / math.sqrt(len(values))
+    return [mean - half, mean + half]
+
+
+def spread(values: Sequence[float]) -> float:
+    """Sample standard deviation; 0 for a single value."""
+    if len(values) < 2:
+        return 0.0
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def t_quantile(probability: float, degrees: int) -> float:
+    """The t with P(T <= t) = probability, for probability > 1/2, by bisection of the exact distribution."""
+    high = 1.0
+    while t_probability(high, degrees) < probability:
+        high *= 2
+    low = 0.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_probability(middle, degrees) < probability else (low, middle)
+    return (low + high) / 2
+
+
+def t_probability(t: float, degrees: int) -> float:
+    """P(T <= t) for t >= 0 and whole degrees of freedom (Abramowitz & Stegun 26.7.3 and 26.7.4)."""
+    angle = math.atan(t / math.sqrt(degrees))
+    cosine_squared = math.cos(angle) ** 2
+    odd = degrees % 2
+    term = math.cos(angle) if odd else 1.0
+    total = 0.0
+    # The finite series have degrees // 2 terms; each follows from the one before by a factor of cos^2 and integers.
+    for step in range(degrees // 2):
+        total += term
+        numerator, denominator = (2 * step + 2, 2 * step + 3) if odd else (2 * step + 1, 2 * step + 2)
+        term *= cosine_squared * numerator / denominator
+    within = (2 / math.pi) * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+    return 0.5 + within / 2

@@ -1,0 +1,301 @@
+"""The report's numbers: from evaluations and logs to one plain dictionary, which becomes results.json.
+
+Tables, plots and the verdict read this dictionary only, so that every figure they show is in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from eval.evaluation import Evaluation
+from eval.interference import METHOD_NOTE, Interference, compare
+from eval.report_inputs import STEPS, TARGET, MethodRun, ReportInputs, Step, method_label
+from eval.statistics import spread, t_interval
+
+SUBJECT = "fusionx"
+BASELINES = ("ct", "fusellm", "paper")
+INTERVAL_CONFIDENCE = 0.95
+GROUPS = ("train", "absent", "all")
+ONE_SEED = "One seed gives no interval: differences between seeds are unknown."
+FORMAT_VERSION = 1
+
+
+def summarize(inputs: ReportInputs) -> dict[str, Any]:
+    """Every number of the report.
+
+    Keys: `methods` (per method `per_seed`, `mean`, `spread`, at `best` and `last`), `comparison` (`fusionx` against
+    each baseline), `interference` (per method against the original target and against ct), `selection`, `curves`,
+    `tuning`, `sources`, `alignment`, `stages`, `domains`, `provenance`, `config`.
+    """
+    interference = _interference(inputs)
+    return {
+        "format": FORMAT_VERSION,
+        "title": inputs.title,
+        "domains": {
+            "train": _group_domains(inputs, "train", inputs.original),
+            "absent": _group_domains(inputs, "absent", inputs.original),
+            "all": sorted(inputs.original.domains),
+        },
+        "methods": _methods(inputs),
+        "comparison": _comparison(inputs, interference),
+        "interference": interference,
+        "selection": {method: shares for method in inputs.methods() if (shares := _selection(inputs, method))},
+        "curves": {method: _curves(inputs, method) for method in inputs.methods()},
+        "tuning": inputs.tuning,
+        "sources": [_source(inputs, index) for index in range(len(inputs.sources))],
+        "alignment": inputs.alignment,
+        "stages": inputs.stages,
+        "judging": {"note": METHOD_NOTE, "bootstrap": inputs.bootstrap, "confidence": inputs.confidence},
+        "provenance": inputs.provenance,
+        "config": inputs.config,
+        "command": inputs.command,
+    }
+
+
+def _group_domains(inputs: ReportInputs, group: str, evaluation: Evaluation) -> list[str]:
+    chosen = {"train": inputs.train_domains, "absent": inputs.absent_domains, "all": list(evaluation.domains)}[group]
+    return sorted(domain for domain in evaluation.domains if domain in chosen)
+
+
+def _snapshot(inputs: ReportInputs, evaluation: Evaluation, step: int) -> dict[str, Any]:
+    """One model's figures: per domain, over groups of domains (macro means), per task."""
+    return {
+        "step": step,
+        "domains": {
+            domain: {"bits_per_byte": figures["bits_per_byte"], "perplexity": figures["perplexity"]}
+            for domain, figures in sorted(evaluation.domains.items())
+        },
+        "groups": {group: _group_figures(inputs, group, evaluation) for group in GROUPS},
+        "tasks": {name: figures["score"] for name, figures in sorted(evaluation.tasks.items())},
+        "skill_accuracy": evaluation.skill_accuracy,
+    }
+
+
+def _group_figures(inputs: ReportInputs, group: str, evaluation: Evaluation) -> dict[str, float] | None:
+    """Mean bits per byte, and exp of the mean nats per token, over the group's domains; None for an empty group."""
+    figures = [evaluation.domains[domain] for domain in _group_domains(inputs, group, evaluation)]
+    if not figures:
+        return None
+    return {
+        "bits_per_byte": _mean([item["bits_per_byte"] for item in figures]),
+        "perplexity": math.exp(_mean([math.log(item["perplexity"]) for item in figures])),
+    }
+
+
+def _methods(inputs: ReportInputs) -> dict[str, Any]:
+    start = _snapshot(inputs, inputs.original, 0)
+    methods: dict[str, Any] = {
+        TARGET: {
+            "label": method_label(TARGET),
+            "model": inputs.original.model,
+            "seeds": [],
+            "per_seed": {},
+            "mean": dict.fromkeys(STEPS, start),
+            "spread": dict.fromkeys(STEPS),
+        }
+    }
+    for method in inputs.methods():
+        runs = inputs.runs_of(method)
+        per_seed = {
+            str(seed): {
+                "best": _snapshot(inputs, run.best, run.best_step),
+                "last": _snapshot(inputs, run.last, run.steps),
+                "learning_rate": run.learning_rate,
+            }
+            for seed, run in runs.items()
+        }
+        snapshots = {step: [figures[step] for figures in per_seed.values()] for step in STEPS}
+        methods[method] = {
+            "label": method_label(method),
+            "seeds": list(runs),
+            "per_seed": per_seed,
+            "mean": {step: combine(snapshots[step], _mean) for step in STEPS},
+            "spread": {step: combine(snapshots[step], spread) if len(runs) > 1 else None for step in STEPS},
+        }
+    return methods
+
+
+def combine(values: Sequence[Any], reduce: Callable[[Sequence[float]], float]) -> Any:
+    """`reduce` over the numbers at every place of equally nested dictionaries; None where any of them is None."""
+    first = values[0]
+    if isinstance(first, Mapping):
+        return {key: combine([value[key] for value in values], reduce) for key in first}
+    return None if any(value is None for value in values) else reduce(values)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _interference(inputs: ReportInputs) -> dict[str, Any]:
+    """Per method and step: against the original target (with units) and, for the same seed, against ct (counts)."""
+    ct_runs = inputs.runs_of("ct")
+    found: dict[str, Any] = {}
+    for method in inputs.methods():
+        runs = inputs.runs_of(method)
+        found[method] = {}
+        for step in STEPS:
+            to_target = {seed: _compare(inputs, inputs.original, run, step) for seed, run in runs.items()}
+            to_ct = {
+                seed: _compare(inputs, ct_runs[seed].at(step), run, step).summary()
+                for seed, run in runs.items()
+                if method != "ct" and seed in ct_runs
+            }
+            summaries = {seed: result.summary() for seed, result in to_target.items()}
+            found[method][step] = {
+                "per_seed": {str(seed): summary for seed, summary in summaries.items()},
+                "mean": combine(list(summaries.values()), _mean),
+                "vs_ct_per_seed": {str(seed): summary for seed, summary in to_ct.items()},
+                "vs_ct_mean": combine(list(to_ct.values()), _mean) if to_ct else None,
+                "units": _units(inputs, to_target),
+            }
+    return found
+
+
+def _compare(inputs: ReportInputs, baseline: Evaluation, run: MethodRun, step: Step) -> Interference:
+    return compare(baseline, run.at(step), resamples=inputs.bootstrap, confidence=inputs.confidence)
+
+
+def _units(inputs: ReportInputs, per_seed: Mapping[int, Interference]) -> list[dict[str, Any]]:
+    """Per domain and task: means over seeds, and in how many seeds it got worse."""
+    rows = []
+    for same in zip(*(result.units for result in per_seed.values()), strict=True):
+        rows.append(
+            {
+                "name": same[0].name,
+                "kind": same[0].kind,
+                "absent": same[0].kind == "domain" and same[0].name in inputs.absent_domains,
+                "baseline": same[0].baseline,
+                "model": _mean([unit.model for unit in same]),
+                "difference": _mean([unit.difference for unit in same]),
+                "loss": _mean([unit.loss for unit in same]),
+                "loss_spread": spread([unit.loss for unit in same]) if len(same) > 1 else None,
+                "seeds": len(same),
+                "degraded_seeds": sum(unit.degraded for unit in same),
+                "degraded_beyond_noise_seeds": sum(unit.degraded_beyond_noise for unit in same),
+                "adjusted_p_values": [unit.adjusted_p_value for unit in same],
+                "intervals": [unit.interval for unit in same],
+            }
+        )
+    return rows
+
+
+def _comparison(inputs: ReportInputs, interference: Mapping[str, Any]) -> dict[str, Any] | None:
+    """`fusionx` against each baseline, seed by seed; None without `fusionx`.
+
+    `mean` is the mean over seeds of the relative difference (negative: lower, better), `ci95` Student's t interval
+    over seeds, None for one seed. The headline pair compares each method at its own best step, over all domains.
+    """
+    runs = inputs.runs_of(SUBJECT)
+    if not runs:
+        return None
+    found: dict[str, Any] = {"of": SUBJECT, "seeds": len(runs), "seed_values": list(runs)}
+    for baseline in BASELINES:
+        pairs = [(run, other) for seed, run in runs.items() if (other := inputs.runs_of(baseline).get(seed))]
+        found[f"bpb_vs_{baseline}"] = _relative(inputs, pairs, "bits_per_byte")
+        found[f"perplexity_vs_{baseline}"] = _relative(inputs, pairs, "perplexity")
+    found["vs_target"] = _relative_to_target(inputs, runs)
+    ratios = {step: _degraded_ratios(interference, step) for step in STEPS}
+    found["degraded_ratio_to_fusellm"] = ratios["best"]["raw"]
+    found["degraded_ratios_to_fusellm"] = ratios
+    found["degraded"] = {method: _degraded_counts(interference[method]) for method in interference}
+    found["note"] = ONE_SEED if len(runs) == 1 else None
+    return found
+
+
+def _relative(inputs: ReportInputs, pairs: Sequence[tuple[MethodRun, MethodRun]], metric: str) -> dict[str, Any] | None:
+    if not pairs:
+        return None
+    found: dict[str, Any] = {}
+    for step in STEPS:
+        found[step] = {}
+        for group in GROUPS:
+            figures = [(_group_figures(inputs, group, a.at(step)), _group_figures(inputs, group, b.at(step)))
+                       for a, b in pairs]  # fmt: skip
+            found[step][group] = _over_seeds([a[metric] / b[metric] - 1 for a, b in figures if a and b])
+    headline = found["best"]["all"]
+    return {"mean": headline["mean"], "ci95": headline["ci95"], "step": "best", "seeds": len(pairs), **found}
+
+
+def _relative_to_target(inputs: ReportInputs, runs: Mapping[int, MethodRun]) -> dict[str, Any]:
+    """Relative difference in bits per byte to the original target, per step and group of domains."""
+    found: dict[str, Any] = {}
+    for step in STEPS:
+        found[step] = {}
+        for group in GROUPS:
+            start = _group_figures(inputs, group, inputs.original)
+            figures = [_group_figures(inputs, group, run.at(step)) for run in runs.values()]
+            ratios = [item["bits_per_byte"] / start["bits_per_byte"] - 1 for item in figures if item and start]
+            found[step][group] = _over_seeds(ratios)
+    return found
+
+
+def _over_seeds(values: Sequence[float]) -> dict[str, Any] | None:
+    if not values:
+        return None
+    return {"mean": _mean(values), "ci95": t_interval(values, INTERVAL_CONFIDENCE), "per_seed": list(values)}
+
+
+def _degraded_counts(of_method: Mapping[str, Any]) -> dict[str, Any]:
+    """Mean over seeds of the number of units that got worse than the original target, and than ct."""
+    return {
+        step: {
+            "vs_target": _two_counts(of_method[step]["mean"]),
+            "vs_ct": _two_counts(of_method[step]["vs_ct_mean"]) if of_method[step]["vs_ct_mean"] else None,
+        }
+        for step in STEPS
+    }
+
+
+def _two_counts(summary: Mapping[str, float]) -> dict[str, float]:
+    return {"raw": summary["degraded"], "beyond_noise": summary["degraded_beyond_noise"], "units": summary["units"]}
+
+
+def _degraded_ratios(interference: Mapping[str, Any], step: Step) -> dict[str, float | None]:
+    """Units degraded under `fusionx` over those under `fusellm` (means over seeds); None without any of the latter."""
+    ratios: dict[str, float | None] = {}
+    for name, key in (("raw", "degraded"), ("beyond_noise", "degraded_beyond_noise")):
+        other = interference["fusellm"][step]["mean"][key] if "fusellm" in interference else 0
+        ratios[name] = interference[SUBJECT][step]["mean"][key] / other if other else None
+    return ratios
+
+
+def _selection(inputs: ReportInputs, method: str) -> dict[str, Any] | None:
+    """Each source's mean fusion weight per domain, from the last selection record, averaged over seeds."""
+    records = [events[-1] for run in inputs.runs_of(method).values() if (events := run.events("selection"))]
+    if not records:
+        return None
+    domains = sorted(set.intersection(*(set(record["domains"]) for record in records)))
+    shares = {domain: combine([record["domains"][domain] for record in records], _mean) for domain in domains}
+    if not shares:
+        return None
+    return {
+        "steps": [record["step"] for record in records],
+        "domains": shares,
+        "mean": combine(list(shares.values()), _mean),
+    }
+
+
+def _curves(inputs: ReportInputs, method: str) -> dict[str, Any]:
+    """Validation bits per byte and perplexity by step, per seed."""
+    return {
+        str(seed): [
+            {key: record.get(key) for key in ("step", "bits_per_byte", "perplexity")}
+            for record in run.events("validation")
+        ]
+        for seed, run in inputs.runs_of(method).items()
+    }
+
+
+def _source(inputs: ReportInputs, index: int) -> dict[str, Any]:
+    source = inputs.sources[index]
+    evaluation = source.evaluation
+    return {
+        "id": source.id,
+        "architecture": source.architecture,
+        "parameters": source.parameters,
+        "vocab_size": source.vocab_size,
+        "evaluation": None if evaluation is None else _snapshot(inputs, evaluation, 0),
+    }

@@ -1,0 +1,346 @@
+"""The report's tables, as plain cells, from the summary's numbers; how they look is the renderers' matter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from eval.report_inputs import STEPS, TARGET, Step, method_label
+from eval.summary import SUBJECT
+from eval.verdict import number, signed_percent
+
+Tone = Literal["", "best", "worse", "muted"]
+MISSING = "–"
+STEP_WORDS = {"best": "at each method's best step", "last": "at the last step"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: its text, a second, smaller text, and what it should look like."""
+
+    text: str
+    detail: str = ""
+    tone: Tone = ""
+
+    def plain(self) -> str:
+        """Both texts in one line."""
+        return f"{self.text} ({self.detail})" if self.detail else self.text
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a caption. The first column names the row; `emphasis` is the row of the method under test."""
+
+    caption: str
+    header: list[str]
+    rows: list[list[Cell]]
+    emphasis: str = ""
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, what the reader should know, and tables; `plots` names the figures that go with it."""
+
+    key: str
+    heading: str
+    notes: list[str] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+
+
+def sections(results: Mapping[str, Any]) -> list[Section]:
+    """Every section that has something to show, in reading order."""
+    makers = (_overview, _per_domain, _skills, _interference, _selection, _sources, _alignment, _tuning, _stages)
+    return [section for maker in makers if (section := maker(results)) is not None]
+
+
+def _overview(results: Mapping[str, Any]) -> Section:
+    notes = [
+        "Bits per byte and perplexity on held-out text: lower is better. Every domain counts the same; perplexity is "
+        "the geometric mean over domains, per token of the target's tokenizer. “Worse than” counts domains and skills: "
+        "first by the raw number, then those that chance does not explain.",
+        "± is the standard deviation over seeds." if _many_seeds(results) else "One seed per method: no spread.",
+    ]
+    return Section("overview", "Results", notes, [_headline(results, "best"), _headline(results, "last")])
+
+
+def _many_seeds(results: Mapping[str, Any]) -> bool:
+    return any(method["spread"]["best"] is not None for method in results["methods"].values())
+
+
+def _headline(results: Mapping[str, Any], step: Step) -> Table:
+    groups = [group for group in ("train", "absent", "all") if results["domains"][group]]
+    titles = {"train": "Corpus domains, bits/byte", "absent": "Absent domains, bits/byte", "all": "All, bits/byte"}
+    has_skills = results["methods"][TARGET]["mean"][step]["skill_accuracy"] is not None
+    columns: list[tuple[str, Callable[[str], Cell]]] = [
+        (titles[group], _figure_column(results, step, group, "bits_per_byte", 4)) for group in groups
+    ]
+    columns.append(("Perplexity", _figure_column(results, step, "all", "perplexity", 2)))
+    if has_skills:
+        columns.append(("Skills right", lambda method: _skill_cell(results, method, step)))
+    units = next((found[step]["mean"]["units"] for found in results["interference"].values()), None)
+    if units is not None:
+        columns.append((f"Worse than target, of {number(units)}", lambda m: _counts_cell(results, m, step, "mean")))
+        columns.append((f"Worse than ct, of {number(units)}", lambda m: _counts_cell(results, m, step, "vs_ct_mean")))
+    rows = [
+        [Cell(method_label(method), _seeds_text(results, method)), *(make(method) for _, make in columns)]
+        for method in results["methods"]
+    ]
+    caption = f"All methods {STEP_WORDS[step]}"
+    return Table(caption, ["Method", *(title for title, _ in columns)], rows, emphasis=method_label(SUBJECT))
+
+
+def _seeds_text(results: Mapping[str, Any], method: str) -> str:
+    seeds = results["methods"][method]["seeds"]
+    return "" if not seeds else f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+
+
+def _figure_column(
+    results: Mapping[str, Any], step: Step, group: str, metric: str, digits: int
+) -> Callable[[str], Cell]:
+    methods = results["methods"]
+    values = {name: method["mean"][step]["groups"][group][metric] for name, method in methods.items()}
+    best = min(values.values())
+
+    def make(method: str) -> Cell:
+        spread = methods[method]["spread"][step]
+        detail = f"±{spread['groups'][group][metric]:.{digits}f}" if spread else ""
+        return Cell(f"{values[method]:.{digits}f}", detail, "best" if values[method] == best else "")
+
+    return make
+
+
+def _skill_cell(results: Mapping[str, Any], method: str, step: Step) -> Cell:
+    value = results["methods"][method]["mean"][step]["skill_accuracy"]
+    spread = results["methods"][method]["spread"][step]
+    if value is None:
+        return Cell(MISSING, tone="muted")
+    return Cell(_percent(value), f"±{spread['skill_accuracy'] * 100:.1f}" if spread else "")
+
+
+def _counts_cell(results: Mapping[str, Any], method: str, step: Step, key: str) -> Cell:
+    counts = results["interference"].get(method, {}).get(step, {}).get(key)
+    if counts is None:
+        return Cell(MISSING, tone="muted")
+    return Cell(number(counts["degraded"]), f"{number(counts['degraded_beyond_noise'])} beyond noise")
+
+
+def _percent(value: float, digits: int = 1) -> str:
+    return f"{value * 100:.{digits}f} %"
+
+
+def _per_domain(results: Mapping[str, Any]) -> Section:
+    notes = [
+        "Bits per byte per domain, and the change against the original target. Domains marked “absent” are not in the "
+        "continual corpus: what is lost there is forgotten knowledge. Red: worse than the original target beyond noise "
+        "in at least half of the seeds."
+    ]
+    tables = [_unit_table(results, "domain", step) for step in STEPS]
+    return Section("domains", "Every domain", notes, tables)
+
+
+def _skills(results: Mapping[str, Any]) -> Section | None:
+    if not results["methods"][TARGET]["mean"]["best"]["tasks"]:
+        return None
+    notes = ["Share of items answered exactly right, greedily decoded, and the change in points."]
+    return Section("skills", "Every skill", notes, [_unit_table(results, "task", step) for step in STEPS])
+
+
+def _unit_table(results: Mapping[str, Any], kind: str, step: Step) -> Table:
+    methods = [method for method in results["methods"] if method != TARGET]
+    start = results["methods"][TARGET]["mean"][step]["domains" if kind == "domain" else "tasks"]
+    by_method = {
+        method: {unit["name"]: unit for unit in results["interference"][method][step]["units"] if unit["kind"] == kind}
+        for method in methods
+    }
+    absent = results["domains"]["absent"] if kind == "domain" else []
+    rows = []
+    for name in sorted(start, key=lambda name: (name in absent, name)):
+        first = Cell(name, "absent" if name in absent else "")
+        baseline = f"{start[name]['bits_per_byte']:.4f}" if kind == "domain" else _percent(start[name])
+        rows.append([first, Cell(baseline), *(_unit_cell(by_method[method][name]) for method in methods)])
+    header = ["Domain" if kind == "domain" else "Skill", *(method_label(method) for method in [TARGET, *methods])]
+    caption = f"{'Bits per byte' if kind == 'domain' else 'Accuracy'} {STEP_WORDS[step]}"
+    return Table(caption, header, rows, folded=step == "last")
+
+
+def _unit_cell(unit: Mapping[str, Any]) -> Cell:
+    worse = unit["degraded_beyond_noise_seeds"] * 2 >= unit["seeds"]
+    if unit["kind"] == "domain":
+        return Cell(f"{unit['model']:.4f}", signed_percent(unit["loss"]), "worse" if worse else "")
+    points = f"{unit['difference'] * 100:+.1f}".replace("-", "−")
+    return Cell(_percent(unit["model"]), points, "worse" if worse else "")
+
+
+def _interference(results: Mapping[str, Any]) -> Section | None:
+    if not results["interference"]:
+        return None
+    header = ["Method", "Worse", "Beyond noise", "Mean loss of the worse ones", "Mean loss of all", "Worst loss"]
+    tables = []
+    for step in STEPS:
+        rows = []
+        for method, found in results["interference"].items():
+            mean, units = found[step]["mean"], found[step]["units"]
+            worst = max(units, key=lambda unit: unit["loss"], default=None)
+            rows.append(
+                [
+                    Cell(method_label(method)),
+                    Cell(f"{number(mean['degraded'])} of {number(mean['units'])}", _percent(mean["degraded_share"], 0)),
+                    Cell(number(mean["degraded_beyond_noise"]), _percent(mean["degraded_beyond_noise_share"], 0)),
+                    Cell(_percent(mean["mean_loss_of_degraded"])),
+                    Cell(signed_percent(mean["mean_loss"])),
+                    Cell(_percent(mean["worst_loss"]), worst["name"] if worst and worst["loss"] > 0 else ""),
+                ]
+            )
+        caption = f"Domains and skills that got worse than the original target, {STEP_WORDS[step]}"
+        tables.append(Table(caption, header, rows, emphasis=method_label(SUBJECT)))
+    notes = [
+        results["judging"]["note"],
+        "A loss is relative bits per byte for a domain and points of accuracy for a skill; a negative loss is a gain. "
+        "Counts and losses are means over seeds.",
+    ]
+    return Section("interference", "Knowledge interference", notes, tables)
+
+
+def _selection(results: Mapping[str, Any]) -> Section | None:
+    if not results["selection"]:
+        return None
+    tables = []
+    for method, found in results["selection"].items():
+        ids = list(found["mean"])
+        absent = results["domains"]["absent"]
+        rows = [
+            [Cell(domain, "absent" if domain in absent else ""), *(Cell(_percent(shares[name], 0)) for name in ids)]
+            for domain, shares in found["domains"].items()
+        ]
+        rows.append([Cell("Mean"), *(Cell(_percent(found["mean"][name], 0)) for name in ids)])
+        tables.append(Table(f"{method_label(method)}: fusion weight by domain", ["Domain", *ids], rows, folded=True))
+    notes = ["How the selection network shares its weight among the sources: mean fusion weight per position."]
+    return Section("selection", "What the selection network chose", notes, tables)
+
+
+def _sources(results: Mapping[str, Any]) -> Section | None:
+    sources = results["sources"]
+    if not sources:
+        return None
+    groups = [group for group in ("train", "absent", "all") if results["domains"][group]]
+    titles = {"train": "Corpus domains", "absent": "Absent domains", "all": "All, bits/byte"}
+    rows = []
+    for source in sources:
+        figures = (source["evaluation"] or {}).get("groups", {})
+        rows.append(
+            [
+                Cell(source["id"]),
+                Cell(source["architecture"]),
+                Cell(_count(source["parameters"])),
+                Cell(f"{source['vocab_size']:,}" if source["vocab_size"] else MISSING),
+                *(Cell(f"{figures[g]['bits_per_byte']:.4f}" if figures.get(g) else MISSING) for g in groups),
+            ]
+        )
+    header = ["Source", "Architecture", "Parameters", "Vocabulary", *(titles[group] for group in groups)]
+    tables = [Table("The models that were fused", header, rows)]
+    evaluated = [source for source in sources if source["evaluation"]]
+    if evaluated:
+        tables.append(_source_domains(results, evaluated))
+    notes = ["Bits per byte compares models of different tokenizers over the same text; the lowest per domain is bold."]
+    return Section("sources", "The sources", notes, tables)
+
+
+def _source_domains(results: Mapping[str, Any], sources: Sequence[Mapping[str, Any]]) -> Table:
+    start = results["methods"][TARGET]["mean"]["best"]["domains"]
+    absent = results["domains"]["absent"]
+    rows = []
+    for name in sorted(start, key=lambda name: (name in absent, name)):
+        figures = [start[name], *(source["evaluation"]["domains"].get(name) for source in sources)]
+        values = [None if item is None else item["bits_per_byte"] for item in figures]
+        best = min(value for value in values if value is not None)
+        cells = [
+            Cell(MISSING, tone="muted") if value is None else Cell(f"{value:.4f}", tone="best" if value == best else "")
+            for value in values
+        ]
+        rows.append([Cell(name, "absent" if name in absent else ""), *cells])
+    header = ["Domain", method_label(TARGET), *(source["id"] for source in sources)]
+    return Table("Bits per byte of the models before fusion", header, rows)
+
+
+def _alignment(results: Mapping[str, Any]) -> Section | None:
+    if not results["alignment"]:
+        return None
+    statuses: list[str] = []
+    for by_source in results["alignment"].values():
+        for shares in by_source.values():
+            statuses += [status for status in shares if status not in statuses]
+    rows = [
+        [Cell(source, vocab_map), *(_share(shares.get(status)) for status in statuses)]
+        for vocab_map, by_source in results["alignment"].items()
+        for source, shares in by_source.items()
+    ]
+    notes = ["Share of target positions by how they were aligned with each source; a source drops out where it is not."]
+    header = ["Source (map)", *(status.replace("_", " ") for status in statuses)]
+    return Section("alignment", "Alignment", notes, [Table("Positions by status", header, rows)])
+
+
+def _share(value: Any) -> Cell:
+    if value is None:
+        return Cell(MISSING, tone="muted")
+    return Cell(_percent(value) if isinstance(value, int | float) else str(value))
+
+
+def _tuning(results: Mapping[str, Any]) -> Section | None:
+    if not results["tuning"]:
+        return None
+    best = min(row["best_bits_per_byte"] for row in results["tuning"])
+    rows = [
+        [
+            Cell(f"{row['learning_rate']:g}"),
+            Cell(f"{row['best_bits_per_byte']:.4f}", tone="best" if row["best_bits_per_byte"] == best else ""),
+            Cell(f"{row['last_bits_per_byte']:.4f}"),
+            Cell(f"{row['best_step']:,}"),
+        ]
+        for row in results["tuning"]
+    ]
+    notes = ["Every method uses the learning rate that is best for continual training, the baseline."]
+    header = ["Learning rate", "Best step, bits/byte", "Last step, bits/byte", "Best step"]
+    caption = "Continual training on validation text"
+    return Section("tuning", "Learning-rate search", notes, [Table(caption, header, rows)])
+
+
+def _stages(results: Mapping[str, Any]) -> Section | None:
+    if not results["stages"]:
+        return None
+    rows = []
+    for stage, found in results["stages"].items():
+        seconds, tokens = found.get("seconds"), found.get("tokens")
+        rate = f"{tokens / seconds:,.0f}" if tokens and seconds else MISSING
+        counts = [f"{found[key]:,}" if found.get(key) is not None else MISSING for key in ("parts", "rows", "tokens")]
+        cells = [_duration(seconds), *counts, rate, _bytes(found.get("bytes"))]
+        rows.append([Cell(stage), *map(Cell, cells)])
+    header = ["Stage", "Time", "Parts", "Rows", "Tokens", "Tokens/s", "Size"]
+    return Section("stages", "Time and size of the stages", [], [Table("What the run took", header, rows)])
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return MISSING
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _bytes(count: float | None) -> str:
+    return MISSING if count is None else _scaled(count, ["B", "kB", "MB", "GB", "TB"])
+
+
+def _count(count: int | None) -> str:
+    return MISSING if count is None else _scaled(count, ["", "k", "M", "B", "T"])
+
+
+def _scaled(value: float, units: Sequence[str]) -> str:
+    position = 0
+    while value >= 999.5 and position < len(units) - 1:
+        value, position = value / 1000, position + 1
+    digits = 0 if position == 0 or value >= 99.5 else 1
+    return f"{value:,.{digits}f} {units[position]}".rstrip()

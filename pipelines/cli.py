@@ -1,0 +1,130 @@
+"""The command line: one command per stage, and `run` for all of them.
+
+Imports nothing heavy before a command is chosen, so that `fusionx --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from contract.errors import FusionXError
+
+if TYPE_CHECKING:
+    from pipelines.road import Road
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class _Main(click.Group):
+    """Turns the project's errors into a message and an exit code, never a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FusionXError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(error.exit_code)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of the road, not of the alphabet
+
+
+@click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def main() -> None:
+    """Fusion-X: make one language model learn what several others know.
+
+    Every stage reads one CONFIG.yaml and skips what is done and valid. Exit codes: 0 complete, 1 incomplete or bad
+    data, 2 bad usage or config.
+    """
+
+
+def _config_options(command: Command) -> Command:
+    command = click.option("--overwrite", is_flag=True, help="Make stale output again instead of refusing it.")(command)
+    command = click.option(
+        "--set", "overrides", multiple=True, metavar="a.b=value", help="Override a config field; repeatable."
+    )(command)
+    return click.argument("config", type=click.Path())(command)
+
+
+def _source_option(command: Command) -> Command:
+    return click.option("--source", default=None, metavar="ID", help="Only this source.")(command)
+
+
+@contextmanager
+def _road(config: str, overrides: tuple[str, ...], overwrite: bool) -> Iterator[Road]:
+    from contract.config import load_config
+    from pipelines.config import FusionConfig
+    from pipelines.road import open_road
+
+    with open_road(load_config(FusionConfig, config, overrides), overwrite) as road:
+        yield road
+
+
+@main.command()
+@_config_options
+def chunk(config: str, overrides: tuple[str, ...], overwrite: bool) -> None:
+    """Cut the corpus so that every chunk fits every tokenizer."""
+    with _road(config, overrides, overwrite) as road:
+        road.chunk()
+
+
+@main.command()
+@_config_options
+@_source_option
+def precompute(config: str, overrides: tuple[str, ...], overwrite: bool, source: str | None) -> None:
+    """Write every source's top-k next-token distributions."""
+    with _road(config, overrides, overwrite) as road:
+        road.precompute(source)
+
+
+@main.command()
+@_config_options
+@_source_option
+def align(config: str, overrides: tuple[str, ...], overwrite: bool, source: str | None) -> None:
+    """Map the sources' shards into the target's tokens and vocabulary."""
+    with _road(config, overrides, overwrite) as road:
+        road.align(source)
+
+
+@main.command()
+@_config_options
+def train(config: str, overrides: tuple[str, ...], overwrite: bool) -> None:
+    """Train the target with every configured method and seed."""
+    with _road(config, overrides, overwrite) as road:
+        road.train()
+
+
+@main.command("eval")
+@_config_options
+def evaluate(config: str, overrides: tuple[str, ...], overwrite: bool) -> None:
+    """Evaluate all models and write the report."""
+    with _road(config, overrides, overwrite) as road:
+        road.eval()
+
+
+@main.command()
+@_config_options
+def run(config: str, overrides: tuple[str, ...], overwrite: bool) -> None:
+    """All stages in order; finished work is kept."""
+    from pipelines.road import STAGES
+
+    with _road(config, overrides, overwrite) as road:
+        for stage in STAGES:
+            getattr(road, stage)()
+
+
+def _add_demo_inputs() -> None:
+    from pipelines.demo.inputs import demo_inputs
+
+    main.add_command(demo_inputs)
+
+
+_add_demo_inputs()
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""The config of a whole run: one YAML file, from the corpus to the report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from align.config import AlignConfig
+from contract.config import Config, Operational
+from eval.config import EvalConfig
+from precompute.config import ChunkConfig, CorpusConfig, ModelConfig, PrecomputeConfig
+from train.config import TrainConfig
+
+
+class ExecutorConfig(Config):
+    """Where workers run: `ray` (a local one, or the cluster at `address`) or `inline` (this process)."""
+
+    kind: Literal["ray", "inline"] = "ray"
+    address: str | None = None
+    num_cpus: int | None = Field(None, ge=1)
+    object_store_mb: int = Field(256, ge=80)
+    retries: int = Field(3, ge=0)
+
+
+class FusionConfig(Config):
+    """A run. The target is a candidate too (paper, section 3); `sources` are the others."""
+
+    name: str
+    output: Operational[str]
+    target: ModelConfig
+    sources: list[ModelConfig] = []
+    corpus: CorpusConfig
+    chunk: ChunkConfig = ChunkConfig()
+    precompute: PrecomputeConfig = PrecomputeConfig()
+    align: AlignConfig = AlignConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    executor: Operational[ExecutorConfig] = ExecutorConfig()
+
+    @property
+    def models(self) -> list[ModelConfig]:
+        """All candidates, the target first."""
+        return [self.target, *self.sources]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FusionConfig:
+        problems = [
+            *_listed_twice("id", [model.id for model in self.models]),
+            *_listed_twice("path", [f"{model.path}@{model.revision}" for model in self.models]),
+        ]
+        for name in self.train.methods:
+            method = self.train.method(name)
+            if method.teacher != "none" and method.map not in self.align.maps:
+                problems.append(f"method '{name}' reads the map '{method.map}', which align.maps does not make")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+def _listed_twice(field: str, values: list[str]) -> list[str]:
+    return [f"a source is listed twice ({field} '{value}')" for value, count in Counter(values).items() if count > 1]

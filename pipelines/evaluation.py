@@ -1,0 +1,86 @@
+"""Evaluates every model of a run on the same held-out text and tasks: the original target, the sources, all methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from contract.errors import DataError
+from contract.manifest import read_manifest
+from contract.shard import read_part
+from contract.storage import join
+from eval.evaluate import evaluate_model
+from eval.perplexity import Chunk
+from pipelines.config import FusionConfig
+from pipelines.layout import Layout
+from pipelines.training import make_job, tune
+from train.config import TrainJob
+from train.result import finished_result
+
+STEPS = ("best", "last")
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A model folder and where its evaluation is kept."""
+
+    model: str
+    output: str
+
+
+def evaluate_all(config: FusionConfig, layout: Layout) -> None:
+    """Evaluates whatever has no valid evaluation yet.
+
+    Raises:
+        DataError: a training has no result, or the held-out split is empty.
+    """
+    chunks = held_out_chunks(layout, config.eval.split)
+    for item in all_models(config, layout):
+        Path(item.output).parent.mkdir(parents=True, exist_ok=True)
+        evaluate_model(item.model, chunks, config.eval, item.output)
+
+
+def held_out_chunks(layout: Layout, split: str) -> list[Chunk]:
+    manifest = read_manifest(layout.chunks, "chunks", "chunk")
+    rows: list[Chunk] = []
+    for part in manifest.parts_of(split):
+        table, _ = read_part(join(layout.chunks, part.name), "chunks", ["doc_id", "chunk", "domain", "text"])
+        rows.extend(table.to_pylist())
+    if not rows:
+        raise DataError(
+            "There is no held-out text.",
+            file=layout.chunks,
+            field="eval.split",
+            found=f"no chunks of '{split}'",
+            remedy="give the corpus that split, or set corpus.holdout",
+        )
+    return rows
+
+
+def all_models(config: FusionConfig, layout: Layout) -> Iterator[Evaluated]:
+    for model in config.models if config.eval.sources else [config.target]:
+        yield Evaluated(model.path, layout.evaluation("models", model.id))
+    for job in finished_jobs(config, layout):
+        for step in STEPS:
+            yield Evaluated(join(job.output, step), evaluation_of(layout, job, step))
+
+
+def evaluation_of(layout: Layout, job: TrainJob, step: str) -> str:
+    return layout.evaluation(job.method_name, f"seed-{job.seed}", step)
+
+
+def finished_jobs(config: FusionConfig, layout: Layout) -> list[TrainJob]:
+    """Every training of the run at the tuned learning rate.
+
+    Raises:
+        DataError: one of them has no result.
+    """
+    rate = tune(config, layout).learning_rate
+    jobs = [
+        make_job(config, layout, method, seed, rate) for seed in config.train.seeds for method in config.train.methods
+    ]
+    for job in jobs:
+        if finished_result(job) is None:
+            raise DataError("A training has no result.", file=job.output, remedy="run `fusionx train` first")
+    return jobs

@@ -1,0 +1,41 @@
+"""Where each stage of a run keeps its output. The only file that knows the folder names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from contract.storage import join
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Folders below a run's `output`."""
+
+    root: str
+
+    @property
+    def chunks(self) -> str:
+        return join(self.root, "chunks")
+
+    def logits(self, source: str) -> str:
+        return join(self.root, "logits", source)
+
+    def tokens(self, target: str) -> str:
+        return join(self.root, "aligned", target, "tokens")
+
+    def aligned(self, target: str, vocab_map: str, source: str) -> str:
+        return join(self.root, "aligned", target, vocab_map, source)
+
+    def training(self, method: str, learning_rate: float, seed: int) -> str:
+        return join(self.root, "train", method, f"lr-{learning_rate:g}", f"seed-{seed}")
+
+    def evaluation(self, *model: str) -> str:
+        return join(self.root, "eval", *model[:-1], f"{model[-1]}.json")
+
+    @property
+    def report(self) -> str:
+        return join(self.root, "report")
+
+    @property
+    def timings(self) -> str:
+        return join(self.root, "timings.json")

@@ -1,0 +1,133 @@
+"""Collects what the stages left behind into the report's inputs and has the report written."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from contract.manifest import read_manifest
+from eval.evaluation import Evaluation
+from eval.report import write_report
+from eval.report_inputs import MethodRun, ReportInputs, SourceModel
+from pipelines.config import FusionConfig
+from pipelines.evaluation import evaluation_of, finished_jobs
+from pipelines.layout import Layout
+from pipelines.road import read_timings
+from pipelines.training import tune
+from precompute.config import ModelConfig
+from train.config import TrainJob
+from train.result import finished_result, read_log
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "pyarrow", "numpy")
+
+
+def report(config: FusionConfig, layout: Layout, command: str | None = None) -> dict[str, Any]:
+    """Writes results.json, report.md and report.html into the run's report folder; returns the results."""
+    return write_report(report_inputs(config, layout, command), layout.report)
+
+
+def report_inputs(config: FusionConfig, layout: Layout, command: str | None = None) -> ReportInputs:
+    status = _status_counts(config, layout)
+    first_map = next(iter(status.values()))
+    train_domains = sorted(next(iter(first_map.values())))
+    original = Evaluation.load(layout.evaluation("models", config.target.id))
+    return ReportInputs(
+        title=config.name,
+        config=config.model_dump(mode="json"),
+        provenance=_provenance(config, layout),
+        original=original,
+        runs=[_run(layout, job) for job in finished_jobs(config, layout)],
+        tuning=tune(config, layout).rows,
+        train_domains=train_domains,
+        absent_domains=sorted(set(original.domains) - set(train_domains)),
+        stages={name: _summed(parts) for name, parts in read_timings(layout).items()},
+        alignment={mode: {name: _shares(found) for name, found in of.items()} for mode, of in status.items()},
+        sources=[_source(config, layout, model) for model in config.models],
+        bootstrap=config.eval.bootstrap,
+        confidence=config.eval.confidence,
+        command=command or f"fusionx run configs/{config.name}.yaml",
+    )
+
+
+def _run(layout: Layout, job: TrainJob) -> MethodRun:
+    result = finished_result(job) or {}
+    best, last = (Evaluation.load(evaluation_of(layout, job, step)) for step in ("best", "last"))
+    return MethodRun(
+        method=job.method_name,
+        seed=job.seed,
+        last=last,
+        best=best,
+        best_step=result["best_step"],
+        steps=result["steps"],
+        log=read_log(Path(job.output)),
+        learning_rate=job.optimizer.learning_rate,
+    )
+
+
+def _status_counts(config: FusionConfig, layout: Layout) -> dict[str, dict[str, dict[str, dict[str, int]]]]:
+    """map -> source -> domain -> status -> positions, from the aligned manifests."""
+    return {
+        mode: {
+            model.id: read_manifest(layout.aligned(config.target.id, mode, model.id), "aligned", "align").stats[
+                "status"
+            ]
+            for model in config.models
+        }
+        for mode in config.align.maps
+    }
+
+
+def _shares(by_domain: dict[str, dict[str, int]]) -> dict[str, float]:
+    """Shares of the positions of all domains."""
+    names = next(iter(by_domain.values()))
+    counts = {name: sum(of_domain[name] for of_domain in by_domain.values()) for name in names}
+    total = max(1, sum(counts.values()))
+    return {name: count / total for name, count in counts.items()}
+
+
+def _source(config: FusionConfig, layout: Layout, model: ModelConfig) -> SourceModel:
+    from precompute.model import load_model_config
+
+    model_config = load_model_config(model)
+    evaluated = config.eval.sources or model.id == config.target.id
+    return SourceModel(
+        id=model.id,
+        architecture=(model_config.architectures or [model_config.model_type])[0],
+        parameters=_parameters(model.path),
+        vocab_size=model_config.vocab_size,
+        evaluation=Evaluation.load(layout.evaluation("models", model.id)) if evaluated else None,
+    )
+
+
+def _parameters(path: str) -> int | None:
+    """Stored weights of a local folder, from the safetensors headers; None for a hub id."""
+    from safetensors import safe_open
+
+    files = sorted(Path(path).glob("*.safetensors"))
+    count = 0
+    for file in files:
+        with safe_open(file, framework="np") as weights:
+            for name in weights.keys():  # noqa: SIM118  # safe_open is no mapping
+                size = 1
+                for length in weights.get_slice(name).get_shape():
+                    size *= length
+                count += size
+    return count or None
+
+
+def _provenance(config: FusionConfig, layout: Layout) -> dict[str, Any]:
+    return {
+        "config_digest": config.digest(),
+        "chunks": read_manifest(layout.chunks, "chunks", "chunk").digest,
+        "python": platform.python_version(),
+        "processor": platform.machine(),
+        **{package: version(package) for package in _PACKAGES},
+    }
+
+
+def _summed(parts: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Numbers of a stage over its parts (its sources)."""
+    names = {name for numbers in parts.values() for name in numbers}
+    return {name: sum(numbers.get(name, 0) for numbers in parts.values()) for name in sorted(names)}

@@ -1,0 +1,158 @@
+"""The stages in order, each as a function of the run's config: chunk, precompute, align, train, eval."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from align.aligned_stage import AlignedStage
+from align.tokens_stage import TokensStage
+from contract.errors import ConfigError
+from contract.stage import Stage
+from contract.storage import exists, read_bytes, write_bytes
+from pipelines.config import FusionConfig
+from pipelines.executors import Executor, make_executor
+from pipelines.layout import Layout
+from pipelines.runner import StageReport, run_stage
+from precompute.chunk_stage import ChunkStage
+from precompute.config import ModelConfig
+from precompute.corpus import check_corpus
+from precompute.logits_stage import LogitsStage
+
+STAGES = ("chunk", "precompute", "align", "train", "eval")
+
+
+@dataclass
+class Road:
+    """A run under way: its config, its folders, its executor."""
+
+    config: FusionConfig
+    layout: Layout
+    executor: Executor
+    overwrite: bool = False
+
+    def chunk(self) -> None:
+        check_corpus(self.config.corpus)
+        self.check_models()
+        stage = ChunkStage(self.config.corpus, self.config.chunk, self.config.models, self.layout.chunks)
+        self._run("chunk", [stage])
+
+    def precompute(self, only: str | None = None) -> None:
+        """Runs every candidate, or the one named `only`, over the chunks."""
+        self.check_models()
+        models = [model for model in self.config.models if only in (None, model.id)]
+        if not models:
+            raise _no_source(self.config, str(only))
+        self._run("precompute", [self.logits_stage(model) for model in models])
+
+    def align(self, only: str | None = None) -> None:
+        """Maps every candidate's shards, or those of `only`, to the target, through every configured map."""
+        sources = [model for model in self.config.models if only in (None, model.id)]
+        if not sources:
+            raise _no_source(self.config, str(only))
+        self._run("align", [self.tokens_stage()])
+        stages = [self.aligned_stage(mode, model) for mode in self.config.align.maps for model in sources]
+        for stage in stages:
+            stage.check()
+        self._run("align", stages)
+
+    def train(self) -> None:
+        from pipelines.training import train_all
+
+        with self._timed("train"):
+            train_all(self.config, self.layout, self.overwrite)
+
+    def eval(self) -> None:
+        from pipelines.evaluation import evaluate_all
+        from pipelines.reporting import report
+
+        with self._timed("eval"):
+            evaluate_all(self.config, self.layout)
+        report(self.config, self.layout)
+
+    def check_models(self) -> None:
+        """Refuses what cannot work before any weights are loaded."""
+        for model in self.config.models:
+            self.logits_stage(model).check(self.config.chunk.block_size)
+
+    def logits_stage(self, model: ModelConfig) -> LogitsStage:
+        return LogitsStage(model, self.config.precompute, self.layout.chunks, self.layout.logits(model.id))
+
+    def tokens_stage(self) -> TokensStage:
+        target = self.config.target
+        return TokensStage(
+            target.id,
+            target.path,
+            target.revision,
+            list(dict.fromkeys([*self.config.precompute.splits, "validation"])),
+            self.layout.chunks,
+            self.layout.tokens(target.id),
+            self.config.align.workers,
+        )
+
+    def aligned_stage(self, mode: Any, model: ModelConfig) -> AlignedStage:
+        target = self.config.target
+        return AlignedStage(
+            source=model.id,
+            source_path=model.path,
+            source_revision=model.revision,
+            target=target.id,
+            target_path=target.path,
+            target_revision=target.revision,
+            mode=mode,
+            config=self.config.align,
+            logits=self.layout.logits(model.id),
+            tokens=self.layout.tokens(target.id),
+            output=self.layout.aligned(target.id, mode, model.id),
+        )
+
+    def _run(self, name: str, stages: list[Any]) -> None:
+        for stage in stages:
+            report = run_stage(stage, self.executor, self.overwrite)
+            if report.made:
+                self._note(name, stage, report)
+
+    def _note(self, name: str, stage: Stage, report: StageReport) -> None:
+        totals = report.manifest.totals
+        numbers = {"seconds": report.seconds, "parts": report.made, **totals}
+        note_timing(self.layout, name, stage.name, numbers)
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        note_timing(self.layout, name, name, {"seconds": time.monotonic() - started})
+
+
+@contextmanager
+def open_road(config: FusionConfig, overwrite: bool = False) -> Iterator[Road]:
+    """A road with its executor; keeps a copy of the resolved config beside the outputs."""
+    layout = Layout(config.output)
+    resolved = config.model_dump(mode="json")
+    content = {"digest": config.digest(), "config": resolved}
+    write_bytes(f"{config.output}/config.json", (json.dumps(content, indent=1) + "\n").encode())
+    executor = make_executor(config.executor)
+    try:
+        yield Road(config, layout, executor, overwrite)
+    finally:
+        executor.close()
+
+
+def note_timing(layout: Layout, stage: str, part: str, numbers: dict[str, float]) -> None:
+    """Records what the latest call that did work took; a call that found everything done leaves no trace."""
+    timings = read_timings(layout)
+    timings.setdefault(stage, {})[part] = {key: round(value, 3) for key, value in numbers.items()}
+    write_bytes(layout.timings, (json.dumps(timings, indent=1, sort_keys=True) + "\n").encode())
+
+
+def read_timings(layout: Layout) -> dict[str, dict[str, dict[str, float]]]:
+    return json.loads(read_bytes(layout.timings)) if exists(layout.timings) else {}
+
+
+def _no_source(config: FusionConfig, found: str) -> ConfigError:
+    known = ", ".join(model.id for model in config.models)
+    return ConfigError("There is no such source.", field="--source", found=found, expected=known)

@@ -1,0 +1,137 @@
+"""Plans and starts the trainings of a run: the learning rate first, then every method at every seed.
+
+Each training is a process of its own (`python -m train JOB.json`), so that a machine with several devices or cores
+runs several at once and one failure leaves the others alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from contract.errors import DataError, IncompleteError
+from contract.manifest import read_manifest
+from contract.storage import write_bytes
+from contract.weights import weights_identity
+from pipelines.config import FusionConfig
+from pipelines.layout import Layout
+from train.config import TrainJob
+from train.result import finished_result
+
+BASELINE = "ct"
+"""The method whose best learning rate every method uses."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The learning-rate search: one row per rate, and the rate with the lowest best validation bits per byte."""
+
+    rows: list[dict[str, Any]]
+    learning_rate: float
+
+
+def train_all(config: FusionConfig, layout: Layout, overwrite: bool = False) -> Tuning:
+    """Trains everything that the config asks for and has no valid result yet.
+
+    Raises:
+        IncompleteError: some trainings failed; the others are finished and kept.
+    """
+    tuning = tune(config, layout, overwrite)
+    jobs = [
+        make_job(config, layout, method, seed, tuning.learning_rate)
+        for seed in config.train.seeds
+        for method in config.train.methods
+    ]
+    run_jobs(jobs, config.train.jobs, overwrite)
+    return tuning
+
+
+def tune(config: FusionConfig, layout: Layout, overwrite: bool = False) -> Tuning:
+    """Chooses the learning rate by validation; without `train.tune` it is the configured one."""
+    rates = config.train.tune
+    if not rates:
+        return Tuning([], config.train.optimizer.learning_rate)
+    jobs = [make_job(config, layout, BASELINE, config.train.seeds[0], rate) for rate in rates]
+    results = run_jobs(jobs, config.train.jobs, overwrite)
+    columns = ("best_bits_per_byte", "last_bits_per_byte", "best_step")
+    rows = [
+        {"learning_rate": rate, **{column: result[column] for column in columns}}
+        for rate, result in zip(rates, results, strict=True)
+    ]
+    best = min(rows, key=lambda row: row["best_bits_per_byte"])["learning_rate"]
+    if len(rates) > 2 and best in (min(rates), max(rates)):
+        print(f"[train] the best rate, {best:g}, is at the edge of train.tune; widen it", file=sys.stderr)
+    return Tuning(rows, best)
+
+
+def make_job(config: FusionConfig, layout: Layout, method_name: str, seed: int, learning_rate: float) -> TrainJob:
+    """One training's job, with the digests of all its inputs.
+
+    Raises:
+        DataError: an input of the training is missing or unfinished.
+    """
+    method = config.train.method(method_name)
+    target = config.target
+    tokens = layout.tokens(target.id)
+    inputs = {"tokens": read_manifest(tokens, "tokens", "align").digest}
+    aligned = {}
+    if method.teacher != "none":
+        aligned = {model.id: layout.aligned(target.id, method.map, model.id) for model in config.models}
+        inputs |= {name: read_manifest(folder, "aligned", "align").digest for name, folder in aligned.items()}
+    return TrainJob(
+        method_name=method_name,
+        method=method,
+        seed=seed,
+        optimizer=config.train.optimizer.model_copy(update={"learning_rate": learning_rate}),
+        run=config.train.run,
+        target=target.id,
+        target_path=target.path,
+        target_revision=target.revision,
+        target_weights=weights_identity(target.path, target.revision),
+        tokens=tokens,
+        aligned=aligned,
+        inputs=inputs,
+        output=layout.training(method_name, learning_rate, seed),
+    )
+
+
+def run_jobs(jobs: Sequence[TrainJob], at_once: int, overwrite: bool) -> list[dict[str, Any]]:
+    """Results of the jobs in order; finished ones are only read.
+
+    Raises:
+        IncompleteError: at least one training failed, after all others ended.
+    """
+    with ThreadPoolExecutor(at_once) as pool:
+        codes = list(pool.map(lambda job: _run_job(job, overwrite), jobs))
+    failed = [job for job, code in zip(jobs, codes, strict=True) if code != 0]
+    if failed:
+        raise IncompleteError(
+            f"{len(failed)} of {len(jobs)} trainings failed; the others are kept.",
+            file=failed[0].output,
+            found="the errors above",
+            remedy="mend the cause and run `fusionx train` again; trainings go on from their last checkpoint",
+        )
+    return [finished_result(job) or {} for job in jobs]
+
+
+def _run_job(job: TrainJob, overwrite: bool) -> int:
+    try:
+        if finished_result(job) is not None:
+            return 0
+    except DataError:
+        if not overwrite:
+            raise
+    if overwrite:
+        shutil.rmtree(job.output, ignore_errors=True)
+    job_file = str(Path(job.output) / "job.json")
+    write_bytes(job_file, (json.dumps(job.model_dump(mode="json"), indent=1) + "\n").encode())
+    environment = {**os.environ, "OMP_NUM_THREADS": str(job.run.threads), "TOKENIZERS_PARALLELISM": "false"}
+    return subprocess.run([sys.executable, "-m", "train", job_file], env=environment, check=False).returncode

@@ -1,0 +1,187 @@
+"""The stream of training batches: the target's tokens and every candidate's aligned shards, joined by key.
+
+The order is a function of seed and epoch alone; the state is one number, the samples taken so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+
+from contract.errors import DataError
+from contract.manifest import Manifest, read_manifest, verify_part
+from contract.shard import Ragged, match_rows, read_part
+from contract.storage import join
+
+WINDOW_PARTS = 8
+"""Rows are shuffled within windows of this many shuffled parts, which bounds the parts in memory."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One chunk.
+
+    input_ids: int32 [L]. ends: int32 [L]. ids: int32 [M, L, k]. probs: float16 [M, L, k]. status: uint8 [M, L].
+    nll_per_byte: float32 [M], nats per byte; M is 0 for a stream without candidates.
+    """
+
+    key: tuple[int, int]
+    domain: str
+    input_ids: np.ndarray
+    ends: np.ndarray
+    ids: np.ndarray
+    probs: np.ndarray
+    status: np.ndarray
+    nll_per_byte: np.ndarray
+
+
+class ShardSet:
+    """Tokens and candidates of one split, part by part.
+
+    Args:
+        tokens: folder of the target's tokens. aligned: candidate id -> folder of its aligned shards; may be empty.
+
+    Raises:
+        DataError: an output is missing, or the candidates do not cover the same parts.
+    """
+
+    def __init__(self, tokens: str, aligned: dict[str, str], split: str) -> None:
+        self.tokens, self.aligned = tokens, aligned
+        self._tokens = read_manifest(tokens, "tokens", "align")
+        self._manifests = {name: read_manifest(folder, "aligned", "align") for name, folder in aligned.items()}
+        self.parts = self._tokens.parts_of(split)
+        if not self.parts:
+            raise DataError(
+                "There is nothing to read.", file=tokens, field="split", found="0 parts", expected=f"parts of '{split}'"
+            )
+        self._check_complete()
+        self._load = lru_cache(maxsize=WINDOW_PARTS + 1)(self._load_uncached)
+
+    @property
+    def rows(self) -> list[int]:
+        return [part.rows for part in self.parts]
+
+    def digests(self) -> dict[str, str]:
+        """Identity of every input, for checkpoints and reports."""
+        manifests: dict[str, Manifest] = {"tokens": self._tokens, **self._manifests}
+        return {name: manifest.digest for name, manifest in manifests.items()}
+
+    def sample(self, part: int, row: int) -> Sample:
+        return self._load(part).sample(row)
+
+    def _check_complete(self) -> None:
+        for name, manifest in self._manifests.items():
+            missing = {part.name for part in self.parts} - {part.name for part in manifest.parts}
+            if missing:
+                raise DataError(
+                    f"The aligned shards of '{name}' do not cover the target's tokens.",
+                    file=self.aligned[name],
+                    found=f"{len(missing)} parts missing, among them {min(missing)}",
+                    expected=f"the {len(self.parts)} parts of {self.tokens}",
+                    remedy="run `fusionx precompute` and `fusionx align` for this source",
+                )
+
+    def _load_uncached(self, part: int) -> _LoadedPart:
+        entry = self.parts[part]
+        verify_part(self.tokens, entry, "align")
+        path = join(self.tokens, entry.name)
+        tokens, _ = read_part(path, "tokens")
+        return _LoadedPart(
+            keys=list(zip(tokens.column("doc_id").to_pylist(), tokens.column("chunk").to_pylist(), strict=True)),
+            domains=tokens.column("domain").to_pylist(),
+            input_ids=Ragged.from_column(tokens.column("input_ids")),
+            ends=Ragged.from_column(tokens.column("ends")),
+            candidates=[self._load_candidate(name, entry.name, tokens, path) for name in self.aligned],
+        )
+
+    def _load_candidate(self, name: str, part: str, tokens: pa.Table, tokens_path: str) -> _Candidate:
+        folder = self.aligned[name]
+        entry = next(found for found in self._manifests[name].parts if found.name == part)
+        verify_part(folder, entry, "align")
+        path = join(folder, part)
+        table, provenance = read_part(path, "aligned")
+        table = table.take(match_rows(tokens, table, tokens_path, path))
+        ids, probs, status = (Ragged.from_column(table.column(column)) for column in ("ids", "probs", "status"))
+        covered = np.maximum(table.column("nll_bytes").to_numpy(), 1)
+        nll_per_byte = (table.column("nll").to_numpy() / covered).astype(np.float32)
+        return _Candidate(ids, probs, status, nll_per_byte, provenance.config["k"])
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """One candidate's columns of one part."""
+
+    ids: Ragged
+    probs: Ragged
+    status: Ragged
+    nll_per_byte: np.ndarray
+    k: int
+
+
+@dataclass(frozen=True)
+class _LoadedPart:
+    """One part's columns, tokens and candidates row by row."""
+
+    keys: list[tuple[int, int]]
+    domains: list[str]
+    input_ids: Ragged
+    ends: Ragged
+    candidates: list[_Candidate]
+
+    def sample(self, row: int) -> Sample:
+        tokens = (self.keys[row], self.domains[row], self.input_ids.row(row), self.ends.row(row))
+        if not self.candidates:
+            none = np.zeros((0, 0, 0))
+            return Sample(
+                *tokens, none.astype(np.int32), none.astype(np.float16), np.zeros((0, 0), np.uint8), np.zeros(0)
+            )
+        return Sample(
+            *tokens,
+            np.stack([candidate.ids.row(row).reshape(-1, candidate.k) for candidate in self.candidates]),
+            np.stack([candidate.probs.row(row).reshape(-1, candidate.k) for candidate in self.candidates]),
+            np.stack([candidate.status.row(row) for candidate in self.candidates]),
+            np.stack([candidate.nll_per_byte[row] for candidate in self.candidates]),
+        )
+
+
+def epoch_order(rows: Sequence[int], seed: int, epoch: int) -> np.ndarray:
+    """(part, row) of every sample in one epoch's order, int64 [samples, 2]: shuffled parts, then windows of rows."""
+    rng = np.random.default_rng([seed, epoch])
+    parts = rng.permutation(len(rows))
+    windows = []
+    for start in range(0, len(parts), WINDOW_PARTS):
+        window = [(part, row) for part in parts[start : start + WINDOW_PARTS] for row in range(rows[part])]
+        windows.append(rng.permutation(np.array(window, dtype=np.int64).reshape(-1, 2)))
+    return np.concatenate(windows)
+
+
+class BatchStream:
+    """Endless batches of samples, epoch after epoch; a batch may reach into the next epoch.
+
+    `taken` (samples so far) is the whole state: setting it resumes exactly there.
+    """
+
+    def __init__(self, shards: ShardSet, batch_size: int, seed: int, taken: int = 0) -> None:
+        self._shards = shards
+        self._batch_size = batch_size
+        self._seed = seed
+        self.taken = taken
+        self.samples_per_epoch = sum(shards.rows)
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        while True:
+            yield [self._next() for _ in range(self._batch_size)]
+
+    def _next(self) -> Sample:
+        epoch, position = divmod(self.taken, self.samples_per_epoch)
+        part, row = self._order(epoch)[position]
+        self.taken += 1
+        return self._shards.sample(int(part), int(row))
+
+    @lru_cache(maxsize=2)  # noqa: B019  # one stream lives as long as its trainer
+    def _order(self, epoch: int) -> np.ndarray:
+        return epoch_order(self._shards.rows, self._seed, epoch)

@@ -1,0 +1,69 @@
+"""Held-out bits per byte of the target while it trains, per domain, on the validation split's tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from train.collate import collate
+from train.losses import run_head
+from train.model import Target
+from train.stream import Sample, ShardSet
+
+_LOG2 = math.log(2)
+
+
+class Validation:
+    """Holds the validation batches; a call measures the target as it stands."""
+
+    def __init__(self, tokens: str, batch_tokens: int, pad_id: int) -> None:
+        shards = ShardSet(tokens, {}, "validation")
+        samples = [shards.sample(part, row) for part, rows in enumerate(shards.rows) for row in range(rows)]
+        self._samples = [sample for sample in samples if len(sample.input_ids) > 1]
+        self._batches = [(batch, collate(batch, pad_id)) for batch in _by_length(self._samples, batch_tokens)]
+
+    @torch.no_grad()
+    def __call__(
+        self, target: Target, device: torch.device, dtype: torch.dtype | None, head_block: int
+    ) -> dict[str, Any]:
+        """bits_per_byte (mean over domains), perplexity (per token, over all), and both per domain."""
+        was_training = target.training
+        target.eval()
+        sums: dict[str, list[float]] = {}
+        for samples, cpu_batch in self._batches:
+            batch = cpu_batch.to(device)
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                hidden = target.hidden(batch.input_ids, batch.attention_mask)[batch.predicts]
+                nll = run_head(target.logits, hidden, batch.labels, None, head_block).label_nll
+            per_chunk = nll.double().cpu().split([len(sample.input_ids) - 1 for sample in samples])
+            for sample, chunk_nll in zip(samples, per_chunk, strict=True):
+                of_domain = sums.setdefault(sample.domain, [0.0, 0, 0])
+                of_domain[0] += float(chunk_nll.sum())
+                of_domain[1] += len(chunk_nll)
+                of_domain[2] += int(sample.ends[-1] - sample.ends[0])
+        target.train(was_training)
+        domains = {name: _measures(*sums[name]) for name in sorted(sums)}
+        nll, tokens, _ = (sum(column) for column in zip(*sums.values(), strict=True))
+        return {
+            "bits_per_byte": sum(found["bits_per_byte"] for found in domains.values()) / len(domains),
+            "perplexity": math.exp(nll / tokens),
+            "domains": domains,
+        }
+
+
+def _measures(nll: float, tokens: float, covered_bytes: float) -> dict[str, float]:
+    return {"bits_per_byte": nll / _LOG2 / max(covered_bytes, 1), "perplexity": math.exp(nll / tokens)}
+
+
+def _by_length(samples: list[Sample], batch_tokens: int) -> Iterator[list[Sample]]:
+    batch: list[Sample] = []
+    for sample in sorted(samples, key=lambda sample: (-len(sample.input_ids), sample.key)):
+        if batch and (len(batch) + 1) * len(batch[0].input_ids) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(sample)
+    if batch:
+        yield batch
