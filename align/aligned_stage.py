@@ -142,8 +142,8 @@ class AlignWorker:
     vocab_map: VocabMap
 
     def __call__(self, unit: Unit) -> PartEntry:
-        tokens, _ = read_part(unit.inputs["tokens"], "tokens")
-        logits, logits_provenance = read_part(unit.inputs["logits"], "logits")
+        tokens, _ = read_part(unit.inputs["tokens"], "tokens", sha256=unit.hashes["tokens"])
+        logits, logits_provenance = read_part(unit.inputs["logits"], "logits", sha256=unit.hashes["logits"])
         logits = logits.take(match_rows(tokens, logits, unit.inputs["tokens"], unit.inputs["logits"]))
         k = logits_provenance.config["k"]
 

@@ -64,7 +64,7 @@ class TokensWorker:
     encoder: Encoder
 
     def __call__(self, unit: Unit) -> PartEntry:
-        chunks, _ = read_part(unit.inputs["chunks"], "chunks")
+        chunks, _ = read_part(unit.inputs["chunks"], "chunks", sha256=unit.hashes["chunks"])
         encodings = self.encoder.encode(chunks.column("text").to_pylist())
         columns = {
             **{name: chunks.column(name) for name in ("doc_id", "chunk", "text_hash", "domain")},

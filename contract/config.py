@@ -66,6 +66,19 @@ def digest_of(value: Any) -> str:
 ConfigType = TypeVar("ConfigType", bound=Config)
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's safe loader, but a key that stands twice is an error: one of the two would be dropped in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        twice = {key for key in keys if keys.count(key) > 1}
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key '{min(twice)}' is given twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
 def load_config(cls: type[ConfigType], path: str | Path, overrides: Iterable[str] = ()) -> ConfigType:
     """Reads a YAML file into `cls`, applies `a.b=value` overrides (values are YAML), and validates.
 
@@ -77,8 +90,8 @@ def load_config(cls: type[ConfigType], path: str | Path, overrides: Iterable[str
     if not path.is_file():
         raise ConfigError("There is no such config file.", file=path, remedy="see configs/ for the shipped ones")
     try:
-        raw = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # a safe loader
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date that does not exist
         raise ConfigError("The config is not valid YAML.", file=path, found=str(error).replace("\n", " ")) from None
     if not isinstance(raw, dict):
         raise ConfigError(
@@ -105,7 +118,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         raise ConfigError("An override is not of the form a.b=value.", field="--set", found=override)
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise ConfigError("An override's value is not valid YAML.", field="--set", found=override) from None
     *parents, last = key.split(".")
     node: Any = raw
@@ -135,7 +148,7 @@ def _index(node: list, name: str, key: str) -> int:
     for position, item in enumerate(node):
         if isinstance(item, dict) and item.get("id") == name:
             return position
-    if name.isdigit() and int(name) < len(node):
+    if name.isascii() and name.isdigit() and int(name) < len(node):
         return int(name)
     raise ConfigError("An override names no item of the list.", field=key, found=name, expected=f"0..{len(node) - 1}")
 

@@ -58,7 +58,9 @@ def _add(left: Any, right: Any) -> Any:
 
 
 def write_manifest(folder: str, manifest: Manifest) -> None:
-    data = {**asdict(manifest), "digest": manifest.digest}
+    content = asdict(manifest)
+    # `digest` is the identity of the data; `checksum` covers everything a reader relies on, stats and splits too.
+    data = {**content, "digest": manifest.digest, "checksum": digest_of(content)}
     write_bytes(join(folder, MANIFEST_NAME), (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())
 
 
@@ -80,9 +82,9 @@ def read_manifest(folder: str, kind: str, stage: str) -> Manifest:
         )
     try:
         raw = json.loads(read_bytes(path))
-        found = raw.pop("digest")
+        found = {name: raw.pop(name, None) for name in ("digest", "checksum")}
         manifest = Manifest(**{**raw, "parts": [PartEntry(**part) for part in raw["parts"]]})
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError("A manifest cannot be read.", file=path, found=repr(error), remedy=remedy) from None
     if manifest.schema_version != SCHEMA_VERSION or manifest.kind != kind:
         raise DataError(
@@ -92,8 +94,12 @@ def read_manifest(folder: str, kind: str, stage: str) -> Manifest:
             expected=f"{kind}, version {SCHEMA_VERSION}",
             remedy=remedy,
         )
-    if found != manifest.digest:
-        raise DataError("A manifest was edited.", file=path, field="digest", found=found, expected=manifest.digest)
+    expected = {"digest": manifest.digest, "checksum": digest_of(asdict(manifest))}
+    for name, value in expected.items():
+        if (found[name] or value) != value:
+            raise DataError(
+                "A manifest was edited.", file=path, field=name, found=found[name], expected=value, remedy=remedy
+            )
     return manifest
 
 

@@ -17,9 +17,11 @@ import pyarrow.parquet as pq
 
 from contract.errors import DataError
 from contract.schema import SCHEMA_VERSION, SCHEMAS
-from contract.storage import filesystem, read_bytes, write_bytes
+from contract.storage import read_bytes, write_bytes
 
 _FOOTER_KEY = b"fusionx"
+_FOOTER_HASH_KEY = b"fusionx_sha256"
+"""The page checksums leave the footer out; this is the hash of what we keep in it."""
 _ROW_GROUP_ROWS = 1024
 
 
@@ -77,7 +79,8 @@ def write_part(
     schema = SCHEMAS[provenance.kind]
     footer = {**provenance.to_json(), "rows": table.num_rows, "tokens": tokens, "stats": stats or {}}
     encoded = json.dumps(footer, sort_keys=True, separators=(",", ":")).encode()
-    table = table.cast(schema).replace_schema_metadata({_FOOTER_KEY: encoded})
+    metadata = {_FOOTER_KEY: encoded, _FOOTER_HASH_KEY: hashlib.sha256(encoded).hexdigest().encode()}
+    table = table.cast(schema).replace_schema_metadata(metadata)
     sink = pa.BufferOutputStream()
     pq.write_table(
         table,
@@ -94,41 +97,51 @@ def write_part(
     return _entry(path, footer, data)
 
 
-def inspect_part(path: str) -> PartInfo:
-    """Reads a part's footer and verifies every page checksum.
+def inspect_part(path: str, sha256: str | None = None) -> PartInfo:
+    """Reads a part's footer and verifies every page checksum, and the whole file where its `sha256` is known.
 
     Raises:
         DataError: the file is missing, cut short or damaged, or is no part of this project.
     """
     data = read_bytes(path)
-    try:
-        source = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-        footer = _footer(source, path)
-        source.read()
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise _damaged(path, error) from None
+    footer, _ = _read_whole(data, path, sha256, None)
     return PartInfo(_provenance(footer, path), _entry(path, footer, data))
 
 
-def read_part(path: str, kind: str, columns: Sequence[str] | None = None) -> tuple[pa.Table, Provenance]:
-    """Reads a part of the given kind, verifying schema version and page checksums.
+def read_part(
+    path: str, kind: str, columns: Sequence[str] | None = None, sha256: str | None = None
+) -> tuple[pa.Table, Provenance]:
+    """Reads a part of the given kind, verifying schema version, checksums, and `sha256` where the caller knows it.
 
     Raises:
         DataError: missing, damaged, another kind, or another schema version.
     """
-    fs, inner = filesystem(path)
-    try:
-        with fs.open_input_file(inner) as stream:
-            source = pq.ParquetFile(stream, page_checksum_verification=True)
-            provenance = _provenance(_footer(source, path), path)
-            table = source.read(columns=list(columns) if columns else None)
-    except FileNotFoundError:
-        raise DataError("A part is missing.", file=path, remedy="run the stage that writes it again") from None
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise _damaged(path, error) from None
+    footer, table = _read_whole(read_bytes(path), path, sha256, columns)
+    provenance = _provenance(footer, path)
     if provenance.kind != kind:
         raise DataError("A part is of another kind.", file=path, field="kind", found=provenance.kind, expected=kind)
     return table, provenance
+
+
+def _read_whole(
+    data: bytes, path: str, sha256: str | None, columns: Sequence[str] | None
+) -> tuple[dict[str, Any], pa.Table]:
+    """Our footer and the table, after every check that the bytes alone allow."""
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise _damaged(path, ValueError("its SHA-256 is not the one that the manifest lists"))
+    try:
+        source = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        footer = _footer(source, path)
+        schema = SCHEMAS.get(footer["kind"])
+        if footer["schema_version"] == SCHEMA_VERSION and source.schema_arrow.remove_metadata() != schema:
+            raise ValueError("its columns are not those of its kind")
+        table = source.read(columns=list(columns) if columns else None)
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _damaged(path, error) from None
+    if table.num_rows != footer["rows"]:
+        raise _damaged(path, ValueError(f"{table.num_rows} rows, its footer says {footer['rows']}"))
+    return footer, table
 
 
 def sha256_of(path: str) -> str:
@@ -190,7 +203,11 @@ def _footer(source: pq.ParquetFile, path: str) -> dict[str, Any]:
     metadata = source.schema_arrow.metadata or {}
     if _FOOTER_KEY not in metadata:
         raise DataError("A Parquet file carries no Fusion-X footer.", file=path, remedy="move it out of the way")
-    return json.loads(metadata[_FOOTER_KEY])
+    encoded = metadata[_FOOTER_KEY]
+    found = hashlib.sha256(encoded).hexdigest().encode()
+    if metadata.get(_FOOTER_HASH_KEY, found) != found:
+        raise ValueError("its footer changed")
+    return json.loads(encoded)
 
 
 def _provenance(footer: dict[str, Any], path: str) -> Provenance:
@@ -212,7 +229,7 @@ def _damaged(path: str, error: Exception) -> DataError:
     return DataError(
         "A part is damaged: it was cut short or its bytes changed.",
         file=path,
-        found=str(error).splitlines()[0],
+        found=(str(error).strip() or type(error).__name__).splitlines()[0],
         expected="a whole Parquet file whose page checksums hold",
         remedy="run the stage that writes it again; only damaged and missing parts are rewritten",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from os.path import normpath
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -48,7 +49,7 @@ class FusionConfig(Config):
     def _consistent(self) -> FusionConfig:
         problems = [
             *_listed_twice("id", [model.id for model in self.models]),
-            *_listed_twice("path", [f"{model.path}@{model.revision}" for model in self.models]),
+            *_listed_twice("path", [_place(model) for model in self.models]),
         ]
         for name in self.train.methods:
             method = self.train.method(name)
@@ -57,6 +58,11 @@ class FusionConfig(Config):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+
+def _place(model: ModelConfig) -> str:
+    """Path and revision; `models/a`, `./models/a` and `models/a/` are one place."""
+    return normpath(model.path) + (f"@{model.revision}" if model.revision else "")
 
 
 def _listed_twice(field: str, values: list[str]) -> list[str]:

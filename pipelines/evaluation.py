@@ -29,23 +29,29 @@ class Evaluated:
     output: str
 
 
-def evaluate_all(config: FusionConfig, layout: Layout) -> None:
-    """Evaluates whatever has no valid evaluation yet.
+def evaluate_all(config: FusionConfig, layout: Layout) -> int:
+    """Evaluates whatever has no valid evaluation yet; returns how many models that were.
 
     Raises:
         DataError: a training has no result, or the held-out split is empty.
     """
     chunks = held_out_chunks(layout, config.eval.split)
+    made = 0
     for item in all_models(config, layout):
-        Path(item.output).parent.mkdir(parents=True, exist_ok=True)
+        output = Path(item.output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        before = output.stat().st_mtime_ns if output.exists() else None
         evaluate_model(item.model, chunks, config.eval, item.output)
+        made += output.stat().st_mtime_ns != before
+    return made
 
 
 def held_out_chunks(layout: Layout, split: str) -> list[Chunk]:
     manifest = read_manifest(layout.chunks, "chunks", "chunk")
     rows: list[Chunk] = []
     for part in manifest.parts_of(split):
-        table, _ = read_part(join(layout.chunks, part.name), "chunks", ["doc_id", "chunk", "domain", "text"])
+        columns = ["doc_id", "chunk", "domain", "text"]
+        table, _ = read_part(join(layout.chunks, part.name), "chunks", columns, part.sha256)
         rows.extend(table.to_pylist())
     if not rows:
         raise DataError(

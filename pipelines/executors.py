@@ -6,9 +6,11 @@ a bad document) is a result like any other and is not retried; a lost process or
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import traceback
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -21,6 +23,7 @@ from pipelines.config import ExecutorConfig
 
 Outcome = tuple[Unit, PartEntry | FusionXError]
 
+_LOADING = "loading"
 _WAVE = 1024
 """Units handed out at once; bounds what the driver holds of a corpus that it streams."""
 
@@ -76,26 +79,44 @@ class RayExecutor:
         import ray
 
         needs = stage.resources
+        self._refuse_impossible(stage)
         unfinished = dict(wave)
         rows = [{"unit": pickle.dumps(unit)} for unit in wave.values()]
+        workers = min(needs.workers, len(rows))
+        attempts = ray.remote(_Attempts).options(num_cpus=0).remote(self._config.retries, workers)
         results = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             _StageActor,
-            fn_constructor_args=(stage,),
+            fn_constructor_args=(stage, attempts),
             batch_size=1,
-            concurrency=(1, min(needs.workers, len(rows))),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
             num_cpus=needs.num_cpus,
             num_gpus=needs.num_gpus or None,
-            max_restarts=self._config.retries,
-            max_task_retries=self._config.retries,
         )
         try:
             for row in results.iter_rows():
                 index, outcome = pickle.loads(row["outcome"])
                 yield unfinished.pop(index), outcome
         except (ray.exceptions.RayError, RuntimeError) as error:
-            cause = str(error).strip().splitlines()[-1]
+            cause = (str(error).strip() or type(error).__name__).splitlines()[-1]
             for unit in unfinished.values():
-                yield unit, IncompleteError(f"The workers were lost {self._config.retries + 1} times: {cause}")
+                yield unit, IncompleteError(f"Ray ended before this unit was done: {cause}")
+
+    def _refuse_impossible(self, stage: Stage) -> None:
+        """A local Ray would wait forever for a worker that needs more than the machine has; a cluster may grow."""
+        import ray
+
+        if self._config.address is not None:
+            return
+        there = ray.cluster_resources()
+        for name, need in (("CPU", stage.resources.num_cpus), ("GPU", stage.resources.num_gpus)):
+            if need > there.get(name, 0):
+                raise ConfigError(
+                    f"One worker of {stage.name} needs more than this machine's Ray has.",
+                    field=f"num_{name.lower()}s (threads) of the stage",
+                    found=f"{need:g} {name}",
+                    expected=f"at most {there.get(name, 0):g}",
+                    remedy="lower it, raise executor.num_cpus, or join a cluster with executor.address",
+                )
 
     def _start(self) -> None:
         if self._started:
@@ -113,6 +134,7 @@ class RayExecutor:
             ) from None
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         if not ray.is_initialized():
             ray.init(**self._init_arguments())
         context = ray.data.DataContext.get_current()
@@ -142,20 +164,70 @@ class RayExecutor:
             self._started = False
 
 
+class _Attempts:
+    """Counts, in a Ray actor of its own, what was begun and never ended because its process died.
+
+    Ray restarts lost workers and repeats their tasks without end. This counter sets the end, unit by unit, so that one
+    unit that kills its worker each time is named while all others go on.
+    """
+
+    def __init__(self, retries: int, workers: int) -> None:
+        self._retries = retries
+        self._workers = workers
+        self._open: Counter[str] = Counter()
+
+    def begin(self, name: str) -> int | None:
+        """None where the attempt may start, else how often it was begun and lost."""
+        at_once = self._workers if name == _LOADING else 1
+        if self._open[name] >= at_once + self._retries:
+            return self._open[name]
+        self._open[name] += 1
+        return None
+
+    def end(self, name: str) -> None:
+        self._open[name] -= 1
+
+
 class _StageActor:
     """One replica: loads what the stage needs once, then makes parts."""
 
-    def __init__(self, stage: Stage) -> None:
-        self._worker: Worker | FusionXError
+    def __init__(self, stage: Stage, attempts: Any) -> None:
+        self._attempts = attempts
+        self._worker: Worker | None = None
+        self._failure = self._begin(_LOADING, f"The workers of {stage.name} were lost while loading")
+        if self._failure is not None:
+            return
         try:
             self._worker = stage.worker()
         except FusionXError as error:
-            self._worker = error
+            self._failure = error
+        except Exception:
+            self._failure = DataError("A worker could not be loaded.", found="\n" + traceback.format_exc())
+        self._attempts.end.remote(_LOADING)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
-        outcomes = []
-        for packed in batch["unit"]:
-            unit = pickle.loads(packed)
-            outcome = self._worker if isinstance(self._worker, FusionXError) else attempt(self._worker, unit)
-            outcomes.append(pickle.dumps((unit.index, outcome)))
-        return {"outcome": outcomes}
+        return {"outcome": [pickle.dumps(self._outcome(pickle.loads(packed))) for packed in batch["unit"]]}
+
+    def _outcome(self, unit: Unit) -> tuple[int, PartEntry | FusionXError]:
+        if self._worker is None:
+            assert self._failure is not None
+            return unit.index, self._failure
+        name = f"unit {unit.index}"
+        lost = self._begin(name, f"The worker was lost while making {name}")
+        if lost is not None:
+            return unit.index, lost
+        outcome = attempt(self._worker, unit)
+        self._attempts.end.remote(name)
+        return unit.index, outcome
+
+    def _begin(self, name: str, problem: str) -> FusionXError | None:
+        import ray
+
+        lost = ray.get(self._attempts.begin.remote(name))
+        if lost is None:
+            return None
+        return IncompleteError(
+            f"{problem}, {lost} times.",
+            found="a process that was killed, ran out of memory or crashed (Ray's log says which)",
+            remedy="give workers more memory or fewer at once, then run the same command again",
+        )

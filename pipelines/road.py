@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -63,15 +63,13 @@ class Road:
     def train(self) -> None:
         from pipelines.training import train_all
 
-        with self._timed("train"):
-            train_all(self.config, self.layout, self.overwrite)
+        self._timed("train", lambda: train_all(self.config, self.layout, self.overwrite))
 
     def eval(self) -> None:
         from pipelines.evaluation import evaluate_all
         from pipelines.reporting import report
 
-        with self._timed("eval"):
-            evaluate_all(self.config, self.layout)
+        self._timed("eval", lambda: evaluate_all(self.config, self.layout))
         report(self.config, self.layout)
 
     def check_models(self) -> None:
@@ -121,11 +119,11 @@ class Road:
         numbers = {"seconds": report.seconds, "parts": report.made, **totals}
         note_timing(self.layout, name, stage.name, numbers)
 
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
+    def _timed(self, name: str, work: Callable[[], int]) -> None:
+        """Runs `work`, and notes its time if it says that anything was made."""
         started = time.monotonic()
-        yield
-        note_timing(self.layout, name, name, {"seconds": time.monotonic() - started})
+        if work():
+            note_timing(self.layout, name, name, {"seconds": time.monotonic() - started})
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from contract.shard import PartEntry, inspect_part
 from contract.stage import Stage, Unit
 from contract.storage import exists, filesystem, join, list_files, remove_leftovers
 from pipelines.executors import Executor
+
+_PART_NAME = re.compile(r"part-\d{5,}\.parquet")
 
 
 @dataclass
@@ -65,6 +68,7 @@ def run_stage(stage: Stage, executor: Executor, overwrite: bool = False) -> Stag
     entries: dict[int, PartEntry] = {}
     failures: list[tuple[Unit, FusionXError]] = []
     progress = _Progress(stage.name)
+    listed = _listed_hashes(stage)
     units: list[Unit] = []
     kept = 0
 
@@ -72,7 +76,7 @@ def run_stage(stage: Stage, executor: Executor, overwrite: bool = False) -> Stag
         nonlocal kept
         for unit in stage.units():
             units.append(Unit(unit.index, unit.split, unit.inputs, unit.hashes))
-            found = _finished_part(stage, unit, overwrite)
+            found = _finished_part(stage, unit, overwrite, listed.get(unit.part))
             if found is None:
                 _unmark(stage.output)
                 yield unit
@@ -96,8 +100,16 @@ def run_stage(stage: Stage, executor: Executor, overwrite: bool = False) -> Stag
     return StageReport(stage.name, manifest, made, kept, time.monotonic() - started)
 
 
-def _finished_part(stage: Stage, unit: Unit, overwrite: bool) -> PartEntry | None:
+def _listed_hashes(stage: Stage) -> dict[str, str]:
+    """SHA-256 of every part as a finished output's manifest has it; empty without one."""
+    standing = _standing_manifest(stage)
+    return {} if standing is None else {part.name: part.sha256 for part in standing.parts}
+
+
+def _finished_part(stage: Stage, unit: Unit, overwrite: bool, listed: str | None) -> PartEntry | None:
     """The part's entry if it is whole and made from exactly this; None if it has to be made.
+
+    A part whose hash is not the one that the manifest lists (`listed`) has changed since, even if it still reads.
 
     Raises:
         DataError: it is whole, but was made from something else, and `overwrite` is off.
@@ -106,7 +118,7 @@ def _finished_part(stage: Stage, unit: Unit, overwrite: bool) -> PartEntry | Non
     if not exists(path):
         return None
     try:
-        found = inspect_part(path)
+        found = inspect_part(path, listed)
     except DataError as error:
         print(f"[{stage.name}] {unit.part} is made again. {error}", file=sys.stderr)
         return None
@@ -126,7 +138,8 @@ def _finished_part(stage: Stage, unit: Unit, overwrite: bool) -> PartEntry | Non
 
 def _mark(stage: Stage, units: list[Unit], entries: dict[int, PartEntry], overwrite: bool) -> Manifest:
     """Writes the manifest, unless an equal one stands there."""
-    extra = sorted(set(list_files(stage.output)) - {unit.part for unit in units} - {MANIFEST_NAME, "vocab_map.parquet"})
+    there = {name for name in list_files(stage.output) if _PART_NAME.fullmatch(name)}  # other files are none of ours
+    extra = sorted(there - {unit.part for unit in units})
     if extra and not overwrite:
         raise DataError(
             "A folder holds parts that this run does not make.",
@@ -134,18 +147,30 @@ def _mark(stage: Stage, units: list[Unit], entries: dict[int, PartEntry], overwr
             found=f"{len(extra)} more than the {len(units)} expected",
             remedy="move them away, choose another output, or run with --overwrite to delete them",
         )
+    if extra:
+        _unmark(stage.output)
     for name in extra:
         fs, inner = filesystem(join(stage.output, name))
         fs.delete_file(inner)
     provenance = stage.provenance(units[0])
     parts = [entries[unit.index] for unit in units]
     manifest = build_manifest(stage.kind, provenance.config, provenance.identity, parts)
-    if has_manifest(stage.output):
-        standing = read_manifest(stage.output, stage.kind, stage.name)
-        if standing.parts == manifest.parts:
-            return standing
+    standing = _standing_manifest(stage)
+    if standing is not None and standing.parts == manifest.parts:
+        return standing
     write_manifest(stage.output, manifest)
     return manifest
+
+
+def _standing_manifest(stage: Stage) -> Manifest | None:
+    """The manifest that is there; None without one and where it is damaged, for then it is written anew."""
+    if not has_manifest(stage.output):
+        return None
+    try:
+        return read_manifest(stage.output, stage.kind, stage.name)
+    except DataError as error:
+        print(f"[{stage.name}] the manifest is written again. {error}", file=sys.stderr)
+        return None
 
 
 def _unmark(folder: str) -> None:

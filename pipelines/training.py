@@ -38,20 +38,36 @@ class Tuning:
     learning_rate: float
 
 
-def train_all(config: FusionConfig, layout: Layout, overwrite: bool = False) -> Tuning:
-    """Trains everything that the config asks for and has no valid result yet.
+def train_all(config: FusionConfig, layout: Layout, overwrite: bool = False) -> int:
+    """Trains everything that the config asks for and has no valid result yet; returns how many trainings that were.
 
     Raises:
         IncompleteError: some trainings failed; the others are finished and kept.
     """
+    to_do = _count_unfinished(_tuning_jobs(config, layout))
     tuning = tune(config, layout, overwrite)
     jobs = [
         make_job(config, layout, method, seed, tuning.learning_rate)
         for seed in config.train.seeds
         for method in config.train.methods
     ]
+    to_do += _count_unfinished(jobs)
     run_jobs(jobs, config.train.jobs, overwrite)
-    return tuning
+    return to_do
+
+
+def _tuning_jobs(config: FusionConfig, layout: Layout) -> list[TrainJob]:
+    return [make_job(config, layout, BASELINE, config.train.seeds[0], rate) for rate in config.train.tune]
+
+
+def _count_unfinished(jobs: Sequence[TrainJob]) -> int:
+    unfinished = 0
+    for job in jobs:
+        try:
+            unfinished += finished_result(job) is None
+        except DataError:  # another training's result; `run_jobs` refuses it or makes it anew
+            unfinished += 1
+    return unfinished
 
 
 def tune(config: FusionConfig, layout: Layout, overwrite: bool = False) -> Tuning:
@@ -59,8 +75,7 @@ def tune(config: FusionConfig, layout: Layout, overwrite: bool = False) -> Tunin
     rates = config.train.tune
     if not rates:
         return Tuning([], config.train.optimizer.learning_rate)
-    jobs = [make_job(config, layout, BASELINE, config.train.seeds[0], rate) for rate in rates]
-    results = run_jobs(jobs, config.train.jobs, overwrite)
+    results = run_jobs(_tuning_jobs(config, layout), config.train.jobs, overwrite)
     columns = ("best_bits_per_byte", "last_bits_per_byte", "best_step")
     rows = [
         {"learning_rate": rate, **{column: result[column] for column in columns}}

@@ -19,7 +19,7 @@ _LEAST_FILL = 0.5
 """A boundary counts when it fills at least this share of the block; else the next finer kind is tried."""
 
 _SEPARATORS = ("\n\n", "\n", " ")
-_JOINERS = "‍︎️"  # zero-width joiner and the variation selectors glue emoji together
+_ZERO_WIDTH_JOINER = "\u200d"
 
 
 def cut_document(text: str, tokenizers: Sequence[Ends], block_size: int) -> list[str]:
@@ -43,11 +43,11 @@ def _next_length(text: str, start: int, tokenizers: Sequence[Ends], block_size: 
     while True:
         piece = text[start : start + window]
         limit = min(_fitting(piece, ends, block_size) for ends in tokenizers)
-        if limit < len(piece) or start + len(piece) == len(text):
+        if limit < len(piece):
             break
+        if start + len(piece) == len(text):
+            return len(piece)
         window *= 2  # the whole window fits: look further
-    if limit == len(piece):
-        return limit
     # Cutting changes the tokens before the cut, so that the shortened piece may need one more: then cut shorter.
     while limit > 0:
         length = _boundary(piece, limit)
@@ -58,11 +58,15 @@ def _next_length(text: str, start: int, tokenizers: Sequence[Ends], block_size: 
 
 
 def _fitting(piece: str, tokenizer: Ends, block_size: int) -> int:
-    """The most leading characters whose tokens fit, as the encoding of the whole piece suggests."""
+    """The most leading characters whose tokens fit, as the encoding of the whole piece suggests.
+
+    All of them only if the piece fits as it is: where tokens share a place, the last that fits may end where the piece
+    ends, although more tokens follow.
+    """
     ends = tokenizer(piece)
     if len(ends) <= block_size:
         return len(piece)
-    return len(piece.encode()[: ends[block_size - 1]].decode(errors="ignore"))
+    return min(len(piece.encode()[: ends[block_size - 1]].decode(errors="ignore")), len(piece) - 1)
 
 
 def _boundary(piece: str, limit: int) -> int:
@@ -80,12 +84,33 @@ def _boundary(piece: str, limit: int) -> int:
 
 
 def _inside_grapheme(piece: str, cut: int) -> bool:
+    """Whether a cut would part what people see as one character (the common rules of Unicode's UAX 29)."""
     if cut >= len(piece):
         return False
     before, after = piece[cut - 1], piece[cut]
     return (
-        unicodedata.combining(after) != 0
-        or after in _JOINERS
-        or before == _JOINERS[0]
+        unicodedata.category(after) in ("Mn", "Mc", "Me")  # accents, vowel signs, variation selectors
+        or after == _ZERO_WIDTH_JOINER
+        or before == _ZERO_WIDTH_JOINER
+        or "\U0001f3fb" <= after <= "\U0001f3ff"  # skin tones
+        or "\U000e0020" <= after <= "\U000e007f"  # tags of regional flags
         or (before == "\r" and after == "\n")
+        or (_is_regional(before) and _is_regional(after) and _regionals_before(piece, cut) % 2 == 1)
+        or (_is_jamo(before) and "\u1160" <= after <= "\u11ff")  # a Hangul syllable spelled in letters
     )
+
+
+def _is_regional(char: str) -> bool:
+    return "\U0001f1e6" <= char <= "\U0001f1ff"
+
+
+def _regionals_before(piece: str, cut: int) -> int:
+    """Regional indicators right before `cut`; two make a flag."""
+    start = cut
+    while start > 0 and _is_regional(piece[start - 1]):
+        start -= 1
+    return cut - start
+
+
+def _is_jamo(char: str) -> bool:
+    return "\u1100" <= char <= "\u11ff" or "\uac00" <= char <= "\ud7a3"

@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +21,7 @@ from precompute.config import SPLITS, CorpusConfig, Split
 
 _TABLE_ENDINGS = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
 _TEXT_ENDINGS = (".txt", ".md")
+_SPLIT_ALIASES = {"validation": ("val", "valid", "dev")}
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def _hub_rows(config: CorpusConfig, split: Split) -> Iterator[tuple[str, str]]:
         raise ConfigError(
             "The data set cannot be loaded.",
             field="corpus.dataset",
-            found=f"{config.dataset} [{split}]: {str(error).splitlines()[0]}",
+            found=f"{config.dataset} [{split}]: {(str(error).strip() or type(error).__name__).splitlines()[0]}",
             remedy="check the id, the split names and the connection to the hub",
         ) from None
     for row in rows:
@@ -123,18 +125,22 @@ def _local_files(root: Path) -> list[Path]:
 
 
 def _split_of(file: Path, root: Path) -> str | None:
-    """The split a file belongs to by Hugging Face's convention: its name or a folder's name starts with the split's."""
+    """The split a file belongs to by Hugging Face's convention: its name or a folder's name starts with the split's.
+
+    `val`, `valid` and `dev` are read as `validation`.
+    """
     parts = file.relative_to(root).parts if root.is_dir() else ()
     for part in reversed(parts):
         for split in SPLITS:
-            if part == split or part.startswith((f"{split}.", f"{split}-", f"{split}_")):
-                return split
+            for word in (split, *_SPLIT_ALIASES.get(split, ())):
+                if part == word or part.startswith((f"{word}.", f"{word}-", f"{word}_")):
+                    return split
     return None
 
 
 def _file_rows(file: Path, config: CorpusConfig) -> Iterator[tuple[str, str]]:
     if file.name.endswith(_TEXT_ENDINGS):
-        yield file.read_text(encoding="utf-8", errors="surrogateescape"), file.parent.name
+        yield file.read_bytes().decode("utf-8", "surrogateescape"), file.parent.name  # line ends stay as they are
         return
     rows = _parquet_rows(file, config) if file.suffix == ".parquet" else _jsonl_rows(file)
     for row in rows:
@@ -152,30 +158,55 @@ def _parquet_rows(file: Path, config: CorpusConfig) -> Iterator[dict[str, Any]]:
             if missing:
                 raise _no_column(missing[0], source.schema_arrow.names, file)
             for batch in source.iter_batches(batch_size=512, columns=wanted):
-                yield from batch.to_pylist()
-    except pa.ArrowException as error:
+                yield from _rows_of(batch, config.text)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError("A corpus file is damaged.", file=file, found=str(error).splitlines()[0]) from None
 
 
+def _rows_of(batch: Any, text: str) -> Iterator[dict[str, Any]]:
+    """Rows of a record batch. Bytes that are no UTF-8 become lone surrogates, so that they are counted as skipped."""
+    import pyarrow as pa
+
+    column = batch.column(text)
+    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    if not is_text:
+        yield from batch.to_pylist()
+        return
+    raw = column.cast(pa.large_binary()).to_pylist()
+    others = batch.select([name for name in batch.schema.names if name != text]).to_pylist()
+    for row, data in zip(others, raw, strict=True):
+        yield {**row, text: None if data is None else data.decode("utf-8", "surrogateescape")}
+
+
 def _jsonl_rows(file: Path) -> Iterator[dict[str, Any]]:
-    with _open_text(file) as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise DataError("A line is not JSON.", file=f"{file}:{number}", found=str(error)) from None
+    number = 0
+    try:
+        with _open_bytes(file) as lines:
+            for line in lines:
+                number += 1
+                if not line.strip():
+                    continue
+                row = json.loads(line.decode("utf-8", "surrogateescape"))
+                if not isinstance(row, dict):
+                    raise ValueError(f"a {type(row).__name__}, no object")
+                yield row
+    except ValueError as error:
+        raise DataError("A line is not a JSON object.", file=f"{file}:{number}", found=str(error)) from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            "A corpus file is damaged.", file=f"{file}, after line {number}", found=str(error) or type(error).__name__
+        ) from None
 
 
-def _open_text(file: Path) -> IO[str]:
+def _open_bytes(file: Path) -> IO[bytes] | gzip.GzipFile:
     if file.suffix == ".gz":
-        return gzip.open(file, "rt", encoding="utf-8")
+        return gzip.open(file, "rb")
     if file.suffix == ".zst":
-        import zstandard
+        import pyarrow as pa
 
-        return io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(file.open("rb")), encoding="utf-8")
-    return file.open(encoding="utf-8")
+        # Reads all frames of a file and refuses a truncated one.
+        return io.BufferedReader(pa.input_stream(str(file), compression="zstd"))
+    return file.open("rb")
 
 
 def _fields(row: dict[str, Any], config: CorpusConfig, file: str) -> tuple[str, str]:
@@ -187,7 +218,12 @@ def _fields(row: dict[str, Any], config: CorpusConfig, file: str) -> tuple[str, 
         if not isinstance(domain, dict) or name not in domain:
             raise _no_column(str(config.domain), list(row), file)
         domain = domain[name]
-    return row[config.text] or "", str(domain) if config.domain else "all"
+    text = "" if row[config.text] is None else row[config.text]
+    if not isinstance(text, str):
+        raise ConfigError(
+            "The corpus's text is no text.", file=file, field="corpus.text", found=f"{config.text}: {text!r:.60}"
+        )
+    return text, str(domain) if config.domain else "all"
 
 
 def _no_column(name: str, found: list[str], file: object) -> ConfigError:

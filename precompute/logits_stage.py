@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from contract.weights import weights_identity
 from contract.encoder import Encoder, load_encoder
 from contract.errors import ConfigError, DataError
 from contract.manifest import Manifest, read_manifest
@@ -22,6 +21,7 @@ from contract.shard import PartEntry, Provenance, differences, list_column, read
 from contract.stage import Resources, Unit, Worker
 from contract.storage import join
 from contract.tokenization import Encoding
+from contract.weights import weights_identity
 from precompute.config import ModelConfig, PrecomputeConfig
 from precompute.model import choose_device, context_length, load_model, load_model_config
 from precompute.top_k import TopK, top_k_statistics
@@ -118,10 +118,10 @@ class LogitsWorker:
     device: torch.device
 
     def __call__(self, unit: Unit) -> PartEntry:
-        chunks, _ = read_part(unit.inputs["chunks"], "chunks")
+        chunks, cut = read_part(unit.inputs["chunks"], "chunks", sha256=unit.hashes["chunks"])
         texts = chunks.column("text").to_pylist()
         encodings = self.encoder.encode(texts)
-        self._refuse_long(encodings, unit)
+        self._refuse_long(encodings, cut.config["block_size"], unit)
         results = [_nothing(self.stage.config.k)] * len(encodings)
         for batch in batches_by_length([len(e.ids) for e in encodings], self.stage.config.batch_tokens):
             for row, result in zip(batch, self._run([encodings[row] for row in batch], unit), strict=True):
@@ -170,17 +170,16 @@ class LogitsWorker:
         split = [part.cpu().split(lengths) for part in flat]
         return [TopK(*parts) for parts in zip(*split, strict=True)]
 
-    def _refuse_long(self, encodings: list[Encoding], unit: Unit) -> None:
+    def _refuse_long(self, encodings: list[Encoding], block_size: int, unit: Unit) -> None:
         """Chunks are cut for the tokenizers known then; a source that joined later may need more tokens."""
-        _, provenance = read_part(unit.inputs["chunks"], "chunks", columns=["doc_id"])
         longest = max((len(encoding.ids) for encoding in encodings), default=0)
-        if longest > provenance.config["block_size"]:
+        if longest > block_size:
             raise DataError(
                 f"A chunk does not fit the block under the tokenizer of '{self.stage.model.id}'.",
                 file=unit.inputs["chunks"],
                 field="block_size",
                 found=f"{longest} tokens",
-                expected=f"at most {provenance.config['block_size']}",
+                expected=f"at most {block_size}",
                 remedy="this source joined after the corpus was cut: run `fusionx chunk --overwrite` with it",
             )
 

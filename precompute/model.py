@@ -34,7 +34,9 @@ def load_model(model: ModelConfig, device: torch.device) -> torch.nn.Module:
         ConfigError: there is no model, no causal language model, or no safetensors weights at that place.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # a line per source in a log tells more than a bar per worker
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
             model.path,
@@ -71,7 +73,7 @@ def _not_loadable(model: ModelConfig, error: Exception) -> ConfigError:
         f"The model '{model.id}' cannot be loaded.",
         file=model.path,
         field=f"path of model '{model.id}'",
-        found=str(error).strip().splitlines()[0],
+        found=(str(error).strip() or type(error).__name__).splitlines()[0],
         expected="a Hugging Face model folder or hub id with safetensors weights",
         remedy="check the path; for the demo's models run `fusionx demo-inputs configs/inputs/demo.yaml`",
     )

@@ -53,7 +53,7 @@ def candidate_features(probs: Tensor, aligned: Tensor, nll_per_byte: Tensor) -> 
     Args:
         probs: float32 [N, M, k], descending, 0 where nothing is stored.
         aligned: bool [N, M].
-        nll_per_byte: float32 [N, M], nats per byte of the chunk that holds the position.
+        nll_per_byte: float32 [N, M], nats per byte of the chunk that holds the position; NaN (unknown) becomes 0.
     """
     n, m, k = probs.shape
     logs = probs.clamp(min=torch.finfo(probs.dtype).tiny).log().clamp(min=_LOG_FLOOR)
@@ -62,7 +62,7 @@ def candidate_features(probs: Tensor, aligned: Tensor, nll_per_byte: Tensor) -> 
     top = logs[..., :TOP_FEATURES]
     if k < TOP_FEATURES:
         top = nn.functional.pad(top, (0, TOP_FEATURES - k), value=_LOG_FLOOR)
-    relative = nll_per_byte - nll_per_byte.mean(-1, keepdim=True)
+    relative = (nll_per_byte - nll_per_byte.nanmean(-1, keepdim=True)).nan_to_num(nan=0.0)
     per_position = torch.cat([top, entropy[..., None], tail[..., None]], -1) * aligned[..., None]
     features = torch.cat([per_position, aligned[..., None].to(probs.dtype), relative[..., None]], -1)
     return features.reshape(n, m * FEATURES_PER_CANDIDATE)

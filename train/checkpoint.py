@@ -56,6 +56,9 @@ def save_checkpoint(
         rng["cuda"] = torch.cuda.get_rng_state()
     torch.save({"optimizer": optimizer.state_dict(), "rng": rng}, temporary / "optimizer.pt")
     (temporary / _MARK).write_text(json.dumps(asdict(state), indent=1))
+    for file in temporary.iterdir():  # on the disk before the name is: a machine may lose its power
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
     shutil.rmtree(final, ignore_errors=True)
     os.replace(temporary, final)
     for old in finished_checkpoints(folder)[:-keep]:

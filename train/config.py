@@ -30,6 +30,13 @@ class MethodConfig(Config):
     lambda_feed: float = Field(0.05, ge=0)
     lambda_select: float = Field(0.5, ge=0)
 
+    @model_validator(mode="after")
+    def _element_is_the_papers(self) -> MethodConfig:
+        papers = self.tail == "renormalise" and self.lambda_select == 0
+        if self.teacher == "asn" and self.granularity == "element" and not papers:
+            raise ValueError("granularity 'element' is defined for tail 'renormalise' and lambda_select 0 only")
+        return self
+
 
 PRESETS: dict[str, MethodConfig] = {
     "ct": MethodConfig(teacher="none", lambda_fuse=0, lambda_feed=0, lambda_select=0),
@@ -128,3 +135,9 @@ class TrainJob(Config):
     aligned: Operational[dict[str, str]]
     inputs: dict[str, str]
     output: Operational[str]
+
+    @model_validator(mode="after")
+    def _teacher_has_candidates(self) -> TrainJob:
+        if self.method.teacher != "none" and not self.aligned:
+            raise ValueError(f"teacher '{self.method.teacher}' needs aligned shards, and `aligned` is empty")
+        return self

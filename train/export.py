@@ -10,25 +10,24 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from train.asn import SelectionNetwork
+from train.model import Target
 
 ASN_WEIGHTS = "asn.safetensors"
 ASN_CONFIG = "asn.json"
 
 
 def export(
-    folder: Path, model: nn.Module, asn: SelectionNetwork | None, candidates: list[str], card: str, tokenizer: Any
+    folder: Path, target: Target, asn: SelectionNetwork | None, candidates: list[str], card: str, tokenizer: Any
 ) -> None:
-    """Writes model (in the dtype its config states), tokenizer, ASN and card; the folder appears whole."""
+    """Writes model (in the dtype it was loaded from), tokenizer, ASN and card; the folder appears whole."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    hf_model: Any = model
-    dtype = getattr(hf_model.config, "dtype", None)
-    weights = {name: tensor.to(dtype) if dtype else tensor for name, tensor in hf_model.state_dict().items()}
-    hf_model.save_pretrained(temporary, state_dict=weights)
+    model: Any = target.model
+    weights = {name: tensor.to(target.stored_dtype) for name, tensor in model.state_dict().items()}
+    model.save_pretrained(temporary, state_dict=weights)
     tokenizer.save_pretrained(temporary)
     if asn is not None:
         save_file({name: tensor.contiguous() for name, tensor in asn.state_dict().items()}, temporary / ASN_WEIGHTS)

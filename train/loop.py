@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -58,8 +59,10 @@ class Trainer:
         self.pad_id = pad_id
         self.target = load_target(job.target_path, job.target_revision, self.device)
         uses_candidates = job.method.teacher != "none"
-        self.shards = ShardSet(job.tokens, job.aligned if uses_candidates else {}, "train")
-        self.candidates = list(job.aligned)
+        # By name, not as listed: a checkpoint's selection network must meet its candidates in the order it knows.
+        aligned = dict(sorted(job.aligned.items()))
+        self.shards = ShardSet(job.tokens, aligned if uses_candidates else {}, "train")
+        self.candidates = list(aligned)
         self.asn = self._build_asn()
         self.optimizer = self._build_optimizer()
         self.stream = BatchStream(self.shards, job.optimizer.batch_size, job.seed)
@@ -113,20 +116,15 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * rate
         terms = self._losses(batch)
-        if not torch.isfinite(terms.total):
-            raise DataError(
-                "The loss is not finite.",
-                file=self.job.tokens,
-                field=f"step {self.state.step}",
-                found=float(terms.total),
-                expected=f"a finite loss on the chunks {batch.keys}",
-                remedy="lower the learning rate or use precision fp32; the last checkpoint is kept",
-            )
+        self._require_finite("loss", terms.total, batch)
         self.optimizer.zero_grad(set_to_none=True)
         terms.total.backward()
+        # Before the weights are touched, so that no checkpoint or export can hold NaN.
         norm = torch.nn.utils.clip_grad_norm_(self.target.parameters(), self.job.optimizer.clip)
+        self._require_finite("target's gradient norm", norm, batch)
         if self.asn is not None:
-            torch.nn.utils.clip_grad_norm_(self.asn.parameters(), self.job.optimizer.clip)
+            asn_norm = torch.nn.utils.clip_grad_norm_(self.asn.parameters(), self.job.optimizer.clip)
+            self._require_finite("selection network's gradient norm", asn_norm, batch)
         self.optimizer.step()
         self.state.step += 1
         self.state.taken = self.stream.taken
@@ -134,6 +132,17 @@ class Trainer:
             self.selection.add(terms.weights, batch.candidates, batch.domains)
         if self.state.step % self.job.run.log_every == 0 or self.state.step == self.steps:
             self._log_step(terms, batch, float(norm), time.monotonic() - step_started)
+
+    def _require_finite(self, what: str, value: torch.Tensor, batch: Batch) -> None:
+        if not torch.isfinite(value):
+            raise DataError(
+                f"The {what} is not finite.",
+                file=self.job.tokens,
+                field=f"step {self.state.step}",
+                found=value.item(),
+                expected=f"a finite value on the chunks {batch.keys}",
+                remedy="lower the learning rate or use precision fp32; the last checkpoint is kept",
+            )
 
     def _losses(self, batch: Batch) -> Objective:
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
@@ -148,7 +157,7 @@ class Trainer:
             "step": self.state.step,
             "epoch": self.state.taken / self.stream.samples_per_epoch,
             "tokens": int(batch.attention_mask.sum()),
-            "loss": float(terms.total),
+            "loss": terms.total.item(),
             **{name: float(getattr(terms, name)) for name in ("lm", "fuse", "feed", "select")},
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "grad_norm": norm,
@@ -170,6 +179,8 @@ class Trainer:
         self._print(f"step {self.state.step}/{self.steps}  validation {found:.4f} bits per byte")
 
     def _checkpoint(self) -> None:
+        with open(self._log_path, "rb") as stream:
+            os.fsync(stream.fileno())
         self.state.log_bytes = self._log_path.stat().st_size
         self.state.window = self.selection.save()
         save_checkpoint(
@@ -183,7 +194,7 @@ class Trainer:
 
     def _export(self, name: str) -> None:
         card = model_card(self.job, self.state, name)
-        export(self.output / name, self.target.model, self.asn, self.candidates, card, self.tokenizer)
+        export(self.output / name, self.target, self.asn, self.candidates, card, self.tokenizer)
 
     def _finish(self, initial_asn: dict[str, torch.Tensor] | None, seconds: float) -> dict[str, Any]:
         self._export("last")
@@ -210,6 +221,15 @@ class Trainer:
     def _truncate_log(self) -> None:
         """Drops what was logged after the checkpoint that this run goes on from."""
         with open(self._log_path, "ab") as stream:
+            found = stream.tell()
+            if found < self.state.log_bytes:
+                raise DataError(
+                    "The log is shorter than the checkpoint says.",
+                    file=self._log_path,
+                    found=f"{found} bytes",
+                    expected=f"at least {self.state.log_bytes} bytes",
+                    remedy="bring the file back, delete the folder, or run with --overwrite",
+                )
             stream.truncate(self.state.log_bytes)
 
     def _log(self, record: dict[str, Any]) -> None:

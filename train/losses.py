@@ -21,7 +21,7 @@ class Candidates(NamedTuple):
     """What the candidates say at N positions.
 
     ids: int64 [N, M, k], -1 fills up. probs: float32 [N, M, k], descending. aligned: bool [N, M].
-    labels: int64 [N]. nll_per_byte: float32 [chunks, M]. chunk_of: int64 [N], the chunk of each position.
+    labels: int64 [N]. nll_per_byte: float32 [chunks, M], NaN where unknown. chunk_of: int64 [N], each position's chunk.
     """
 
     ids: Tensor
@@ -51,17 +51,19 @@ def run_head(
     n = hidden.shape[0]
     if ids is None:
         ids = labels.new_zeros((n, 0, 0))
-    flat = ids.reshape(n, -1).clamp(min=0)
+    flat = ids.flatten(1).clamp(min=0)
     pieces = [
         checkpoint(_head_block, head, hidden[at], labels[at], flat[at], use_reentrant=False)
-        for at in (slice(start, start + block) for start in range(0, n, block))
+        for at in (slice(start, start + block) for start in range(0, max(n, 1), block))  # n may be 0
     ]
     label_nll, logq = (torch.cat(parts) for parts in zip(*pieces, strict=True))
     return HeadOutput(label_nll, logq.reshape(ids.shape))
 
 
 def _head_block(head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    logits = head(hidden).float()
+    logits = head(hidden)
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
     logsumexp = torch.logsumexp(logits, -1, keepdim=True)
     return (logsumexp - logits.gather(1, labels[:, None]))[:, 0], logits.gather(1, ids) - logsumexp
 
@@ -83,7 +85,7 @@ def source_cross_entropy(probs: Tensor, logq: Tensor, tail: str) -> Tensor:
 
 def label_probability(candidates: Candidates, vocab_size: int) -> Tensor:
     """P_j(next token) under every candidate, [N, M]; a label outside the support gets an even share of the tail."""
-    hit = candidates.ids == candidates.labels[:, None, None]
+    hit = (candidates.ids == candidates.labels[:, None, None]) & (candidates.probs > 0)
     inside = (candidates.probs * hit).sum(-1)
     stored = (candidates.probs > 0).sum(-1)
     tail = (1 - candidates.probs.sum(-1)).clamp(min=0) / (vocab_size - stored).clamp(min=1)
@@ -125,7 +127,7 @@ def fuse_elements(
     zero = asn(candidates.probs.new_zeros(1, asn.candidates))
     parts = [
         _fuse_element_block(asn, zero, candidates, logq, tau, vocab_size, slice(start, start + block))
-        for start in range(0, len(candidates.labels), block)
+        for start in range(0, max(1, len(candidates.labels)), block)
     ]
     cross_entropy, importances, weights = zip(*parts, strict=True)
     return ElementFusion(torch.cat(cross_entropy), torch.stack(importances).sum(0), torch.cat(weights))
@@ -140,7 +142,9 @@ def _fuse_element_block(
     vocab_size: int,
     at: slice,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    ids, probs, aligned = candidates.ids[at], candidates.probs[at], candidates.aligned[at]
+    aligned = candidates.aligned[at]
+    ids = candidates.ids[at].masked_fill(~aligned[..., None], -1)
+    probs = candidates.probs[at] * aligned[..., None]
     n, m, k = ids.shape
     probs = probs / probs.sum(-1, keepdim=True).clamp(min=_TINY)
     slots = ids.reshape(n, m * k)

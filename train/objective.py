@@ -50,14 +50,14 @@ def objective(
     head: HeadOutput,
     vocab_size: int,
 ) -> Objective:
-    """Losses of one batch. Every mean is over the batch's own positions; L_fuse counts aligned positions only."""
-    lm = head.label_nll.mean()
+    """Losses of one batch. Every mean is over the batch's own positions, L_fuse's over those with a teacher."""
+    lm = head.label_nll.sum() / max(1, len(head.label_nll))  # chunks of one token predict nothing
     nothing = lm.new_zeros(())
     if candidates is None:
         return Objective(method.lambda_lm * lm, lm.detach(), nothing, nothing, nothing, None)
     fusion = _fuse(method, asn, candidates, head.support_logq, vocab_size)
-    aligned = candidates.aligned.any(-1)
-    fuse = (fusion.cross_entropy * aligned).sum() / aligned.sum().clamp(min=1)
+    fused = (fusion.weights > 0).any(-1)  # with MinCE fewer than the aligned: only where the chosen candidate is
+    fuse = (fusion.cross_entropy * fused).sum() / fused.sum().clamp(min=1)
     feed = squared_variation(fusion.importances) if asn is not None else nothing
     total = (
         method.lambda_lm * lm
@@ -100,6 +100,6 @@ def selection_logits(asn: SelectionNetwork, candidates: Candidates) -> Tensor:
 
 def min_ce_weights(candidates: Candidates) -> Tensor:
     """FuseLLM's MinCE, [N, M]: all weight on the chunk's candidate with the lowest NLL per byte, where aligned."""
-    best = candidates.nll_per_byte.argmin(-1)[candidates.chunk_of]
+    best = candidates.nll_per_byte.nan_to_num(nan=float("inf")).argmin(-1)[candidates.chunk_of]
     one_hot = torch.nn.functional.one_hot(best, candidates.aligned.shape[-1])
     return (one_hot * candidates.aligned).to(candidates.probs.dtype)

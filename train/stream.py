@@ -26,7 +26,8 @@ class Sample:
     """One chunk.
 
     input_ids: int32 [L]. ends: int32 [L]. ids: int32 [M, L, k]. probs: float16 [M, L, k]. status: uint8 [M, L].
-    nll_per_byte: float32 [M], nats per byte; M is 0 for a stream without candidates.
+    nll_per_byte: float32 [M], nats per byte, NaN where a candidate scored no byte of the chunk (it is one token for
+    its tokenizer); M is 0 for a stream without candidates.
     """
 
     key: tuple[int, int]
@@ -106,8 +107,9 @@ class ShardSet:
         table, provenance = read_part(path, "aligned")
         table = table.take(match_rows(tokens, table, tokens_path, path))
         ids, probs, status = (Ragged.from_column(table.column(column)) for column in ("ids", "probs", "status"))
-        covered = np.maximum(table.column("nll_bytes").to_numpy(), 1)
-        nll_per_byte = (table.column("nll").to_numpy() / covered).astype(np.float32)
+        covered = table.column("nll_bytes").to_numpy()
+        nll = table.column("nll").to_numpy()
+        nll_per_byte = np.where(covered > 0, nll / np.maximum(covered, 1), np.nan).astype(np.float32)
         return _Candidate(ids, probs, status, nll_per_byte, provenance.config["k"])
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from contract.errors import DataError
 from train.collate import collate
 from train.losses import run_head
 from train.model import Target
@@ -23,6 +24,14 @@ class Validation:
         shards = ShardSet(tokens, {}, "validation")
         samples = [shards.sample(part, row) for part, rows in enumerate(shards.rows) for row in range(rows)]
         self._samples = [sample for sample in samples if len(sample.input_ids) > 1]
+        if not self._samples:
+            raise DataError(
+                "There is nothing to validate on.",
+                file=tokens,
+                field="split validation",
+                found="no chunk of two tokens or more",
+                remedy="give the validation split more text",
+            )
         self._batches = [(batch, collate(batch, pad_id)) for batch in _by_length(self._samples, batch_tokens)]
 
     @torch.no_grad()
@@ -49,13 +58,21 @@ class Validation:
         nll, tokens, _ = (sum(column) for column in zip(*sums.values(), strict=True))
         return {
             "bits_per_byte": sum(found["bits_per_byte"] for found in domains.values()) / len(domains),
-            "perplexity": math.exp(nll / tokens),
+            "perplexity": _perplexity(nll, tokens),
             "domains": domains,
         }
 
 
 def _measures(nll: float, tokens: float, covered_bytes: float) -> dict[str, float]:
-    return {"bits_per_byte": nll / _LOG2 / max(covered_bytes, 1), "perplexity": math.exp(nll / tokens)}
+    return {"bits_per_byte": nll / _LOG2 / max(covered_bytes, 1), "perplexity": _perplexity(nll, tokens)}
+
+
+def _perplexity(nll: float, tokens: float) -> float:
+    """exp of the mean NLL; infinity where that is no float (a target that diverged)."""
+    try:
+        return math.exp(nll / tokens)
+    except OverflowError:
+        return math.inf
 
 
 def _by_length(samples: list[Sample], batch_tokens: int) -> Iterator[list[Sample]]:

@@ -1,0 +1,40 @@
+# `make demo` and `make test` set up everything they need; the rest is for runs of your own.
+#   make precompute CONFIG=configs/fuse-4-100m.yaml ARGS="--set precompute.workers=8"
+CONFIG ?= configs/demo.yaml
+PYTHON ?= python3
+SEEDS ?= 1
+VENV := .venv
+BIN := $(VENV)/bin
+FUSIONX := $(BIN)/fusionx
+
+.PHONY: help setup demo test lint precompute align train eval chunk run clean
+help:
+	@echo "make demo [SEEDS=3]   the whole road on this machine, offline: from text to a report"
+	@echo "make test             lint, types and all tests"
+	@echo "make chunk | precompute | align | train | eval | run   CONFIG=configs/....yaml [ARGS=...]"
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	$(FUSIONX) demo-inputs configs/inputs/demo.yaml
+	$(FUSIONX) run configs/demo.yaml --set train.seeds=$$($(BIN)/python -c "print(list(range($(SEEDS))))" | tr -d ' ')
+	@echo "The report: runs/demo/report/report.html (also report.md and results.json)"
+
+test: setup lint
+	$(BIN)/pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+chunk precompute align train eval run: setup
+	$(FUSIONX) $@ $(CONFIG) $(ARGS)
+
+clean:
+	rm -rf runs data/demo data/demo-gpu

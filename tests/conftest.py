@@ -1,0 +1,92 @@
+"""Fixtures that several stages' tests share: tiny tokenizers, tiny random models, and the root of the checkout."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+SAMPLE = [
+    "The quick brown fox jumps over the lazy dog. It is a fine day, and the sun is shining on the hills.",
+    "def add(left, right):\n    return left + right\n\nprint(add(1, 2))\n",
+    "naïve café, Straße, 你好世界, привет мир, 12345 67890",
+    "True and False or not True is\nFalse. The answer is 42.",
+] * 4
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return ROOT
+
+
+def train_byte_bpe(folder: Path, vocab_size: int, *, bos: bool = False, words: bool = True) -> Path:
+    """A byte-level BPE tokenizer of exactly the kind that GPT-2 and GPT-NeoX have, saved as a Hugging Face folder."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<s>", "<eos>"] if bos else ["<eos>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, initial_alphabet=alphabet, special_tokens=special, show_progress=False
+    )
+    tokenizer.train_from_iterator(SAMPLE, trainer)
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 0)]
+        )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", bos_token="<s>" if bos else "<eos>", pad_token="<eos>"
+    )
+    fast.save_pretrained(folder)
+    return folder
+
+
+ARCHITECTURES = ("llama", "gpt_neox", "gpt_neo", "gpt_bigcode", "starcoder2")
+
+
+def tiny_model_config(architecture: str, vocab_size: int, context: int = 128) -> Any:
+    """The real architecture at a width of 32 and a depth of 2."""
+    import transformers as tr
+
+    sizes: dict[str, Any] = {"vocab_size": vocab_size, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
+    wide = {"hidden_size": 32, "num_attention_heads": 2, "max_position_embeddings": context}
+    inner = {"intermediate_size": 64, "num_hidden_layers": 2}
+    if architecture == "llama":
+        return tr.LlamaConfig(**sizes, **wide, **inner)
+    if architecture == "gpt_neox":
+        return tr.GPTNeoXConfig(**sizes, **wide, **inner)
+    if architecture == "starcoder2":
+        return tr.Starcoder2Config(**sizes, **wide, **inner, num_key_value_heads=1)
+    if architecture == "gpt_neo":
+        layers = {"num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]], "window_size": 16}
+        return tr.GPTNeoConfig(**sizes, hidden_size=32, max_position_embeddings=context, **layers)
+    assert architecture == "gpt_bigcode"
+    return tr.GPTBigCodeConfig(**sizes, n_embd=32, n_layer=2, n_head=2, n_positions=context)
+
+
+def save_tiny_model(folder: Path, architecture: str, tokenizer_size: int, *, seed: int = 0, **options: Any) -> Path:
+    """Random weights with a spread that gives peaked distributions, and a tokenizer beside them."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    context, padding = options.pop("context", 128), options.pop("padding", 0)
+    train_byte_bpe(folder, tokenizer_size, **options)
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(tiny_model_config(architecture, tokenizer_size + padding, context))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.2)
+    model.save_pretrained(folder)
+    return folder

@@ -1,0 +1,196 @@
+"""The whole road at the smallest size: what is made loads as anybody's folders, once made it stays, resume is exact."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from contract.config import load_config, parse_config
+from contract.errors import ConfigError
+from pipelines.demo import inputs, made, models
+from pipelines.demo.config import DemoInputs
+
+CONFIGS = Path(__file__).parents[3] / "configs" / "inputs"
+
+
+def tiny(output: Path, **changes: Any) -> DemoInputs:
+    def model(name: str, architecture: str, tokenizer: str) -> dict[str, Any]:
+        return {
+            "id": name,
+            "architecture": architecture,
+            "tokenizer": tokenizer,
+            "vocab_size": 420,
+            "hidden_size": 16,
+            "layers": 2,
+            "heads": 2,
+            "context": 32,
+            "mix": {"stubs": 1, "skill_boolean": 1},
+            "training_tokens": 640,
+            "batch_tokens": 128,
+            "learning_rate": 1e-3,
+        }
+
+    raw: dict[str, Any] = {
+        "output": str(output),
+        "tokenizer_sample_kb": 20,
+        "device": "cpu",
+        "corpus": {
+            "real_domains_kb": {"stubs": 60, "licences": 60},
+            "skills_kb": {"boolean": 10},
+            "train_kb": 2,
+            "validation_kb": 2,
+            "test_kb": 2,
+            "absent_from_train": ["licences"],
+            "task_examples": 5,
+        },
+        "models": [
+            model("target", "llama", "sentencepiece_bpe"),
+            model("coder", "gpt_neox", "byte_bpe"),
+            model("writer", "gpt_neo", "unigram"),
+            model("scribe", "starcoder2", "regex_byte_bpe"),
+            model("clerk", "gpt_bigcode", "regex_byte_bpe"),
+        ],
+    }
+    return parse_config(DemoInputs, raw | changes, source="test")
+
+
+def stamps(output: Path) -> dict[str, int]:
+    return {
+        path.relative_to(output).as_posix(): path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("demo")
+    inputs.make_inputs(tiny(output))
+    return output
+
+
+def test_everything_loads_as_ordinary_folders(output: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    for config in tiny(output).models:
+        folder = output / "models" / config.id
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        assert model.config.model_type == config.architecture
+        assert model.get_input_embeddings().num_embeddings == len(tokenizer) == config.vocab_size
+        assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+        assert not list(output.rglob("*.checkpoint.pt"))
+        trained = AutoTokenizer.from_pretrained(output / "tokenizers" / config.id)
+        assert trained("x = [1, 23]\n")["input_ids"] == tokenizer("x = [1, 23]\n")["input_ids"]
+    tasks = json.loads((output / "tasks" / "boolean.json").read_text())
+    assert len(tasks["examples"]) == 5
+    assert set(tasks["examples"][0]) == {"input", "target"}
+    costs = models.bits_per_byte(output / "models" / "coder", output / "corpus" / "test.parquet", "cpu")
+    assert set(costs) == {"stubs", "licences", "skill_boolean"}
+    assert all(0 < cost < 20 for cost in costs.values())
+
+
+def test_second_call_writes_nothing(output: Path) -> None:
+    before = stamps(output)
+    inputs.make_inputs(tiny(output))
+    assert stamps(output) == before
+
+
+def test_only_what_changed_is_made_again(output: Path) -> None:
+    before = stamps(output)
+    raw = [model.model_dump() for model in tiny(output).models]
+    raw[1]["learning_rate"] = 5e-3
+    inputs.make_inputs(tiny(output, models=raw))
+    changed = {name for name, stamp in stamps(output).items() if before.get(name) != stamp}
+    assert changed
+    assert all(name.startswith("models/coder") for name in changed)
+
+
+def test_a_damaged_model_is_made_again(output: Path) -> None:
+    weights = output / "models" / "writer" / "model.safetensors"
+    intact = weights.read_bytes()
+    weights.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
+    inputs.make_inputs(tiny(output), only="writer")
+    assert weights.read_bytes() == intact
+
+
+def test_parallel_training_gives_the_same_weights(output: Path, tmp_path: Path) -> None:
+    chosen = [model.model_dump() for model in tiny(tmp_path).models[:2]]
+    inputs.make_inputs(tiny(tmp_path, models=chosen, jobs=2), only="models")
+    for name in ("corpus/train.parquet", "tokenizers/target/tokenizer.json"):
+        assert (tmp_path / name).read_bytes() == (output / name).read_bytes()
+    assert {path.name for path in (tmp_path / "models").iterdir() if path.is_dir()} == {"target", "coder"}
+
+
+class KilledError(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_killed_training_resumes_exactly(
+    output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    config = tiny(output, checkpoint_seconds=1e-9)
+    model = config.models[place]
+    training = models.Training(
+        config, model, output / "tokenizers" / model.id, output / "experts", tmp_path / model.id, "digest"
+    )
+    whole = models.train(training).joinpath("model.safetensors").read_bytes()
+    write = models._write_checkpoint
+
+    def die_after_three(training: models.Training, model: Any, optimizer: Any, step: int) -> None:
+        write(training, model, optimizer, step)
+        if step == 3:
+            raise KilledError
+
+    monkeypatch.setattr(models, "_write_checkpoint", die_after_three)
+    with pytest.raises(KilledError):
+        models.train(training)
+    monkeypatch.undo()
+    lines: list[str] = []
+    assert models.train(training, lines.append).joinpath("model.safetensors").read_bytes() == whole
+    assert any("resuming at step 3" in line for line in lines)
+
+
+def test_pack_mix_keeps_the_weights() -> None:
+    documents = {"few": [[1] * 10] * 3, "many": [[2] * 7] * 500}
+    stream = models.pack_mix(documents, {"few": 3.0, "many": 1.0, "other": 1.0}, 4000, "seed")
+    assert len(stream) == 4000
+    assert abs(np.mean(stream == 1) - 0.75) < 0.03
+    assert (stream == models.pack_mix(documents, {"few": 3.0, "many": 1.0}, 4000, "seed")).all()
+
+
+def test_marks_tell_what_is_damaged(tmp_path: Path) -> None:
+    piece = tmp_path / "piece"
+    file = piece / "a.txt"
+    made.write_atomically(file, b"content")
+    made.write_mark(piece, "digest", [file])
+    assert made.is_made(piece, "digest")
+    assert not made.is_made(piece, "other")
+    file.write_bytes(b"Content")
+    assert not made.is_made(piece, "digest")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configs_hold_what_the_demo_needs(path: Path) -> None:
+    config = load_config(DemoInputs, path)
+    assert [model.id for model in config.models] == ["target", "coder", "writer", "scribe"]
+    experts = [model.mix for model in config.models if model.id != "target"]
+    for domain in config.corpus.domains():
+        best = max(mix.get(domain, 0) / sum(mix.values()) for mix in experts)
+        target = config.models[0].mix
+        assert best > target[domain] / sum(target.values()), f"{domain} is no expert's speciality"
+    absent = config.corpus.absent_from_train
+    assert sum(not domain.startswith("skill_") for domain in absent) >= 2
+    assert any(domain.startswith("skill_") for domain in absent)
+
+
+def test_mistakes_are_named(output: Path) -> None:
+    with pytest.raises(ConfigError, match="no such part"):
+        inputs.make_inputs(tiny(output), only="nobody")
+    raw = [model.model_dump() for model in tiny(output).models]
+    raw[0]["mix"] = {"klingon": 1.0}
+    with pytest.raises(ConfigError, match="klingon"):
+        tiny(output, models=raw)

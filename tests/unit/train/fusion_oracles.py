@@ -1,0 +1,239 @@
+"""The losses once more, slow and obvious: dense distributions over the whole vocabulary, one place at a time, float64.
+
+Nothing of `train.losses` or `train.objective` is used here; only autograd and the selection network's own layers.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from train.asn import SelectionNetwork
+from train.config import MethodConfig
+from train.losses import Candidates
+
+EPS = 1e-9
+
+
+class DenseLosses(NamedTuple):
+    """Terms of one batch with their graphs, and the fusion weights [N, M] (`token`, `sequence`, MinCE)."""
+
+    total: Tensor
+    lm: Tensor
+    fuse: Tensor
+    feed: Tensor
+    select: Tensor
+    importances: list[Tensor]
+
+
+def random_candidates(
+    seed: int,
+    n: int = 6,
+    m: int = 3,
+    k: int = 4,
+    vocab: int = 14,
+    chunks: int = 2,
+    garbage_where_unaligned: bool = False,
+) -> Candidates:
+    """Random supports that overlap, with padding, unaligned candidates and (at position 0) nobody aligned."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    ids = torch.stack(
+        [torch.stack([torch.randperm(vocab, generator=generator)[:k] for _ in range(m)]) for _ in range(n)]
+    )
+    mass = uniform(n, m, k) + 0.05
+    stored = torch.randint(1, k + 1, (n, m), generator=generator)
+    padding = torch.arange(k) >= stored[..., None]
+    mass[padding] = 0
+    probs = mass / mass.sum(-1, keepdim=True) * (0.4 + 0.59 * uniform(n, m))[..., None]
+    probs, order = probs.sort(-1, descending=True)
+    ids = ids.gather(-1, order).masked_fill(probs == 0, -1)
+    aligned = uniform(n, m) < 0.7
+    aligned[0] = False
+    aligned[1, 0] = True
+    if not garbage_where_unaligned:
+        probs = probs * aligned[..., None]
+        ids = ids.masked_fill(~aligned[..., None], -1)
+    labels = torch.randint(0, vocab, (n,), generator=generator)
+    labels[-1] = ids[-1].max().clamp(min=0)  # a label that somebody stores, unless nobody is aligned there
+    chunk_of = (torch.arange(n) * chunks) // n
+    return Candidates(ids, probs, aligned, labels, 0.5 + uniform(chunks, m), chunk_of)
+
+
+def dense_distribution(candidates: Candidates, position: int, candidate: int, vocab: int) -> Tensor:
+    """P_j over the vocabulary as stored, [V]; all zero where the candidate is not aligned."""
+    dense = torch.zeros(vocab, dtype=torch.float64)
+    if candidates.aligned[position, candidate]:
+        for token, prob in zip(
+            candidates.ids[position, candidate].tolist(), candidates.probs[position, candidate].tolist(), strict=True
+        ):
+            if token >= 0:
+                dense[token] += prob
+    return dense
+
+
+def gate_at(logits: Tensor, available: list[bool]) -> list[Tensor]:
+    """Eq. 5's softmax over the candidates that are available, one place."""
+    exponentials = [
+        logit.exp() if there else logit.new_zeros(()) for logit, there in zip(logits, available, strict=True)
+    ]
+    total = sum(exponentials, logits.new_zeros(()))
+    return [value / total if there else value for value, there in zip(exponentials, available, strict=True)]
+
+
+def select_at(p: list[Tensor], tau: float) -> list[Tensor]:
+    """Eq. 6 and 7 at one place: those above tau, else the best one; weights that sum to 1."""
+    values = [float(value.detach()) for value in p]
+    if max(values) == 0:
+        return [torch.zeros((), dtype=torch.float64) for _ in p]
+    chosen = [value > tau for value in values]
+    if not any(chosen):
+        chosen[values.index(max(values))] = True
+    total = sum((value for value, kept in zip(p, chosen, strict=True) if kept), torch.zeros((), dtype=torch.float64))
+    return [value / (total + EPS) if kept else value * 0 for value, kept in zip(p, chosen, strict=True)]
+
+
+def coarse_cross_entropy(stored: Tensor, log_q: Tensor) -> Tensor:
+    """Cross-entropy between two distributions after everything outside the support became one symbol."""
+    inside = stored > 0
+    teacher = torch.cat([stored[inside], (1 - stored.sum())[None]])
+    student = torch.cat([log_q[inside].exp(), log_q[~inside].exp().sum()[None]])
+    return -(teacher * student.log()).sum()
+
+
+def feature_rows(candidates: Candidates) -> Tensor:
+    """[N, M * 12] as `candidate_features` documents it, number by number."""
+    rows = []
+    for position in range(len(candidates.labels)):
+        nlls = candidates.nll_per_byte[candidates.chunk_of[position]].tolist()
+        row: list[float] = []
+        for j in range(candidates.aligned.shape[1]):
+            if candidates.aligned[position, j]:
+                probs = candidates.probs[position, j].tolist()
+                logs = [max(-12.0, torch.tensor(p).double().log().item()) if p > 0 else -12.0 for p in probs]
+                tail = max(0.0, 1 - sum(probs))
+                symbols = [p for p in [*probs, tail] if p > 0]
+                entropy = -sum(p * torch.tensor(p).double().log().item() for p in symbols)
+                row += [*(logs + [-12.0] * 8)[:8], entropy, tail, 1.0]
+            else:
+                row += [0.0] * 11
+            row.append(nlls[j] - sum(nlls) / len(nlls))
+        rows.append(row)
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def dense_losses(
+    method: MethodConfig, asn: SelectionNetwork | None, candidates: Candidates | None, logits: Tensor
+) -> DenseLosses:
+    """The whole objective (eq. 10) from the full logits [N, V]."""
+    nothing = torch.zeros((), dtype=torch.float64)
+    log_q = torch.log_softmax(logits, -1)
+    if candidates is None:
+        raise ValueError("the labels travel with the candidates in this oracle")
+    n = len(candidates.labels)
+    lm = sum((-log_q[position, candidates.labels[position]] for position in range(n)), nothing) / n
+    if method.teacher == "none":
+        return DenseLosses(method.lambda_lm * lm, lm, nothing, nothing, nothing, [])
+    if asn is not None and asn.granularity == "element":
+        fuse, importances = _element_fusion(asn, candidates, log_q, method.tau)
+        chosen = nothing
+    else:
+        fuse, importances, chosen = _position_fusion(method, asn, candidates, log_q)
+    feed = nothing
+    if asn is not None:
+        mean = sum(importances, nothing) / len(importances)
+        variance = sum(((value - mean) ** 2 for value in importances), nothing) / len(importances)
+        feed = variance / (mean**2 + EPS)
+    total = (
+        method.lambda_lm * lm + method.lambda_fuse * fuse + method.lambda_feed * feed + method.lambda_select * chosen
+    )
+    return DenseLosses(total, lm, fuse, feed, chosen, importances)
+
+
+def _position_fusion(
+    method: MethodConfig, asn: SelectionNetwork | None, candidates: Candidates, log_q: Tensor
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    n, m, _ = candidates.ids.shape
+    vocab = log_q.shape[1]
+    selection = _selection_logits(asn, candidates) if asn is not None else None
+    importances = [torch.zeros((), dtype=torch.float64) for _ in range(m)]
+    cross_entropies, selector_terms = [], []
+    for position in range(n):
+        available = candidates.aligned[position].tolist()
+        stored = [dense_distribution(candidates, position, j, vocab) for j in range(m)]
+        if selection is None:
+            nlls = candidates.nll_per_byte[candidates.chunk_of[position]].tolist()
+            best = nlls.index(min(nlls))
+            w = [torch.tensor(float(j == best and available[j]), dtype=torch.float64) for j in range(m)]
+        else:
+            p = gate_at(selection[position], available)
+            w = select_at(p, method.tau)
+            if any(available) and method.lambda_select:
+                selector_terms.append(-_gold_mixture(p, stored, int(candidates.labels[position])).log())
+        importances = [total + value for total, value in zip(importances, w, strict=True)]
+        used = [value.detach() for value in w] if method.lambda_select else w
+        if max(float(value.detach()) for value in w) == 0:
+            continue
+        if method.tail == "renormalise":
+            fused = sum(
+                (value * P / P.sum() for value, P in zip(used, stored, strict=True) if P.sum() > 0), log_q[0] * 0
+            )
+            cross_entropies.append(-(fused * log_q[position]).sum())
+        else:
+            terms = [
+                v * coarse_cross_entropy(P, log_q[position]) for v, P in zip(used, stored, strict=True) if P.sum() > 0
+            ]
+            cross_entropies.append(torch.stack(terms).sum())
+    fuse = torch.stack(cross_entropies).mean() if cross_entropies else torch.zeros((), dtype=torch.float64)
+    chosen = torch.stack(selector_terms).mean() if selector_terms else torch.zeros((), dtype=torch.float64)
+    return fuse, importances, chosen
+
+
+def _gold_mixture(p: list[Tensor], stored: list[Tensor], label: int) -> Tensor:
+    """sum_j p_j P_j(label), the tail of each candidate spread evenly over the ids that it does not store."""
+    total = torch.zeros((), dtype=torch.float64)
+    for value, P in zip(p, stored, strict=True):
+        outside = int((P == 0).sum())
+        gold = P[label] if P[label] > 0 else (1 - P.sum()) / outside
+        total = total + value * gold
+    return total + EPS
+
+
+def _selection_logits(asn: SelectionNetwork, candidates: Candidates) -> Tensor:
+    features = feature_rows(candidates)
+    if asn.granularity == "sequence":
+        pooled = [features[candidates.chunk_of == chunk].mean(0) for chunk in candidates.chunk_of.tolist()]
+        features = torch.stack(pooled)
+    return asn(features)
+
+
+def _element_fusion(
+    asn: SelectionNetwork, candidates: Candidates, log_q: Tensor, tau: float
+) -> tuple[Tensor, list[Tensor]]:
+    """Algorithm 1 with its full (N, V, M) tensor, all-zero rows and all."""
+    n, m, _ = candidates.ids.shape
+    vocab = log_q.shape[1]
+    dense = torch.zeros(n, vocab, m, dtype=torch.float64)
+    for position in range(n):
+        for j in range(m):
+            stored = dense_distribution(candidates, position, j, vocab)
+            dense[position, :, j] = stored / stored.sum() if stored.sum() > 0 else stored
+    logits = asn(dense)
+    importances = [torch.zeros((), dtype=torch.float64) for _ in range(m)]
+    cross_entropies = []
+    for position in range(n):
+        available = candidates.aligned[position].tolist()
+        if not any(available):
+            continue
+        fused = []
+        for token in range(vocab):
+            w = select_at(gate_at(logits[position, token], available), tau)
+            importances = [total + value for total, value in zip(importances, w, strict=True)]
+            fused.append(sum((value * dense[position, token, j] for j, value in enumerate(w)), logits.new_zeros(())))
+        cross_entropies.append(-(torch.stack(fused) * log_q[position]).sum())
+    return torch.stack(cross_entropies).mean(), importances
