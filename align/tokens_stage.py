@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,6 +73,9 @@ class TokensWorker:
             "ends": list_column([encoding.ends for encoding in encodings], pa.int32()),
         }
         tokens = sum(len(encoding.ids) for encoding in encodings)
-        stats = {"lossy_chunks": sum(encoding.lossy for encoding in encodings)}
+        stats = {
+            "lossy_chunks": sum(encoding.lossy for encoding in encodings),
+            "domains": dict(Counter(chunks.column("domain").to_pylist())),
+        }
         table = pa.table(columns, schema=TOKENS)
         return write_part(join(self.stage.output, unit.part), table, self.stage.provenance(unit), tokens, stats)

@@ -68,6 +68,7 @@ class RayExecutor:
     def __init__(self, config: ExecutorConfig) -> None:
         self._config = config
         self._started = False
+        self._attempts: Any = None
 
     def map(self, stage: Stage, units: Iterable[Unit]) -> Iterator[Outcome]:
         remaining = iter(units)
@@ -83,10 +84,10 @@ class RayExecutor:
         unfinished = dict(wave)
         rows = [{"unit": pickle.dumps(unit)} for unit in wave.values()]
         workers = min(needs.workers, len(rows))
-        attempts = ray.remote(_Attempts).options(num_cpus=0).remote(self._config.retries, workers)
+        ray.get(self._attempts.reset.remote(workers))
         results = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             _StageActor,
-            fn_constructor_args=(stage, attempts),
+            fn_constructor_args=(stage, self._attempts),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
             num_cpus=needs.num_cpus,
@@ -137,6 +138,7 @@ class RayExecutor:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         if not ray.is_initialized():
             ray.init(**self._init_arguments())
+        self._attempts = ray.remote(_Attempts).options(num_cpus=0).remote(self._config.retries)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
@@ -171,8 +173,12 @@ class _Attempts:
     unit that kills its worker each time is named while all others go on.
     """
 
-    def __init__(self, retries: int, workers: int) -> None:
+    def __init__(self, retries: int) -> None:
         self._retries = retries
+        self.reset(1)
+
+    def reset(self, workers: int) -> None:
+        """Starts anew for a stage with so many workers."""
         self._workers = workers
         self._open: Counter[str] = Counter()
 

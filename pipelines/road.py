@@ -38,7 +38,8 @@ class Road:
     def chunk(self) -> None:
         check_corpus(self.config.corpus)
         self.check_models()
-        stage = ChunkStage(self.config.corpus, self.config.chunk, self.config.models, self.layout.chunks)
+        config = self.config
+        stage = ChunkStage(config.corpus, config.chunk, config.models, self.layout.chunks, recut=self.overwrite)
         self._run("chunk", [stage])
 
     def precompute(self, only: str | None = None) -> None:

@@ -29,6 +29,8 @@ class ChunkStage:
     config: ChunkConfig
     models: list[ModelConfig]
     output: str
+    recut: bool = False
+    """Cut again where a source joined after the cutting; otherwise its longer chunks are precompute's to refuse."""
 
     name = "chunk"
     kind = "chunks"
@@ -71,7 +73,7 @@ class ChunkStage:
 
     def differences(self, found: Provenance, unit: Unit) -> list[str]:
         """Chunks stay valid when a source joins or leaves; precompute checks that they fit a newcomer's block."""
-        known = {key: value for key, value in self._tokenizers.items() if key in found.identity}
+        known = {key: value for key, value in self._tokenizers.items() if self.recut or key in found.identity}
         kept = {key: value for key, value in found.identity.items() if key in self._tokenizers}
         return differences(_with_identity(found, kept), _with_identity(self.provenance(unit), known))
 

@@ -90,3 +90,20 @@ def save_tiny_model(folder: Path, architecture: str, tokenizer_size: int, *, see
                 parameter.normal_(0, 0.2)
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def architectures() -> tuple[str, ...]:
+    return ARCHITECTURES
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer() -> Any:
+    """`train_byte_bpe(folder, vocab_size, bos=..., words=...)`."""
+    return train_byte_bpe
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Any:
+    """`save_tiny_model(folder, architecture, tokenizer_size, seed=..., context=..., padding=..., bos=...)`."""
+    return save_tiny_model

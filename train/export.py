@@ -26,8 +26,11 @@ def export(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     model: Any = target.model
-    weights = {name: tensor.to(target.stored_dtype) for name, tensor in model.state_dict().items()}
+    dtype = target.stored_dtype
+    state = model.state_dict().items()
+    weights = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state}
     model.save_pretrained(temporary, state_dict=weights)
+    _state_dtype(temporary / "config.json", dtype)
     tokenizer.save_pretrained(temporary)
     if asn is not None:
         save_file({name: tensor.contiguous() for name, tensor in asn.state_dict().items()}, temporary / ASN_WEIGHTS)
@@ -36,6 +39,13 @@ def export(
     (temporary / "README.md").write_text(card)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
+
+
+def _state_dtype(path: Path, dtype: torch.dtype) -> None:
+    """Lets config.json state the exported dtype: `save_pretrained` writes that of the fp32 master weights."""
+    config = json.loads(path.read_text())
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def load_asn(folder: str | Path) -> tuple[SelectionNetwork, list[str]]:

@@ -1,6 +1,7 @@
 """The training loop of one job: one method, one seed. Resumes from its last checkpoint, ends with two exports.
 
-`last/` is the target after the last step, `best/` at its lowest validation bits per byte. result.json is the mark.
+`last/` is the target after the last step, `best/` at its lowest validation bits per byte on the domains that the
+training text has. result.json is the mark.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Trainer:
         self.optimizer = self._build_optimizer()
         self.stream = BatchStream(self.shards, job.optimizer.batch_size, job.seed)
         self.steps = max(1, round(job.optimizer.epochs * self.stream.samples_per_epoch / job.optimizer.batch_size))
-        self.validation = Validation(job.tokens, job.run.validate_tokens, pad_id)
+        self.validation = Validation(job.tokens, job.run.validate_tokens, pad_id, self.shards.domains)
         self.state = TrainState(job=job.digest())
         self.selection = SelectionLog(self.candidates)
 
@@ -172,7 +173,7 @@ class Trainer:
         self._log({"event": "validation", "step": self.state.step, **measured})
         if not self.selection.empty:
             self._log({"event": "selection", "step": self.state.step, "domains": self.selection.by_domain()})
-        found = measured["bits_per_byte"]
+        found = measured["trained_bits_per_byte"]
         if found < self.state.best_bits_per_byte:
             self.state.best_bits_per_byte, self.state.best_step = found, self.state.step
             self._export("best")
@@ -207,7 +208,7 @@ class Trainer:
             "samples": self.state.taken,
             "best_step": self.state.best_step,
             "best_bits_per_byte": self.state.best_bits_per_byte,
-            "last_bits_per_byte": last["bits_per_byte"],
+            "last_bits_per_byte": last["trained_bits_per_byte"],
             "asn_moved": moved,
             "seconds": round(seconds, 2),
         }

@@ -115,8 +115,35 @@ class ElementFusion(NamedTuple):
     weights: Tensor
 
 
+class Union(NamedTuple):
+    """The union of the candidates' supports, as a flat list of U (position, vocabulary id) places.
+
+    position: int64 [U]. rows: float32 [U, M], every candidate's probability of that id. logq: [U], the target's.
+    """
+
+    position: Tensor
+    rows: Tensor
+    logq: Tensor
+
+
+def union_of_supports(candidates: Candidates, logq: Tensor) -> Union:
+    """Merges the stored ids of the aligned candidates: each position's ids sorted, equal neighbours joined."""
+    n, m, k = candidates.ids.shape
+    ids = candidates.ids.masked_fill(~candidates.aligned[..., None], -1).reshape(n, m * k)
+    probs = (candidates.probs * candidates.aligned[..., None]).reshape(n, m * k)
+    ids, order = ids.sort(dim=1, stable=True)
+    first = torch.cat([ids[:, :1] >= 0, (ids[:, 1:] != ids[:, :-1]) & (ids[:, 1:] >= 0)], 1)
+    place = first.flatten().cumsum(0) - 1  # of every slot in the flat list; padding (-1) sorts to the front
+    stored = (ids >= 0).flatten()
+    rows = probs.new_zeros(int(first.sum()), m)
+    slot = place[stored] * m + (order // k).flatten()[stored]
+    rows.view(-1).index_add_(0, slot, probs.gather(1, order).flatten()[stored])
+    position = first.nonzero()[:, 0]
+    return Union(position, rows, logq.reshape(n, m * k).gather(1, order)[first])
+
+
 def fuse_elements(
-    asn: SelectionNetwork, candidates: Candidates, logq: Tensor, tau: float, vocab_size: int, block: int = 512
+    asn: SelectionNetwork, candidates: Candidates, logq: Tensor, tau: float, vocab_size: int
 ) -> ElementFusion:
     """The `element` granularity of Algorithm 1, evaluated on the union of supports and once for the zero row.
 
@@ -124,44 +151,16 @@ def fuse_elements(
     share of the importances is that row times their number: this equals the dense computation. Probabilities are
     renormalised over what is stored (tail policy of the paper).
     """
-    zero = asn(candidates.probs.new_zeros(1, asn.candidates))
-    parts = [
-        _fuse_element_block(asn, zero, candidates, logq, tau, vocab_size, slice(start, start + block))
-        for start in range(0, max(1, len(candidates.labels)), block)
-    ]
-    cross_entropy, importances, weights = zip(*parts, strict=True)
-    return ElementFusion(torch.cat(cross_entropy), torch.stack(importances).sum(0), torch.cat(weights))
+    n, m, _ = candidates.ids.shape
+    scaled = candidates.probs / candidates.probs.sum(-1, keepdim=True).clamp(min=_TINY)
+    union = union_of_supports(candidates._replace(probs=scaled), logq)
+    w, _ = select(gate(asn(union.rows), candidates.aligned[union.position]), tau)
+    fused = (w * union.rows).sum(-1)
+    cross_entropy = -logq.new_zeros(n).index_add(0, union.position, fused * union.logq)
 
-
-def _fuse_element_block(
-    asn: SelectionNetwork,
-    zero: Tensor,
-    candidates: Candidates,
-    logq: Tensor,
-    tau: float,
-    vocab_size: int,
-    at: slice,
-) -> tuple[Tensor, Tensor, Tensor]:
-    aligned = candidates.aligned[at]
-    ids = candidates.ids[at].masked_fill(~aligned[..., None], -1)
-    probs = candidates.probs[at] * aligned[..., None]
-    n, m, k = ids.shape
-    probs = probs / probs.sum(-1, keepdim=True).clamp(min=_TINY)
-    slots = ids.reshape(n, m * k)
-    # rows[n, s, j] = P_j at the id of slot s: every slot against every candidate's stored ids.
-    same = slots[:, :, None] == slots[:, None, :]
-    rows = (same * probs.reshape(n, 1, m * k)).reshape(n, m * k, m, k).sum(-1)
-    earlier = torch.ones(m * k, m * k, dtype=torch.bool, device=ids.device).tril(-1)
-    union = (slots >= 0) & ~(same & earlier).any(-1)  # each id once: its first slot
-
-    available = aligned[:, None, :].expand(n, m * k, m)
-    w, _ = select(gate(asn(rows), available), tau)
-    w = w * union[..., None]
-    fused = (w * rows).sum(-1)
-    cross_entropy = -(fused * logq[at].reshape(n, m * k)).sum(-1)
-
-    w_zero, _ = select(gate(zero.expand(n, m), aligned), tau)
-    zeros = (vocab_size - union.sum(-1)).to(w.dtype)
-    importances = w.sum((0, 1)) + (zeros[:, None] * w_zero).sum(0)
-    weights = w.sum(1) / union.sum(-1, keepdim=True).clamp(min=1)
-    return cross_entropy, importances, weights.detach()
+    zero = asn(candidates.probs.new_zeros(1, m))
+    w_zero, _ = select(gate(zero.expand(n, m), candidates.aligned), tau)
+    stored = torch.bincount(union.position, minlength=n)
+    importances = w.sum(0) + ((vocab_size - stored).to(w.dtype)[:, None] * w_zero).sum(0)
+    weights = w.detach().new_zeros(n, m).index_add(0, union.position, w.detach()) / stored.clamp(min=1)[:, None]
+    return ElementFusion(cross_entropy, importances, weights)

@@ -55,9 +55,13 @@ class ShardSet:
         self._tokens = read_manifest(tokens, "tokens", "align")
         self._manifests = {name: read_manifest(folder, "aligned", "align") for name, folder in aligned.items()}
         self.parts = self._tokens.parts_of(split)
-        if not self.parts:
+        if not sum(self.rows):
             raise DataError(
-                "There is nothing to read.", file=tokens, field="split", found="0 parts", expected=f"parts of '{split}'"
+                "There is nothing to read.",
+                file=tokens,
+                field="split",
+                found=f"{len(self.parts)} parts without a chunk",
+                expected=f"chunks of '{split}'",
             )
         self._check_complete()
         self._load = lru_cache(maxsize=WINDOW_PARTS + 1)(self._load_uncached)
@@ -70,6 +74,11 @@ class ShardSet:
         """Identity of every input, for checkpoints and reports."""
         manifests: dict[str, Manifest] = {"tokens": self._tokens, **self._manifests}
         return {name: manifest.digest for name, manifest in manifests.items()}
+
+    @property
+    def domains(self) -> set[str]:
+        """The domains that this split's text has, from the parts' statistics."""
+        return {domain for part in self.parts for domain in part.stats.get("domains", {})}
 
     def sample(self, part: int, row: int) -> Sample:
         return self._load(part).sample(row)

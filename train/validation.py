@@ -18,9 +18,13 @@ _LOG2 = math.log(2)
 
 
 class Validation:
-    """Holds the validation batches; a call measures the target as it stands."""
+    """Holds the validation batches; a call measures the target as it stands.
 
-    def __init__(self, tokens: str, batch_tokens: int, pad_id: int) -> None:
+    `trained_domains` are those of the training text. The best step is chosen on them alone: who trains on a corpus of
+    their own has held-out text of that corpus, and no text of what may be forgotten.
+    """
+
+    def __init__(self, tokens: str, batch_tokens: int, pad_id: int, trained_domains: set[str]) -> None:
         shards = ShardSet(tokens, {}, "validation")
         samples = [shards.sample(part, row) for part, rows in enumerate(shards.rows) for row in range(rows)]
         self._samples = [sample for sample in samples if len(sample.input_ids) > 1]
@@ -32,13 +36,14 @@ class Validation:
                 found="no chunk of two tokens or more",
                 remedy="give the validation split more text",
             )
+        self._trained = trained_domains & {sample.domain for sample in self._samples}
         self._batches = [(batch, collate(batch, pad_id)) for batch in _by_length(self._samples, batch_tokens)]
 
     @torch.no_grad()
     def __call__(
         self, target: Target, device: torch.device, dtype: torch.dtype | None, head_block: int
     ) -> dict[str, Any]:
-        """bits_per_byte (mean over domains), perplexity (per token, over all), and both per domain."""
+        """Bits per byte (mean over domains) of all and of the trained domains, perplexity, and both per domain."""
         was_training = target.training
         target.eval()
         sums: dict[str, list[float]] = {}
@@ -57,10 +62,15 @@ class Validation:
         domains = {name: _measures(*sums[name]) for name in sorted(sums)}
         nll, tokens, _ = (sum(column) for column in zip(*sums.values(), strict=True))
         return {
-            "bits_per_byte": sum(found["bits_per_byte"] for found in domains.values()) / len(domains),
+            "bits_per_byte": _mean_bits(domains, set(domains)),
+            "trained_bits_per_byte": _mean_bits(domains, self._trained or set(domains)),
             "perplexity": _perplexity(nll, tokens),
             "domains": domains,
         }
+
+
+def _mean_bits(domains: dict[str, dict[str, float]], chosen: set[str]) -> float:
+    return sum(domains[name]["bits_per_byte"] for name in sorted(chosen)) / len(chosen)
 
 
 def _measures(nll: float, tokens: float, covered_bytes: float) -> dict[str, float]:

@@ -5,6 +5,7 @@ Nothing of `train.losses` or `train.objective` is used here; only autograd and t
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -55,7 +56,7 @@ def random_candidates(
     ids = ids.gather(-1, order).masked_fill(probs == 0, -1)
     aligned = uniform(n, m) < 0.7
     aligned[0] = False
-    aligned[1, 0] = True
+    aligned[1:2, 0] = True
     if not garbage_where_unaligned:
         probs = probs * aligned[..., None]
         ids = ids.masked_fill(~aligned[..., None], -1)
@@ -115,10 +116,10 @@ def feature_rows(candidates: Candidates) -> Tensor:
         for j in range(candidates.aligned.shape[1]):
             if candidates.aligned[position, j]:
                 probs = candidates.probs[position, j].tolist()
-                logs = [max(-12.0, torch.tensor(p).double().log().item()) if p > 0 else -12.0 for p in probs]
+                logs = [max(-12.0, math.log(p)) if p > 0 else -12.0 for p in probs]
                 tail = max(0.0, 1 - sum(probs))
                 symbols = [p for p in [*probs, tail] if p > 0]
-                entropy = -sum(p * torch.tensor(p).double().log().item() for p in symbols)
+                entropy = -sum(p * math.log(p) for p in symbols)
                 row += [*(logs + [-12.0] * 8)[:8], entropy, tail, 1.0]
             else:
                 row += [0.0] * 11
@@ -181,12 +182,15 @@ def _position_fusion(
             continue
         if method.tail == "renormalise":
             fused = sum(
-                (value * P / P.sum() for value, P in zip(used, stored, strict=True) if P.sum() > 0), log_q[0] * 0
+                (value * dense / dense.sum() for value, dense in zip(used, stored, strict=True) if dense.sum() > 0),
+                log_q[0] * 0,
             )
             cross_entropies.append(-(fused * log_q[position]).sum())
         else:
             terms = [
-                v * coarse_cross_entropy(P, log_q[position]) for v, P in zip(used, stored, strict=True) if P.sum() > 0
+                v * coarse_cross_entropy(dense, log_q[position])
+                for v, dense in zip(used, stored, strict=True)
+                if dense.sum() > 0
             ]
             cross_entropies.append(torch.stack(terms).sum())
     fuse = torch.stack(cross_entropies).mean() if cross_entropies else torch.zeros((), dtype=torch.float64)
@@ -197,9 +201,9 @@ def _position_fusion(
 def _gold_mixture(p: list[Tensor], stored: list[Tensor], label: int) -> Tensor:
     """sum_j p_j P_j(label), the tail of each candidate spread evenly over the ids that it does not store."""
     total = torch.zeros((), dtype=torch.float64)
-    for value, P in zip(p, stored, strict=True):
-        outside = int((P == 0).sum())
-        gold = P[label] if P[label] > 0 else (1 - P.sum()) / outside
+    for value, dense in zip(p, stored, strict=True):
+        outside = int((dense == 0).sum())
+        gold = dense[label] if dense[label] > 0 else (1 - dense.sum()) / outside
         total = total + value * gold
     return total + EPS
 

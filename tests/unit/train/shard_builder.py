@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,9 @@ def write_tokens(folder: Path, parts: Parts) -> str:
             "ends": list_column([row.ends for row in rows], pa.int32()),
         }
         provenance = Provenance("tokens", split, {}, {})
-        entries.append(write_part(f"{folder}/{part_name(index)}", pa.table(columns), provenance, _tokens(rows)))
+        stats = {"domains": dict(Counter(row.domain for row in rows))}
+        path = f"{folder}/{part_name(index)}"
+        entries.append(write_part(path, pa.table(columns), provenance, _tokens(rows), stats))
     write_manifest(str(folder), build_manifest("tokens", {}, {"fingerprint": "f"}, entries))
     return str(folder)
 
@@ -178,7 +181,7 @@ def write_tiny_model(folder: Path, dtype: str = "float32") -> Path:
 
 
 def corpus_parts(model: Path, candidates: list[str], rows: tuple[int, ...] = (5, 4, 4)) -> Parts:
-    """Real text under the model's own tokenizer, with invented candidates."""
+    """Real text under the model's own tokenizer, with invented candidates; domain `absent` is in validation only."""
     from contract.encoder import load_encoder
 
     encoder = load_encoder(str(model))
@@ -193,7 +196,8 @@ def corpus_parts(model: Path, candidates: list[str], rows: tuple[int, ...] = (5,
 
     ids = iter(range(1000))
     parts: Parts = [("train", [chunk(next(ids)) for _ in range(count)]) for count in rows]
-    return [*parts, ("validation", [chunk(next(ids)) for _ in range(4)])]
+    validation = [chunk(next(ids)) for _ in range(5)]
+    return [*parts, ("validation", [*validation[:-1], replace(validation[-1], domain="absent")])]
 
 
 def make_job(

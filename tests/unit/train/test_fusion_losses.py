@@ -108,7 +108,7 @@ def test_elements_equal_the_full_tensor(seed: int, block: int) -> None:
     logits = hidden @ weight.T
     expected = dense_losses(method, asn, candidates, logits)
     logq = run_head(lambda h: h @ weight.T, hidden, candidates.labels, candidates.ids, 3).support_logq
-    found = fuse_elements(asn, candidates, logq, method.tau, VOCAB, block)
+    found = fuse_elements(asn, candidates, logq, method.tau, VOCAB)
     assert_close(found.importances, torch.stack(expected.importances))
     aligned = candidates.aligned.any(-1)
     assert_close(found.cross_entropy[aligned].mean(), expected.fuse)

@@ -1,0 +1,158 @@
+"""A tiny world: three random models of different architectures and tokenizers, a corpus of three domains, two tasks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+MODELS = {"target": ("llama", 320, True), "coder": ("gpt_neox", 300, False), "writer": ("gpt_neo", 400, False)}
+TEXTS = {
+    "code": "def f_{i}(x):\n    return x + {i}\n\nprint(f_{i}({i}))\n",
+    "prose": "The {i}th fox jumps over the lazy dog, and café number {i} is open. ",
+    "tables": "{i}\t{i}{i}\tname {i}\n",
+}
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stderr: str
+
+
+@dataclass(frozen=True)
+class World:
+    """Inputs in `root`; every run writes to an output of its own."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "run.yaml"
+
+    def command(self, output: Path, command: str, *sets: str) -> list[str]:
+        overrides = [f"output={output}", *sets]
+        options = [word for override in overrides for word in ("--set", override)]
+        return [sys.executable, "-m", "pipelines.cli", *command.split(), str(self.config), *options]
+
+    def cli(self, output: Path, command: str, *sets: str) -> Done:
+        """Runs the real command line in a process of its own, as a user would."""
+        done = subprocess.run(
+            self.command(output, command, *sets), cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        return Done(done.returncode, done.stderr)
+
+    def here(self, output: Path, command: str, *sets: str) -> Done:
+        """The same command line in this process, which spares the imports."""
+        from click.testing import CliRunner
+
+        from pipelines.cli import main
+
+        result = CliRunner().invoke(main, self.command(output, command, *sets)[3:])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Done(result.exit_code, result.stderr)
+
+    def run(self, output: Path, command: str, *sets: str) -> str:
+        done = self.here(output, command, *sets)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    def on_ray(self, output: Path, workers: int) -> None:
+        """Chunks, and one source's shards, through one local Ray; every stage starts workers, so few stages."""
+        from contract.config import load_config
+        from pipelines.config import FusionConfig
+        from pipelines.road import open_road
+
+        pools = [f"{stage}.workers={workers}" for stage in ("chunk", "precompute", "align")]
+        ray = ["executor.kind=ray", "executor.num_cpus=4", "executor.object_store_mb=100"]
+        fewer = ["align.maps=[mined]", "train.methods=[ct]"]
+        with open_road(load_config(FusionConfig, self.config, [f"output={output}", *pools, *ray, *fewer])) as road:
+            road.chunk()
+            road.precompute("coder")
+            road.align("coder")
+
+
+def hashes(folder: Path, *patterns: str) -> dict[str, str]:
+    """SHA-256 of every part and manifest below `folder`."""
+    files = [path for pattern in patterns or ("part-*.parquet", "manifest.json") for path in folder.rglob(pattern)]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
+
+
+@pytest.fixture(scope="session")
+def part_hashes() -> Any:
+    return hashes
+
+
+def documents(domain: str, start: int, count: int) -> list[dict[str, str]]:
+    made = []
+    for number in range(start, start + count):
+        text = "".join(TEXTS[domain].format(i=number * 10 + line) for line in range(8))
+        made.append({"text": text, "domain": domain})
+    return made
+
+
+def write_corpus(root: Path) -> None:
+    """`tables` stands in validation and test only."""
+    root.mkdir()
+    for number, (split, count) in enumerate({"train": 14, "validation": 4, "test": 4}.items()):
+        domains = [domain for domain in TEXTS if (split, domain) != ("train", "tables")]
+        rows = [row for domain in domains for row in documents(domain, 100 * number, count)]
+        pq.write_table(pa.Table.from_pylist(rows), root / f"{split}.parquet")
+
+
+def write_config(root: Path) -> None:
+    sources = [{"id": name, "path": str(root / name)} for name in MODELS if name != "target"]
+    config = {
+        "name": "tiny",
+        "output": "overridden",
+        "target": {"id": "target", "path": str(root / "target")},
+        "sources": sources,
+        "corpus": {"path": str(root / "corpus"), "domain": "domain"},
+        "chunk": {"block_size": 96, "part_bytes": 1500},
+        "precompute": {"k": 8, "batch_tokens": 512},
+        "align": {"maps": ["first-token", "mined"]},
+        "train": {
+            "methods": ["ct", "fusellm", "paper", "fusionx"],
+            "optimizer": {"learning_rate": 0.001, "batch_size": 16, "epochs": 2},
+            "run": {"validate_every": 4},
+            "jobs": 2,
+        },
+        "eval": {"tasks": [str(root / "tasks")], "sources": True, "max_new_tokens": 2, "bootstrap": 100, "threads": 1},
+        "executor": {"kind": "inline"},
+    }
+    (root / "run.yaml").write_text(yaml.safe_dump(config))
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory, make_model: Any) -> World:
+    root = tmp_path_factory.mktemp("tiny-world")
+    for number, (name, (architecture, size, bos)) in enumerate(MODELS.items()):
+        make_model(root / name, architecture, size, seed=number, bos=bos)
+    write_corpus(root / "corpus")
+    (root / "tasks").mkdir()
+    for task, target in (("yes", "True"), ("sums", "4")):
+        examples = [{"input": f"{task} {i}", "target": target} for i in range(3)]
+        (root / "tasks" / f"{task}.json").write_text(json.dumps({"examples": examples}))
+    write_config(root)
+    return World(root)
+
+
+@pytest.fixture(scope="session")
+def finished(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of one whole run with the executor `inline`; tests copy it before they change it."""
+    output = tmp_path_factory.mktemp("finished") / "out"
+    done = world.cli(output, "run")
+    assert done.returncode == 0, done.stderr
+    return output

@@ -1,0 +1,218 @@
+"""The whole road through the real command line: results, resumption, determinism, and bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+METHODS = ("ct", "fusellm", "paper", "fusionx")
+DATA_STAGES = ("chunk", "precompute", "align")
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run's data stages, with its times."""
+    for name in ("chunks", "logits", "aligned"):
+        shutil.copytree(finished / name, tmp_path / "out" / name)
+    return tmp_path / "out"
+
+
+def test_a_run_makes_every_output(world: Any, finished: Path) -> None:
+    parts = sorted((finished / "chunks").glob("part-*.parquet"))
+    assert len(parts) >= 5
+    folders = ["chunks", *(f"logits/{name}" for name in ("target", "coder", "writer")), "aligned/target/tokens"]
+    folders += [f"aligned/target/{kind}/{name}" for kind in ("first-token", "mined") for name in ("target", "coder")]
+    for folder in folders:
+        manifest = json.loads((finished / folder / "manifest.json").read_text())
+        assert manifest["parts"], folder
+        assert manifest["totals"]["rows"] > 0, folder
+    for name in ("results.json", "report.md", "report.html"):
+        assert (finished / "report" / name).stat().st_size > 500
+    results = json.loads((finished / "report" / "results.json").read_text())
+    assert {*METHODS, "target"} <= set(results["methods"])
+    assert "tables" in json.dumps(results)
+    config = json.loads((finished / "config.json").read_text())
+    assert len(config["digest"]) == 16
+
+
+def test_every_exported_model_is_an_ordinary_model(finished: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    for method in METHODS:
+        for step in ("best", "last"):
+            (folder,) = (finished / "train" / method).glob(f"lr-*/seed-0/{step}")
+            model = AutoModelForCausalLM.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            logits = model(**tokenizer("def f", return_tensors="pt")).logits
+            assert logits.isfinite().all()
+            assert (folder / "asn.safetensors").exists() == (method in ("paper", "fusionx"))
+
+
+def test_a_second_run_makes_nothing(world: Any, finished: Path) -> None:
+    def state() -> dict[str, int]:
+        files = [path for path in finished.rglob("*") if path.is_file()]
+        return {str(p.relative_to(finished)): p.stat().st_mtime_ns for p in files}
+
+    before, timings = state(), (finished / "timings.json").read_bytes()
+    results = json.loads((finished / "report" / "results.json").read_text())
+    log = world.run(finished, "run")
+    assert " 0 parts made" in log
+    after = state()
+    assert set(after) == set(before)
+    changed = {name for name in before if before[name] != after[name]}
+    assert {name for name in changed if not name.startswith("report/")} <= {"config.json"}
+    assert (finished / "timings.json").read_bytes() == timings
+    assert json.loads((finished / "report" / "results.json").read_text()) == results
+
+
+@pytest.mark.slow
+def test_wherever_and_whenever_it_is_made_it_is_the_same(
+    world: Any, finished: Path, tmp_path: Path, part_hashes: Any
+) -> None:
+    """Ray with one worker, Ray with four, and this process give the same bytes."""
+    pytest.importorskip("ray")
+    folders = ("chunks", "logits/coder", "aligned/target/tokens", "aligned/target/mined/coder")
+    expected = {name: part_hashes(finished / name) for name in folders}
+    for workers in (1, 4):
+        output = tmp_path / f"ray-{workers}"
+        world.on_ray(output, workers)
+        assert {name: part_hashes(output / name) for name in expected} == expected
+
+
+def without(world: Any, tmp_path: Path, *names: str) -> Any:
+    """The same world whose config leaves some sources out."""
+    config = yaml.safe_load(world.config.read_text())
+    config["sources"] = [source for source in config["sources"] if source["id"] not in names]
+    (tmp_path / "fewer").mkdir()
+    (tmp_path / "fewer" / "run.yaml").write_text(yaml.safe_dump(config))
+    return type(world)(tmp_path / "fewer")
+
+
+def test_adding_a_source_leaves_the_others_untouched(world: Any, tmp_path: Path, part_hashes: Any) -> None:
+    output = tmp_path / "out"
+    fewer = without(world, tmp_path, "writer")
+    for stage in DATA_STAGES:
+        fewer.run(output, stage)
+    before = part_hashes(output)
+    times = {name: (output / name).stat().st_mtime_ns for name in before}
+    for stage in DATA_STAGES:
+        world.run(output, stage)
+    after = part_hashes(output)
+    assert {name: after[name] for name in before} == before
+    assert {name: (output / name).stat().st_mtime_ns for name in before} == times
+    assert {name.split("/")[-2] for name in set(after) - set(before)} == {"writer"}
+
+
+def test_a_source_whose_chunks_do_not_fit_is_refused_and_the_remedy_helps(world: Any, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    without(world, tmp_path, "coder").run(output, "chunk")
+    done = world.here(output, "precompute --source coder")
+    assert done.returncode == 1
+    for word in ("tokenizer of 'coder'", "block_size", "`fusionx chunk --overwrite`"):
+        assert word in done.stderr
+    world.run(output, "chunk")  # without --overwrite the chunks stay as they are
+    assert world.here(output, "precompute --source coder").returncode == 1
+    world.run(output, "chunk --overwrite")
+    world.run(output, "precompute --source coder --overwrite")
+
+
+@pytest.mark.parametrize(
+    ("command", "sets", "code", "said"),
+    [
+        ("chunk", ["precompute.kk=3"], 2, ["run.yaml", "precompute.kk", "did you mean 'k'"]),
+        ("chunk", ["target.path=/no/such/model"], 2, ["'target'", "/no/such/model"]),
+        ("chunk", ["sources.coder.id=writer"], 2, ["listed twice", "writer"]),
+        ("precompute", ["precompute.k=301"], 2, ["precompute.k", "301", "'coder'", "at most 300"]),
+        ("chunk", ["corpus.path=/no/such/corpus"], 2, ["corpus.path", "/no/such/corpus"]),
+        ("chunk", ["chunk.block_size=129"], 2, ["chunk.block_size", "at most 128"]),
+        ("precompute --source nobody", [], 2, ["--source", "nobody", "target, coder, writer"]),
+        ("chunk", ["corpus.domain=meta"], 2, ["meta", "train.parquet"]),
+        ("chunk", ["chunk.block_size=64"], 1, ["config.block_size: found 96, expected 64", "--overwrite"]),
+        ("precompute", ["precompute.k=4"], 1, ["config.k: found 8, expected 4", "part-00000.parquet"]),
+        ("eval", ["eval.tasks=[/no/such/task]"], 2, ["tasks", "/no/such/task"]),
+        ("nonsense", [], 2, ["No such command"]),
+    ],
+)
+def test_bad_input_is_named_and_loses_nothing(
+    world: Any, copied: Path, part_hashes: Any, command: str, sets: list[str], code: int, said: list[str]
+) -> None:
+    before = part_hashes(copied)
+    done = world.here(copied, command, *sets)
+    assert done.returncode == code, done.stderr
+    for word in said:
+        assert word in done.stderr
+    assert "Traceback" not in done.stderr
+    assert part_hashes(copied) == before
+
+
+def test_an_empty_corpus_is_named(world: Any, tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "train.jsonl").write_text("")
+    done = world.here(tmp_path / "out", "chunk", f"corpus.path={tmp_path / 'corpus'}")
+    assert (done.returncode, "corpus is empty" in done.stderr) == (1, True), done.stderr
+
+
+def test_a_tokenizer_that_changed_since_precompute_is_refused(
+    world: Any, copied: Path, tmp_path: Path, part_hashes: Any
+) -> None:
+    before = part_hashes(copied)
+    changed = tmp_path / "coder"
+    shutil.copytree(world.root / "coder", changed)
+    tokenizer = json.loads((changed / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:-1]
+    (changed / "tokenizer.json").write_text(json.dumps(tokenizer))
+    done = world.here(copied, "align", f"sources.coder.path={changed}")
+    assert done.returncode == 1, done.stderr
+    for word in ("tokenizer changed", "'coder'", str(changed), "--overwrite"):
+        assert word in done.stderr
+    assert part_hashes(copied) == before
+
+
+def test_a_part_cut_short_is_made_again_and_the_next_stage_refuses_it_until_then(
+    world: Any, copied: Path, part_hashes: Any
+) -> None:
+    before = part_hashes(copied)
+    part = copied / "logits" / "coder" / "part-00000.parquet"
+    part.write_bytes(part.read_bytes()[:-100])
+    shutil.rmtree(copied / "aligned" / "target" / "mined" / "coder")
+    done = world.here(copied, "align")
+    assert done.returncode == 1, done.stderr
+    for word in (str(part), "cut short", "align/mined/coder"):
+        assert word in done.stderr
+    log = world.run(copied, "precompute")
+    assert "[precompute/coder] complete: 1 parts made" in log
+    world.run(copied, "align")
+    assert part_hashes(copied) == before
+
+
+def test_killed_after_the_first_part_and_run_again_it_is_the_same(
+    world: Any, finished: Path, tmp_path: Path, part_hashes: Any
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(finished / "chunks", output / "chunks")
+    command = world.command(output, "precompute")
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[2], env={**os.environ})
+    try:
+        deadline = time.monotonic() + 60
+        while not list(output.glob("logits/*/part-*.parquet")) and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.005)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    made = part_hashes(output / "logits", "part-*.parquet")
+    expected = part_hashes(finished / "logits")
+    assert 0 < len(made) < len(expected)
+    assert made.items() <= expected.items()
+    world.run(output, "precompute")
+    assert part_hashes(output / "logits") == expected
+    assert not list(output.rglob("*.tmp"))

@@ -1,0 +1,155 @@
+"""The strict config base and the errors that cross process borders."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field
+
+from contract.config import Config, Operational, digest_of, load_config, parse_config
+from contract.errors import ConfigError, DataError, FusionXError, IncompleteError
+
+
+class Inner(Config):
+    k: int = Field(32, ge=1)
+    workers: Operational[int] = Field(1, ge=1)
+
+
+class Item(Config):
+    id: str
+    size: float = 1.0
+
+
+class Outer(Config):
+    name: str
+    output: Operational[str] = "runs/x"
+    inner: Inner = Inner()
+    items: list[Item] = []
+    shares: dict[str, float] = {}
+    maybe: Operational[int | None] = None
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_unknown_keys_are_errors_with_a_suggestion_and_all_problems_come_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, "name: a\ninner: {kk: 3, workers: 0}\nitems: [{id: a, sise: 2}, {size: x}]\nzzz: 1\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(Outer, path)
+    text = str(caught.value)
+    assert str(path) in text
+    assert "6 problems" in text
+    for line in (
+        "inner.kk: unknown key; did you mean 'k'?",
+        "inner.workers: Input should be greater than or equal to 1 (found 0)",
+        "items.0.sise: unknown key; did you mean 'size'?",
+        "items.1.id: required, but missing",
+        "items.1.size: ",
+        "zzz: unknown key; known keys: inner, items, maybe, name, output, shares",
+    ):
+        assert line in text
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[1, 2]", "not a mapping"),
+        ("", "not a mapping"),
+        ("a: [1", "not valid YAML"),
+        ("a: 2024-13-45", "not valid YAML"),
+        ("name: a\nname: b", "given twice"),
+        ("name: a\ninner:\n  k: 1\n  k: 2", "given twice"),
+        ("!!python/object/apply:os.system ['true']", "not valid YAML"),
+    ],
+)
+def test_what_is_no_config_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_config(Outer, write(tmp_path, text))
+
+
+def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such config file"):
+        load_config(Outer, tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00name")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(Outer, tmp_path / "binary.yaml")
+
+
+def test_overrides_reach_scalars_lists_by_index_and_by_id_and_new_mappings(tmp_path: Path) -> None:
+    path = write(tmp_path, "name: a\nitems: [{id: x}, {id: y}]\n")
+    overrides = ["inner.k=8", "items.0.size=2", "items.y.size=3", "shares.a=0.5", "maybe=null", "output=/tmp/é"]
+    config = load_config(Outer, path, overrides)
+    assert (config.inner.k, [item.size for item in config.items]) == (8, [2.0, 3.0])
+    assert (config.shares, config.maybe, config.output) == ({"a": 0.5}, None, "/tmp/é")
+    assert load_config(Outer, path, ["items=[{id: z}]"]).items == [Item(id="z")]
+    assert load_config(Outer, path, ["name=a=b"]).name == "a=b"
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["inner.k", "=3", "items.2.size=1", "items.none.size=1", "items.²=1", "name.x=1", "name.x.y=1", "name=["],
+)
+def test_malformed_overrides_are_refused(tmp_path: Path, override: str) -> None:
+    path = write(tmp_path, "name: a\nitems: [{id: x}]\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(Outer, path, [override])
+    assert caught.value.exit_code == 2
+
+
+def test_an_unknown_override_is_an_unknown_key(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"inner\.worker: unknown key; did you mean 'workers'\?"):
+        load_config(Outer, write(tmp_path, "name: a"), ["inner.worker=2"])
+
+
+def test_the_digest_covers_content_and_leaves_out_what_is_operational() -> None:
+    base = Outer(name="a")
+    same = [
+        Outer(name="a", output="elsewhere"),
+        Outer(name="a", maybe=3),
+        Outer(name="a", inner=Inner(workers=7)),
+        parse_config(Outer, {"name": "a", "inner": {"k": 32}}, "x"),
+    ]
+    other = [Outer(name="b"), Outer(name="a", inner=Inner(k=31)), Outer(name="a", items=[Item(id="x")])]
+    assert {config.digest() for config in same} == {base.digest()}
+    assert base.digest() not in {config.digest() for config in other}
+
+
+def test_the_digest_is_stable_across_versions_of_python_and_processes() -> None:
+    # A fixed value: a change here makes every finished output stale.
+    assert digest_of({"b": [1, 2.5, None, True], "a": "é"}) == digest_of({"a": "é", "b": [1, 2.5, None, True]})
+    assert digest_of({"a": 1}) == "015abd7f5cc57a2d"
+
+
+def test_configs_are_immutable() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Outer(name="a").name = "b"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("cls", "code"), [(ConfigError, 2), (DataError, 1), (IncompleteError, 1), (FusionXError, 1)])
+def test_errors_have_exit_codes_and_survive_pickling(cls: type[FusionXError], code: int) -> None:
+    error = cls("It broke.", file=Path("a/b"), field="f", found=3, expected=[1], remedy="mend it")
+    back = pickle.loads(pickle.dumps(error))
+    assert type(back) is cls
+    assert back.exit_code == code
+    assert str(back) == str(error)
+    assert all(word in str(error) for word in ("It broke.", "a/b", "f", "3", "[1]", "mend it"))
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda x: st.lists(x) | st.dictionaries(st.text(), x),
+        max_leaves=8,
+    )
+)
+def test_digest_of_any_plain_value_is_sixteen_hex_digits(value: Any) -> None:
+    assert len(digest_of(value)) == 16
+    int(digest_of(value), 16)

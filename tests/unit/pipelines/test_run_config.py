@@ -1,0 +1,69 @@
+"""What a whole run's config refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from contract.config import parse_config
+from contract.errors import ConfigError
+from pipelines.config import FusionConfig
+
+BASE: dict[str, Any] = {
+    "name": "x",
+    "output": "runs/x",
+    "target": {"id": "t", "path": "models/t"},
+    "sources": [{"id": "a", "path": "models/a"}],
+    "corpus": {"path": "data"},
+}
+
+
+def parse(**changes: Any) -> FusionConfig:
+    return parse_config(FusionConfig, {**BASE, **changes}, "x.yaml")
+
+
+def test_the_target_is_the_first_candidate() -> None:
+    assert [model.id for model in parse().models] == ["t", "a"]
+
+
+@pytest.mark.parametrize(
+    ("sources", "said"),
+    [
+        ([{"id": "a", "path": "p"}, {"id": "a", "path": "q"}], "listed twice (id 'a')"),
+        ([{"id": "t", "path": "p"}], "listed twice (id 't')"),
+        ([{"id": "a", "path": "p"}, {"id": "b", "path": "p"}], "listed twice (path 'p')"),
+        ([{"id": "a", "path": "models/t/"}], "listed twice (path 'models/t')"),
+        ([{"id": "a", "path": "./models/../models/t"}], "listed twice (path 'models/t')"),
+        ([{"id": "a/b", "path": "p"}], "sources.0.id"),
+    ],
+)
+def test_a_source_stands_once(sources: list[dict[str, str]], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(sources=sources)
+    assert said in str(caught.value)
+
+
+def test_one_model_at_two_revisions_is_two_sources() -> None:
+    parse(sources=[{"id": "a", "path": "hub/m", "revision": "1"}, {"id": "b", "path": "hub/m", "revision": "2"}])
+
+
+def test_a_method_needs_the_map_that_it_reads() -> None:
+    with pytest.raises(ConfigError, match=r"method 'paper' reads the map 'mined', which align\.maps does not make"):
+        parse(train={"methods": ["paper"]})
+    parse(train={"methods": ["paper"]}, align={"maps": ["mined"]})
+    parse(train={"methods": ["ct"]}, align={"maps": ["exact"]})
+
+
+@pytest.mark.parametrize(
+    "train", [{"methods": ["nope"]}, {"overrides": {"ct": {"lamda": 1}}}, {"methods": ["ct", "ct"]}]
+)
+def test_unknown_methods_and_overrides_are_refused(train: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="train"):
+        parse(train=train)
+
+
+def test_where_and_how_is_no_content() -> None:
+    elsewhere = parse(output="/y", executor={"kind": "inline"}, precompute={"workers": 4})
+    assert elsewhere.digest() == parse().digest()
+    assert parse(precompute={"k": 3}).digest() != parse().digest()

@@ -1,0 +1,93 @@
+"""Presets as the design states them, and what a config refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shard_builder import make_job
+
+from contract.config import parse_config
+from contract.errors import ConfigError
+from train.config import PRESETS, MethodConfig, OptimizerConfig, TrainConfig, TrainJob
+
+
+def fields(name: str, *names: str) -> tuple[Any, ...]:
+    return tuple(getattr(PRESETS[name], field) for field in names)
+
+
+def test_presets_are_the_designs() -> None:
+    assert set(PRESETS) == {"ct", "fusellm", "paper", "fusionx"}
+    losses = ("lambda_lm", "lambda_fuse", "lambda_feed", "lambda_select")
+    assert fields("ct", "teacher", *losses) == ("none", 1, 0, 0, 0)
+    assert fields("fusellm", "teacher", "map", "tail", *losses) == ("min_ce", "mined", "renormalise", 0.9, 0.1, 0, 0)
+    assert fields("paper", "teacher", "map", "tail", "granularity", "tau", *losses) == (
+        "asn", "mined", "renormalise", "element", 0.15, 1, 0.1, 0.5, 0,
+    )  # fmt: skip
+    assert fields("fusionx", "teacher", "map", "tail", "granularity", *losses[2:]) == (
+        "asn", "first-token", "bucket", "token", 0.05, 0.5,
+    )  # fmt: skip
+    assert 1 <= PRESETS["fusionx"].lambda_fuse <= 3
+
+
+def test_optimizer_defaults_are_the_papers() -> None:
+    config = OptimizerConfig()
+    assert (config.betas, config.clip, config.weight_decay, config.warmup_ratio) == ((0.9, 0.95), 1.0, 0.1, 0.008)
+    assert config.learning_rate == 3e-5
+
+
+def test_overrides_change_one_method() -> None:
+    config = TrainConfig(methods=["fusionx", "paper"], overrides={"fusionx": {"lambda_fuse": 3}})
+    assert config.method("fusionx") == PRESETS["fusionx"].model_copy(update={"lambda_fuse": 3})
+    assert config.method("paper") == PRESETS["paper"]
+    assert PRESETS["fusionx"].lambda_fuse == 1
+
+
+@pytest.mark.parametrize(
+    ("raw", "named"),
+    [
+        ({"methods": ["fusionx", "fuzion"]}, "fuzion"),
+        ({"overrides": {"nobody": {}}}, "nobody"),
+        ({"overrides": {"fusionx": {"lamda_fuse": 3}}}, "lamda_fuse"),
+        ({"overrides": {"fusionx": {"tau": 1.5}}}, "tau"),
+        ({"seeds": [0, 1, 0]}, "twice"),
+        ({"methods": ["ct", "ct"]}, "twice"),
+        ({"methods": []}, "methods"),
+        ({"seeds": []}, "seeds"),
+        ({"optimizer": {"epochs": 0}}, "optimizer.epochs"),
+        ({"optimiser": {}}, "did you mean 'optimizer'"),
+        ({"overrides": {"fusionx": {"granularity": "element"}}}, "element"),
+    ],
+)
+def test_refused(raw: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(TrainConfig, raw, "run.yaml")
+    assert named in str(caught.value)
+    assert "run.yaml" in str(caught.value)
+
+
+def test_element_stands_for_the_papers_losses_only() -> None:
+    """There the selector loss and the bucket do not exist; asking for them must not be silently ignored."""
+    for wrong in ({"tail": "bucket"}, {"lambda_select": 0.5}):
+        with pytest.raises(ValueError, match="element"):
+            MethodConfig.model_validate({**PRESETS["paper"].model_dump(), **wrong})
+
+
+def test_a_teacher_needs_candidates(tmp_path: Path) -> None:
+    job = make_job(tmp_path, "tokens", {"a": "b"}, tmp_path)
+    with pytest.raises(ConfigError, match="aligned"):
+        parse_config(TrainJob, {**job.model_dump(), "aligned": {}}, "job.json")
+
+
+def test_where_the_work_is_done_is_no_content(tmp_path: Path) -> None:
+    job = make_job(tmp_path, "tokens", {"a": "b"}, tmp_path)
+    moved = make_job(tmp_path / "x", "other", {"a": "c"}, tmp_path / "y", run={"checkpoint_every": 99, "log_every": 7})
+    assert job.digest() == moved.digest()
+    for other in (
+        make_job(tmp_path, "tokens", {"a": "b"}, tmp_path, seed=1),
+        make_job(tmp_path, "tokens", {"a": "b"}, tmp_path, "ct"),
+        make_job(tmp_path, "tokens", {"a": "b"}, tmp_path, inputs={"tokens": "u"}),
+        make_job(tmp_path, "tokens", {"a": "b"}, tmp_path, optimizer={"epochs": 9}),
+    ):
+        assert other.digest() != job.digest()
