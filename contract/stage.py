@@ -40,12 +40,22 @@ class Resources:
 Worker = Callable[[Unit], PartEntry]
 
 
-class Stage(Protocol):
-    """A stage as the runner and the executors see it. Implementations are picklable."""
+class Pool(Protocol):
+    """What an executor needs to know: whose workers run, and what one of them takes. Implementations are picklable."""
 
     @property
     def name(self) -> str:
         """The command and, where there is one, the source: `precompute/coder`."""
+
+    @property
+    def resources(self) -> Resources: ...
+
+    def worker(self) -> Worker:
+        """Loads what the work needs (a model, tokenizers) and returns the function that makes and commits one part."""
+
+
+class Stage(Pool, Protocol):
+    """A stage as the runner sees it."""
 
     @property
     def kind(self) -> str:
@@ -55,15 +65,9 @@ class Stage(Protocol):
     def output(self) -> str:
         """The folder of its parts."""
 
-    @property
-    def resources(self) -> Resources: ...
-
     def units(self) -> Iterable[Unit]: ...
 
     def provenance(self, unit: Unit) -> Provenance: ...
 
     def differences(self, found: Provenance, unit: Unit) -> list[str]:
         """Why a part with the footer `found` is not the part of `unit`; empty when it is."""
-
-    def worker(self) -> Worker:
-        """Loads what the work needs (a model, tokenizers) and returns the function that makes and commits one part."""

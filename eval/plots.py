@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from eval.report_inputs import TARGET, ReportInputs, Step, method_label
+from eval.report_inputs import STEPS, TARGET, ReportInputs, Step, method_label
 from eval.statistics import spread
 
 METHOD_COLOURS = {
@@ -46,8 +46,8 @@ class Plot:
 
 def plots(inputs: ReportInputs, results: Mapping[str, Any]) -> list[Plot]:
     """Every figure for which there is data."""
-    made = [_validation(inputs, results), *(_changes(results, "domain", step) for step in ("best", "last"))]
-    made += [_changes(results, "task", "best")]
+    made = [_validation(results), _groups(results)]
+    made += [_changes(results, kind, step) for kind in ("domain", "task") for step in STEPS]
     for method in inputs.methods():
         made += [_selection_course(inputs, method), _selection_heat(results, method)]
     return [plot for plot in made if plot is not None]
@@ -113,7 +113,7 @@ def with_prefix(svg: str, prefix: str) -> str:
     return re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
 
 
-def _validation(inputs: ReportInputs, results: Mapping[str, Any]) -> Plot | None:
+def _validation(results: Mapping[str, Any]) -> Plot | None:
     curves = {method: _mean_curve(seeds) for method, seeds in results["curves"].items()}
     curves = {method: curve for method, curve in curves.items() if len(curve[0]) > 1}
     if not curves:
@@ -159,7 +159,67 @@ def _limit_above(axes: Any, curves: Sequence[Sequence[float]]) -> None:
         axes.set_ylim(top=ceiling)
 
 
-def _changes(results: Mapping[str, Any], kind: str, step: Step | str) -> Plot | None:
+def _groups(results: Mapping[str, Any]) -> Plot | None:
+    """Bars: mean change against the original target over corpus and absent domains, at the best and last step."""
+    methods = [method for method in results["methods"] if method != TARGET]
+    groups = [
+        (group, words) for group, words in (("train", "corpus"), ("absent", "absent")) if results["domains"][group]
+    ]
+    if not methods or not groups:
+        return None
+    rows = [(group, step, f"{words},\n{step} step") for group, words in groups for step in STEPS]
+    start = {group: _group_bits(results["methods"][TARGET]["mean"]["best"], group) for group, _ in groups}
+    thickness = 0.8 / len(methods)
+    with _figure(3.3) as (figure, axes, svg):
+        for order, method in enumerate(methods):
+            mean, deviation = results["methods"][method]["mean"], results["methods"][method]["spread"]
+            places = [-row + 0.4 - (order + 0.5) * thickness for row in range(len(rows))]
+            changes = [100 * (_group_bits(mean[step], group) / start[group] - 1) for group, step, _ in rows]
+            errors = [
+                100 * _group_bits(deviation[step], group) / start[group] if deviation[step] else 0.0
+                for group, step, _ in rows
+            ]
+            _bars(axes, places, changes, errors, thickness, method_colour(results, method), method_label(method))
+        axes.set_yticks([-row for row in range(len(rows))], [label for _, _, label in rows])
+        axes.set_ylim(-len(rows) + 0.5, 0.5)
+        _finish_bars(figure, axes, "Change in bits per byte, % (right: worse)")
+    ends = "; ".join(
+        f"{method_label(method)} {100 * (_group_bits(snapshot['mean']['best'], group) / start[group] - 1):+.1f} % ({words})"
+        for method, snapshot in results["methods"].items()
+        for group, words in groups
+        if method != TARGET
+    )
+    title = "Corpus domains and absent domains against the original target"
+    return Plot("change-groups", "overview", title, f"Bar chart, at the best step: {ends}.", svg[0])
+
+
+def _group_bits(snapshot: Mapping[str, Any], group: str) -> float:
+    return float(snapshot["groups"][group]["bits_per_byte"])
+
+
+def _bars(
+    axes: Any,
+    places: Sequence[float],
+    changes: Sequence[float],
+    errors: Sequence[float],
+    thickness: float,
+    colour: str,
+    label: str,
+) -> None:
+    """One method's horizontal bars, with thin lines for the spread over seeds where there is one."""
+    axes.barh(places, changes, thickness * 0.92, color=colour, label=label, xerr=errors if any(errors) else None,
+              error_kw={"elinewidth": 0.7, "ecolor": INK})  # fmt: skip
+
+
+def _finish_bars(figure: Any, axes: Any, label: str) -> None:
+    axes.tick_params(axis="y", length=0)
+    axes.axvline(0, color=INK, linewidth=0.9)
+    axes.grid(axis="x")
+    axes.set_xlabel(label)
+    figure.legend(loc="outside upper left", ncols=2)
+
+
+def _changes(results: Mapping[str, Any], kind: str, step: Step) -> Plot | None:
     """Bars per domain or task: the change against the original target, one bar per method."""
     found = results["interference"]
     by_method = {
@@ -180,21 +240,17 @@ def _changes(results: Mapping[str, Any], kind: str, step: Step | str) -> Plot | 
             sign = 1 if kind == "domain" else -1
             changes = [100 * sign * units[name]["loss"] for name in names]
             errors = [100 * (units[name]["loss_spread"] or 0.0) for name in names]
-            axes.barh(places, changes, thickness * 0.92, color=method_colour(results, method),
-                      label=method_label(method), xerr=errors if any(errors) else None,
-                      error_kw={"elinewidth": 0.7, "ecolor": INK})  # fmt: skip
+            _bars(axes, places, changes, errors, thickness, method_colour(results, method), method_label(method))
         absent = [row for row, name in enumerate(names) if first[name]["absent"]]
         if absent:
             axes.axhspan(-0.5, max(absent) + 0.5, color="#F1F3F5", zorder=0)
         axes.set_yticks(range(len(names)), [name + (" *" if first[name]["absent"] else "") for name in names])
-        axes.tick_params(axis="y", length=0)
         axes.set_ylim(-0.5, len(names) - 0.5)
-        axes.axvline(0, color=INK, linewidth=0.9)
-        axes.grid(axis="x")
-        axes.set_xlabel(
-            "Change in bits per byte, %   (right: worse)" if kind == "domain" else "Change in accuracy, points"
+        domain_label, task_label = (
+            "Change in bits per byte, % (right: worse)",
+            "Change in accuracy, points (left: worse)",
         )
-        figure.legend(loc="outside upper left", ncols=2)
+        _finish_bars(figure, axes, domain_label if kind == "domain" else task_label)
     what = "Held-out bits per byte" if kind == "domain" else "Skill accuracy"
     note = "; shaded, *: not in the corpus" if absent else ""
     title = f"{what} against the original target, {STEP_TITLES[step]}{note}"

@@ -9,6 +9,7 @@ from eval.report_inputs import TARGET, method_label
 from eval.summary import ONE_SEED, SUBJECT
 
 NAME = method_label(SUBJECT)
+IN_SENTENCE = {"ct": "continual training", "fusellm": "FuseLLM", "paper": "the paper preset"}
 NOTHING = 5e-4
 """Relative differences below 0.05 % are called equal: they vanish in the rounding of the tables."""
 
@@ -18,8 +19,8 @@ def verdict(results: Mapping[str, Any]) -> list[str]:
     comparison = results["comparison"]
     if comparison is None:
         return [f"This run has no {NAME} model, so there is nothing to judge; the tables show what was trained."]
-    sentences = [_headline(comparison), *_against_baselines(results, comparison)]
-    sentences += [*_domains(results, comparison), *_interference(results, comparison), *_last_step(comparison)]
+    sentences = [_headline(comparison), *_against_baselines(comparison)]
+    sentences += [*_domains(results, comparison), *_interference(comparison), *_last_step(comparison)]
     if comparison["seeds"] == 1:
         sentences.append(ONE_SEED)
     return sentences
@@ -30,9 +31,9 @@ def _headline(comparison: Mapping[str, Any]) -> str:
     if against_ct is None:
         change = comparison["vs_target"]["best"]["all"]["mean"]
         return (
-            f"{NAME} was trained without its baseline: against the original target its bits per byte, averaged over "
-            f"the held-out domains, {_moved(change)}, but without continual training on the same data nothing says "
-            "how much of that is fusion's."
+            f"{NAME} was trained without its baseline: averaged over the held-out domains its bits per byte are "
+            f"{_relative(change, 'those of the original target')}, but without continual training on the same data "
+            "nothing says how much of that is fusion's."
         )
     change, interval = against_ct["mean"], against_ct["ci95"]
     if abs(change) < NOTHING:
@@ -51,15 +52,13 @@ def _headline(comparison: Mapping[str, Any]) -> str:
     )
 
 
-def _against_baselines(results: Mapping[str, Any], comparison: Mapping[str, Any]) -> list[str]:
+def _against_baselines(comparison: Mapping[str, Any]) -> list[str]:
     parts = []
-    for baseline in ("fusellm", "paper"):
+    for baseline, name in (("fusellm", "FuseLLM's"), ("paper", "the paper preset's")):
         found = comparison[f"bpb_vs_{baseline}"]
         if found is not None:
-            name = {"fusellm": "FuseLLM", "paper": "the paper's own preset"}[baseline]
-            parts.append(f"{_relative(found['mean'])} than {name}'s{_interval_text(found['ci95'])}")
-    equal_wording = [part.replace("equal than", "equal to") for part in parts]
-    return [f"They are {' and '.join(equal_wording)}."] if parts else []
+            parts.append(f"{_relative(found['mean'], name)}{_interval_text(found['ci95'])}")
+    return [f"They are {' and '.join(parts)}."] if parts else []
 
 
 def _domains(results: Mapping[str, Any], comparison: Mapping[str, Any]) -> list[str]:
@@ -72,7 +71,7 @@ def _domains(results: Mapping[str, Any], comparison: Mapping[str, Any]) -> list[
         for baseline in ("ct", "fusellm"):
             if baseline in results["methods"]:
                 change = _group_change(results, baseline, group)
-                sentence += f"; {method_label(baseline)} {_moved(change)}"
+                sentence += f"; {IN_SENTENCE[baseline]} {_moved(change)}"
         sentences.append(sentence + ".")
     return sentences
 
@@ -82,7 +81,7 @@ def _group_change(results: Mapping[str, Any], method: str, group: str) -> float:
     return float(results["methods"][method]["mean"]["best"]["groups"][group]["bits_per_byte"] / start - 1)
 
 
-def _interference(results: Mapping[str, Any], comparison: Mapping[str, Any]) -> list[str]:
+def _interference(comparison: Mapping[str, Any]) -> list[str]:
     counts = {method: found["best"]["vs_target"] for method, found in comparison["degraded"].items()}
     units = counts[SUBJECT]["units"]
     sentence = (
@@ -92,7 +91,7 @@ def _interference(results: Mapping[str, Any], comparison: Mapping[str, Any]) -> 
     for baseline in ("ct", "fusellm", "paper"):
         if baseline in counts:
             raw, beyond = counts[baseline]["raw"], counts[baseline]["beyond_noise"]
-            sentence += f"; {number(raw)} ({number(beyond)}) under {method_label(baseline)}"
+            sentence += f"; {number(raw)} ({number(beyond)}) under {IN_SENTENCE[baseline]}"
     return [sentence + "."]
 
 
@@ -107,10 +106,11 @@ def _last_step(comparison: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _relative(change: float) -> str:
+def _relative(change: float, other: str = "") -> str:
+    """ "3.1 % lower" or "equal", with what it is compared to where that is not said already."""
     if abs(change) < NOTHING:
-        return "equal"
-    return f"{abs(change) * 100:.1f} % {'lower' if change < 0 else 'higher'}"
+        return f"equal to {other}" if other else "equal"
+    return f"{abs(change) * 100:.1f} % {'lower' if change < 0 else 'higher'}" + (f" than {other}" if other else "")
 
 
 def _moved(change: float) -> str:

@@ -15,10 +15,12 @@ from eval.perplexity import Chunk
 from pipelines.config import FusionConfig
 from pipelines.layout import Layout
 from pipelines.training import make_job, tune
+from precompute.config import ModelConfig
 from train.config import TrainJob
 from train.result import finished_result
 
 STEPS = ("best", "last")
+_MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,19 @@ def held_out_chunks(layout: Layout, split: str) -> list[Chunk]:
 
 def all_models(config: FusionConfig, layout: Layout) -> Iterator[Evaluated]:
     for model in config.models if config.eval.sources else [config.target]:
-        yield Evaluated(model.path, layout.evaluation("models", model.id))
+        yield Evaluated(local_folder(model), layout.evaluation("models", model.id))
     for job in finished_jobs(config, layout):
         for step in STEPS:
             yield Evaluated(join(job.output, step), evaluation_of(layout, job, step))
+
+
+def local_folder(model: ModelConfig) -> str:
+    """The model's folder; a hub model is fetched into the hub's cache first (weights as safetensors only)."""
+    if Path(model.path).is_dir():
+        return model.path
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(model.path, revision=model.revision, allow_patterns=_MODEL_FILES)
 
 
 def evaluation_of(layout: Layout, job: TrainJob, step: str) -> str:

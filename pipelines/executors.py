@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from contract.errors import ConfigError, DataError, FusionXError, IncompleteError
 from contract.shard import PartEntry
-from contract.stage import Stage, Unit, Worker
+from contract.stage import Pool, Unit, Worker
 from pipelines.config import ExecutorConfig
 
 Outcome = tuple[Unit, PartEntry | FusionXError]
@@ -29,7 +29,7 @@ _WAVE = 1024
 
 
 class Executor(Protocol):
-    def map(self, stage: Stage, units: Iterable[Unit]) -> Iterator[Outcome]: ...
+    def map(self, stage: Pool, units: Iterable[Unit]) -> Iterator[Outcome]: ...
 
     def close(self) -> None: ...
 
@@ -41,7 +41,7 @@ def make_executor(config: ExecutorConfig) -> Executor:
 class InlineExecutor:
     """Runs every unit in this process, one after the other."""
 
-    def map(self, stage: Stage, units: Iterable[Unit]) -> Iterator[Outcome]:
+    def map(self, stage: Pool, units: Iterable[Unit]) -> Iterator[Outcome]:
         worker: Worker | None = None
         for unit in units:
             if worker is None:
@@ -70,13 +70,13 @@ class RayExecutor:
         self._started = False
         self._attempts: Any = None
 
-    def map(self, stage: Stage, units: Iterable[Unit]) -> Iterator[Outcome]:
+    def map(self, stage: Pool, units: Iterable[Unit]) -> Iterator[Outcome]:
         remaining = iter(units)
         while wave := {unit.index: unit for unit in islice(remaining, _WAVE)}:
             self._start()
             yield from self._map_wave(stage, wave)
 
-    def _map_wave(self, stage: Stage, wave: dict[int, Unit]) -> Iterator[Outcome]:
+    def _map_wave(self, stage: Pool, wave: dict[int, Unit]) -> Iterator[Outcome]:
         import ray
 
         needs = stage.resources
@@ -102,7 +102,7 @@ class RayExecutor:
             for unit in unfinished.values():
                 yield unit, IncompleteError(f"Ray ended before this unit was done: {cause}")
 
-    def _refuse_impossible(self, stage: Stage) -> None:
+    def _refuse_impossible(self, stage: Pool) -> None:
         """A local Ray would wait forever for a worker that needs more than the machine has; a cluster may grow."""
         import ray
 
@@ -197,7 +197,7 @@ class _Attempts:
 class _StageActor:
     """One replica: loads what the stage needs once, then makes parts."""
 
-    def __init__(self, stage: Stage, attempts: Any) -> None:
+    def __init__(self, stage: Pool, attempts: Any) -> None:
         self._attempts = attempts
         self._worker: Worker | None = None
         self._failure = self._begin(_LOADING, f"The workers of {stage.name} were lost while loading")
@@ -219,7 +219,7 @@ class _StageActor:
             assert self._failure is not None
             return unit.index, self._failure
         name = f"unit {unit.index}"
-        lost = self._begin(name, f"The worker was lost while making {name}")
+        lost = self._begin(name, "The worker was lost while making this unit")
         if lost is not None:
             return unit.index, lost
         outcome = attempt(self._worker, unit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from contract.storage import exists, read_bytes, write_bytes
 from pipelines.config import FusionConfig
 from pipelines.executors import Executor, make_executor
 from pipelines.layout import Layout
-from pipelines.runner import StageReport, run_stage
+from pipelines.runner import run_stages
 from precompute.chunk_stage import ChunkStage
 from precompute.config import ModelConfig
 from precompute.corpus import check_corpus
@@ -43,7 +43,7 @@ class Road:
         self._run("chunk", [stage])
 
     def precompute(self, only: str | None = None) -> None:
-        """Runs every candidate, or the one named `only`, over the chunks."""
+        """Runs every candidate, or the one named `only`, over the chunks, in one pool of workers."""
         self.check_models()
         models = [model for model in self.config.models if only in (None, model.id)]
         if not models:
@@ -109,16 +109,17 @@ class Road:
             output=self.layout.aligned(target.id, mode, model.id),
         )
 
-    def _run(self, name: str, stages: list[Any]) -> None:
-        for stage in stages:
-            report = run_stage(stage, self.executor, self.overwrite)
-            if report.made:
-                self._note(name, stage, report)
-
-    def _note(self, name: str, stage: Stage, report: StageReport) -> None:
-        totals = report.manifest.totals
-        numbers = {"seconds": report.seconds, "parts": report.made, **totals}
-        note_timing(self.layout, name, stage.name, numbers)
+    def _run(self, name: str, stages: Sequence[Stage]) -> None:
+        """Runs stages in one pool, and notes what they took if any part was made."""
+        started = time.monotonic()
+        reports = run_stages(stages, self.executor, self.overwrite)
+        made = sum(report.made for report in reports)
+        if made:
+            totals = {
+                key: sum(report.manifest.totals[key] for report in reports) for key in ("rows", "tokens", "bytes")
+            }
+            numbers = {"seconds": time.monotonic() - started, "parts": made, **totals}
+            note_timing(self.layout, name, ", ".join(stage.name for stage in stages), numbers)
 
     def _timed(self, name: str, work: Callable[[], int]) -> None:
         """Runs `work`, and notes its time if it says that anything was made."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from contract.errors import DataError, FusionXError, IncompleteError
 from contract.manifest import MANIFEST_NAME, Manifest, build_manifest, has_manifest, read_manifest, write_manifest
 from contract.shard import PartEntry, inspect_part
-from contract.stage import Stage, Unit
+from contract.stage import Resources, Stage, Unit, Worker
 from contract.storage import exists, filesystem, join, list_files, remove_leftovers
 from pipelines.executors import Executor
 
@@ -20,13 +20,12 @@ _PART_NAME = re.compile(r"part-\d{5,}\.parquet")
 
 @dataclass
 class StageReport:
-    """What a call did: parts kept and made, and the seconds it took."""
+    """What a call did: parts kept and made."""
 
     name: str
     manifest: Manifest
     made: int
     kept: int
-    seconds: float
 
 
 @dataclass
@@ -54,7 +53,12 @@ class _Progress:
 
 
 def run_stage(stage: Stage, executor: Executor, overwrite: bool = False) -> StageReport:
-    """Brings a stage's output to completion and returns its manifest.
+    """`run_stages` for one stage."""
+    return run_stages([stage], executor, overwrite)[0]
+
+
+def run_stages(stages: Sequence[Stage], executor: Executor, overwrite: bool = False) -> list[StageReport]:
+    """Brings the outputs of stages that do not depend on each other to completion, in one pool of workers.
 
     A part that verifies is kept, a damaged or missing one is made, one that was made from something else is refused
     (with `overwrite` it is made anew).
@@ -63,41 +67,94 @@ def run_stage(stage: Stage, executor: Executor, overwrite: bool = False) -> Stag
         DataError: a part or manifest belongs to another config or input; every difference is named.
         IncompleteError: some units failed; the others are finished and kept.
     """
-    started = time.monotonic()
-    remove_leftovers(stage.output)
-    entries: dict[int, PartEntry] = {}
-    failures: list[tuple[Unit, FusionXError]] = []
-    progress = _Progress(stage.name)
-    listed = _listed_hashes(stage)
-    units: list[Unit] = []
-    kept = 0
+    runs = [_StageRun(stage, overwrite) for stage in stages]
+    numbered = ((number, unit) for number, run in enumerate(runs) for unit in run.pending())
+    wrapped = (Unit(index, unit.split, {}, {}, payload=(number, unit)) for index, (number, unit) in enumerate(numbered))
+    for outer, outcome in executor.map(StageGroup(list(stages)), wrapped):
+        number, unit = outer.payload
+        runs[number].take(unit, outcome)
+    failed = [run for run in runs if run.failures]
+    if failed:
+        raise _incomplete(failed)
+    return [run.finish() for run in runs]
 
-    def pending() -> Iterator[Unit]:
-        nonlocal kept
-        for unit in stage.units():
-            units.append(Unit(unit.index, unit.split, unit.inputs, unit.hashes))
-            found = _finished_part(stage, unit, overwrite, listed.get(unit.part))
+
+@dataclass(frozen=True)
+class StageGroup:
+    """Stages that share one pool; a worker holds one stage's model at a time."""
+
+    stages: list[Stage]
+
+    @property
+    def name(self) -> str:
+        return ", ".join(stage.name for stage in self.stages)
+
+    @property
+    def resources(self) -> Resources:
+        return self.stages[0].resources
+
+    def worker(self) -> GroupWorker:
+        return GroupWorker(self.stages)
+
+
+class GroupWorker:
+    """Makes parts of whichever stage a unit belongs to."""
+
+    def __init__(self, stages: list[Stage]) -> None:
+        self._stages = stages
+        self._loaded = -1
+        self._worker: Worker | None = None
+
+    def __call__(self, unit: Unit) -> PartEntry:
+        number, inner = unit.payload
+        if self._worker is None or self._loaded != number:
+            self._worker = None  # lets the last stage's model go before the next one is loaded
+            self._worker = self._stages[number].worker()
+            self._loaded = number
+        return self._worker(inner)
+
+
+class _StageRun:
+    """One stage under way: what is kept, what was made, what failed."""
+
+    def __init__(self, stage: Stage, overwrite: bool) -> None:
+        self.stage = stage
+        self.failures: list[tuple[Unit, FusionXError]] = []
+        self.units: list[Unit] = []
+        self._overwrite = overwrite
+        self._entries: dict[int, PartEntry] = {}
+        self._kept = 0
+        self._progress = _Progress(stage.name)
+
+    def pending(self) -> Iterator[Unit]:
+        """Units whose part is missing or damaged; the others are taken as they are."""
+        remove_leftovers(self.stage.output)
+        listed = _listed_hashes(self.stage)
+        for unit in self.stage.units():
+            self.units.append(Unit(unit.index, unit.split, unit.inputs, unit.hashes))
+            found = _finished_part(self.stage, unit, self._overwrite, listed.get(unit.part))
             if found is None:
-                _unmark(stage.output)
+                _unmark(self.stage.output)
                 yield unit
             else:
-                kept += 1
-                entries[unit.index] = found
+                self._kept += 1
+                self._entries[unit.index] = found
 
-    for unit, outcome in executor.map(stage, pending()):
+    def take(self, unit: Unit, outcome: PartEntry | FusionXError) -> None:
         if isinstance(outcome, PartEntry):
-            entries[unit.index] = outcome
-            progress.add(outcome)
+            self._entries[unit.index] = outcome
+            self._progress.add(outcome)
         else:
-            failures.append((unit, outcome))
-    if failures:
-        raise _incomplete(stage, failures, len(units))
-    if not units:
-        raise DataError(f"The stage {stage.name} has nothing to do.", file=stage.output, found="0 units")
-    manifest = _mark(stage, units, entries, overwrite)
-    made = len(units) - kept
-    print(_summary(stage.name, made, kept, manifest, time.monotonic() - started), file=sys.stderr, flush=True)
-    return StageReport(stage.name, manifest, made, kept, time.monotonic() - started)
+            self.failures.append((unit, outcome))
+
+    def finish(self) -> StageReport:
+        stage = self.stage
+        if not self.units:
+            raise DataError(f"The stage {stage.name} has nothing to do.", file=stage.output, found="0 units")
+        manifest = _mark(stage, self.units, self._entries, self._overwrite)
+        report = StageReport(stage.name, manifest, len(self.units) - self._kept, self._kept)
+        print(_summary(report), file=sys.stderr, flush=True)
+        return report
 
 
 def _listed_hashes(stage: Stage) -> dict[str, str]:
@@ -181,19 +238,20 @@ def _unmark(folder: str) -> None:
         fs.delete_file(inner)
 
 
-def _incomplete(stage: Stage, failures: list[tuple[Unit, FusionXError]], total: int) -> IncompleteError:
-    unit, first = failures[0]
+def _incomplete(runs: list[_StageRun]) -> IncompleteError:
+    unit, first = runs[0].failures[0]
+    counts = ", ".join(f"{len(run.failures)} of {len(run.units)} units of {run.stage.name}" for run in runs)
     return IncompleteError(
-        f"The stage {stage.name} is incomplete: {len(failures)} of {total} units failed; the others are kept.",
-        file=join(stage.output, unit.part),
+        f"The stage {runs[0].stage.name} is incomplete: {counts} failed; the others are kept.",
+        file=join(runs[0].stage.output, unit.part),
         found=f"first failure, unit {unit.index}: {first}",
         remedy="mend the cause and run the same command again",
     )
 
 
-def _summary(name: str, made: int, kept: int, manifest: Manifest, seconds: float) -> str:
-    totals = manifest.totals
+def _summary(report: StageReport) -> str:
+    totals = report.manifest.totals
     return (
-        f"[{name}] complete: {made} parts made, {kept} kept; {totals['rows']:,} rows, {totals['tokens']:,} tokens, "
-        f"{totals['bytes'] / 1e6:.1f} MB; {seconds:.1f} s"
+        f"[{report.name}] complete: {report.made} parts made, {report.kept} kept; {totals['rows']:,} rows, "
+        f"{totals['tokens']:,} tokens, {totals['bytes'] / 1e6:.1f} MB"
     )

@@ -15,7 +15,7 @@ Ends = Callable[[str], np.ndarray]
 """A tokenizer as the chunker sees it: text -> end byte offset of each token (BOS included), int32 [T]."""
 
 _CHARS_PER_TOKEN = 6
-_LEAST_FILL = 0.5
+_LEAST_FILL = 0.75
 """A boundary counts when it fills at least this share of the block; else the next finer kind is tried."""
 
 _SEPARATORS = ("\n\n", "\n", " ")
