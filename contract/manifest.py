@@ -96,7 +96,7 @@ def read_manifest(folder: str, kind: str, stage: str) -> Manifest:
         )
     expected = {"digest": manifest.digest, "checksum": digest_of(asdict(manifest))}
     for name, value in expected.items():
-        if (found[name] or value) != value:
+        if found[name] != value:
             raise DataError(
                 "A manifest was edited.", file=path, field=name, found=found[name], expected=value, remedy=remedy
             )

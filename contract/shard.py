@@ -205,7 +205,7 @@ def _footer(source: pq.ParquetFile, path: str) -> dict[str, Any]:
         raise DataError("A Parquet file carries no Fusion-X footer.", file=path, remedy="move it out of the way")
     encoded = metadata[_FOOTER_KEY]
     found = hashlib.sha256(encoded).hexdigest().encode()
-    if metadata.get(_FOOTER_HASH_KEY, found) != found:
+    if metadata.get(_FOOTER_HASH_KEY) != found:
         raise ValueError("its footer changed")
     return json.loads(encoded)
 

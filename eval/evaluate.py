@@ -64,7 +64,7 @@ def evaluate_model(
     result["seconds"] = round(time.perf_counter() - start, 3)
     log.info("%s: %d chunks and %d tasks in %.1f s", folder, len(chunks), len(tasks), result["seconds"])
     if output is not None:
-        write_bytes(output, (json.dumps(result, indent=1) + "\n").encode())
+        write_bytes(output, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
     return result
 
 

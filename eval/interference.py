@@ -97,7 +97,7 @@ def compare(
 
 
 def check_comparable(baseline: Evaluation, model: Evaluation) -> None:
-    """Refuses to compare evaluations of different data or settings.
+    """Refuses to compare evaluations of different data, settings or precision.
 
     Raises:
         DataError: naming what differs.
@@ -113,6 +113,17 @@ def check_comparable(baseline: Evaluation, model: Evaluation) -> None:
                 expected=f"{expected} (as in {baseline.model})",
                 remedy="evaluate both models again with the same config and held-out text",
             )
+    # `dtype: auto` is bfloat16 on a GPU and float32 on a CPU: two machines would differ by rounding alone.
+    expected, found = baseline.versions.get("dtype"), model.versions.get("dtype")
+    if expected and found and expected != found:
+        raise DataError(
+            "Two evaluations were made in different precisions.",
+            file=model.model,
+            field="dtype",
+            found=found,
+            expected=f"{expected} (as in {baseline.model})",
+            remedy="set eval.dtype, so that every model is evaluated again in one precision",
+        )
 
 
 def _domain_change(

@@ -17,7 +17,7 @@ from contract.tokenization import TokenTable, adds_bos, load_tokenizer, token_ta
 if TYPE_CHECKING:
     import torch
 
-SETTINGS_SUFFIXES = (".json", ".model", ".txt", ".jinja")
+SETTINGS_SUFFIXES = (".json", ".model", ".tiktoken", ".txt", ".jinja", ".py")
 DIGEST_HEX = 16
 
 
@@ -79,7 +79,7 @@ def weights_digest(folder: Path) -> str:
 
 
 def settings_digest(folder: Path) -> str:
-    """SHA-256 (first 16 hex digits) over everything but the weights that decides results: config and tokenizer."""
+    """SHA-256 (first 16 hex digits) over everything but the weights that decides results: config, tokenizer, code."""
     return _digest_files(sorted(path for path in folder.iterdir() if path.suffix in SETTINGS_SUFFIXES))
 
 
@@ -104,7 +104,7 @@ def load_model(
         DataError: the folder is no loadable causal language model.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     path = check_model_folder(folder)
     place = resolve_device(device)
@@ -127,6 +127,9 @@ def load_model(
             remedy="export it again, or download it again",
         ) from error
     model.to(place).eval()
+    # `generate` takes whatever a caller leaves open from here: a folder's own penalties must not decide a benchmark.
+    own = getattr(model, "generation_config", None)
+    model.generation_config = GenerationConfig(eos_token_id=getattr(own, "eos_token_id", None))
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return LoadedModel(path, model, tokenizer, token_table(tokenizer), adds_bos(tokenizer), limit, place)
 

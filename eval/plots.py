@@ -15,6 +15,7 @@ from typing import Any
 
 from eval.report_inputs import STEPS, TARGET, ReportInputs, Step, method_label
 from eval.statistics import spread
+from eval.summary import SUBJECT, claim_group
 
 METHOD_COLOURS = {
     TARGET: "#6B7280",
@@ -46,7 +47,7 @@ class Plot:
 
 def plots(inputs: ReportInputs, results: Mapping[str, Any]) -> list[Plot]:
     """Every figure for which there is data."""
-    made = [_validation(results), _groups(results)]
+    made = [*_validations(results), _groups(results)]
     made += [_changes(results, kind, step) for kind in ("domain", "task") for step in STEPS]
     for method in inputs.methods():
         made += [_selection_course(inputs, method), _selection_heat(results, method)]
@@ -113,36 +114,65 @@ def with_prefix(svg: str, prefix: str) -> str:
     return re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
 
 
-def _validation(results: Mapping[str, Any]) -> Plot | None:
-    curves = {method: _mean_curve(seeds) for method, seeds in results["curves"].items()}
-    curves = {method: curve for method, curve in curves.items() if len(curve[0]) > 1}
+VALIDATION_TITLES = {
+    "corpus": "Validation perplexity, corpus domains (dot: lowest here",
+    "all": "Validation perplexity, all domains (dot: lowest here",
+    "absent": "Validation perplexity, absent domains (dot: same step",
+}
+
+Curve = tuple[list[int], list[float], list[float]]
+"""Steps, and mean and standard deviation over seeds at each."""
+
+
+def _validations(results: Mapping[str, Any]) -> list[Plot | None]:
+    """Validation perplexity by step: on the domains that the best step is chosen on, and on the absent ones."""
+    chosen_on = _curves(results, "corpus_perplexity")
+    dots = {method: steps[means.index(min(means))] for method, (steps, means, _) in chosen_on.items()}
+    absent = _curves(results, "absent_perplexity")
+    group = claim_group(results["domains"]["corpus"])
+    return [_validation(results, group, chosen_on, dots), _validation(results, "absent", absent, dots)]
+
+
+def _validation(
+    results: Mapping[str, Any], group: str, curves: Mapping[str, Curve], dots: Mapping[str, int]
+) -> Plot | None:
     if not curves:
         return None
+    words = []
     with _figure(3.3) as (figure, axes, svg):
         for method, (steps, means, spreads) in curves.items():
             colour = method_colour(results, method)
-            width = 2.4 if method == "fusionx" else 1.6
-            axes.plot(steps, means, color=colour, linewidth=width, label=method_label(method))
-            low = [mean - wide for mean, wide in zip(means, spreads, strict=True)]
-            high = [mean + wide for mean, wide in zip(means, spreads, strict=True)]
+            axes.plot(steps, means, color=colour, linewidth=2.4 if method == SUBJECT else 1.6,
+                      label=method_label(method))  # fmt: skip
             if any(spreads):
+                low = [mean - wide for mean, wide in zip(means, spreads, strict=True)]
+                high = [mean + wide for mean, wide in zip(means, spreads, strict=True)]
                 axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
-            lowest = min(range(len(means)), key=means.__getitem__)
-            axes.plot(steps[lowest], means[lowest], "o", color=colour, markersize=5, markeredgecolor="white")
-        _limit_above(axes, [means for _, means, _ in curves.values()])
+            words.append(f"{method_label(method)} last {means[-1]:.2f}")
+            if dots.get(method) in steps:
+                at_dot = means[steps.index(dots[method])]
+                axes.plot(dots[method], at_dot, "o", color=colour, markersize=6, markeredgecolor="white", zorder=4)
+                words[-1] += f", {at_dot:.2f} at step {dots[method]}"
+        _logarithmic(axes, [mean for _, means, _ in curves.values() for mean in means])
         axes.set_xlabel("Training step")
-        axes.set_ylabel("Validation perplexity per token")
+        axes.set_ylabel("Perplexity per token (log scale)")
         axes.grid(axis="y")
         figure.legend(loc="outside upper left", ncols=2)
-    ends = "; ".join(f"{method_label(m)} lowest {min(c[1]):.2f}, last {c[1][-1]:.2f}" for m, c in curves.items())
-    title = "Validation perplexity during training (band: standard deviation over seeds; dot: lowest)"
-    return Plot("validation", "overview", title, f"Line chart. {ends}.", svg[0])
+    alt = f"Line chart. {'; '.join(words)}."
+    many = any(any(spreads) for _, _, spreads in curves.values())
+    title = VALIDATION_TITLES[group] + ("; band: ± over seeds)" if many else ")")
+    return Plot(f"validation-{group}", "overview", title, alt, svg[0])
 
 
-def _mean_curve(seeds: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[list[int], list[float], list[float]]:
-    """Steps that every seed validated at, with mean and spread of the perplexity."""
+def _curves(results: Mapping[str, Any], figure: str) -> dict[str, Curve]:
+    curves = {method: _mean_curve(seeds, figure) for method, seeds in results["curves"].items()}
+    return {method: curve for method, curve in curves.items() if len(curve[0]) > 1}
+
+
+def _mean_curve(seeds: Mapping[str, Sequence[Mapping[str, Any]]], figure: str) -> Curve:
+    """Over the steps at which every seed has the figure."""
     by_seed = [
-        {record["step"]: record["perplexity"] for record in records if record["perplexity"] is not None}
+        {record["step"]: record[figure] for record in records if record[figure] is not None}
         for records in seeds.values()
     ]
     steps = sorted(set.intersection(*map(set, by_seed))) if by_seed else []
@@ -150,20 +180,25 @@ def _mean_curve(seeds: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[list[
     return steps, [sum(found) / len(found) for found in values], [spread(found) for found in values]
 
 
-def _limit_above(axes: Any, curves: Sequence[Sequence[float]]) -> None:
-    """Cuts the axis where one diverging method would flatten all others."""
-    lowest, start = min(map(min, curves)), max(curve[0] for curve in curves)
-    highest = max(map(max, curves))
-    ceiling = start + 1.0 * (start - lowest)
-    if highest > ceiling > lowest:
-        axes.set_ylim(top=ceiling)
+def _logarithmic(axes: Any, values: Sequence[float]) -> None:
+    """A log axis that holds every value, so that a curve that runs away flattens no other and is never cut off."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    axes.set_yscale("log", nonpositive="mask")
+    low, high = min(values), max(values)
+    margin = max((high / low) ** 0.06, 1.01)
+    axes.set_ylim(low / margin, high * margin)
+    # Within a factor of five, decades and their halves are too few marks.
+    axes.yaxis.set_major_locator(MaxNLocator(6) if high / low < 5 else LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _groups(results: Mapping[str, Any]) -> Plot | None:
     """Bars: mean change against the original target over corpus and absent domains, at the best and last step."""
     methods = [method for method in results["methods"] if method != TARGET]
     groups = [
-        (group, words) for group, words in (("train", "corpus"), ("absent", "absent")) if results["domains"][group]
+        (group, words) for group, words in (("corpus", "corpus"), ("absent", "absent")) if results["domains"][group]
     ]
     if not methods or not groups:
         return None
@@ -183,11 +218,15 @@ def _groups(results: Mapping[str, Any]) -> Plot | None:
         axes.set_yticks([-row for row in range(len(rows))], [label for _, _, label in rows])
         axes.set_ylim(-len(rows) + 0.5, 0.5)
         _finish_bars(figure, axes, "Change in bits per byte, % (right: worse)")
+    at_best = {
+        method: [100 * (_group_bits(results["methods"][method]["mean"]["best"], g) / start[g] - 1) for g, _ in groups]
+        for method in methods
+    }
     ends = "; ".join(
-        f"{method_label(method)} {100 * (_group_bits(snapshot['mean']['best'], group) / start[group] - 1):+.1f} % ({words})"
-        for method, snapshot in results["methods"].items()
-        for group, words in groups
-        if method != TARGET
+        " ".join(
+            [method_label(method), *(f"{c:+.1f} % ({words})" for c, (_, words) in zip(found, groups, strict=True))]
+        )
+        for method, found in at_best.items()
     )
     title = "Corpus domains and absent domains against the original target"
     return Plot("change-groups", "overview", title, f"Bar chart, at the best step: {ends}.", svg[0])

@@ -14,7 +14,7 @@ from eval.plots import METHOD_COLOURS, Plot, plots, with_prefix
 from eval.report_inputs import MethodRun, ReportInputs, SourceModel
 from eval.summary import SUBJECT, summarize
 from eval.tables import Section, Table, sections
-from eval.verdict import signed_percent, verdict
+from eval.verdict import number, signed_percent, verdict
 
 __all__ = ["Evaluation", "MethodRun", "ReportInputs", "SourceModel", "write_report"]
 
@@ -39,9 +39,10 @@ def write_report(inputs: ReportInputs, folder: str | Path) -> dict[str, Any]:
     write_bytes(join(folder, "report.md"), markdown(results, parts, figures).encode())
     write_bytes(join(folder, "report.html"), html(results, parts, figures).encode())
     # Last: whoever finds results.json finds the whole report.
-    text = json.dumps(_finite(results), indent=1, ensure_ascii=False, allow_nan=False)
+    content: dict[str, Any] = _finite(results)
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     write_bytes(join(folder, "results.json"), (text + "\n").encode())
-    return results
+    return content
 
 
 def _finite(value: Any) -> Any:
@@ -55,7 +56,8 @@ def _finite(value: Any) -> Any:
 
 def markdown(results: Mapping[str, Any], parts: Sequence[Section], figures: Sequence[Plot]) -> str:
     """The report as Markdown; figures are linked from `plots/`."""
-    lines = [f"# {results['title']}", "", "**" + results["verdict"][0] + "**", *results["verdict"][1:], ""]
+    lines = [f"# {results['title']}", "", "**" + results["verdict"][0] + "**", ""]
+    lines += [*(f"- {sentence}" for sentence in results["verdict"][1:]), ""]
     for part in parts:
         lines += [f"## {part.heading}", ""]
         for note in part.notes:
@@ -135,24 +137,48 @@ def key_figures(results: Mapping[str, Any]) -> list[dict[str, str]]:
     comparison = results["comparison"]
     if comparison is None:
         return []
+    claim = comparison["claim"]
+    where = "on the corpus's domains" if claim == "corpus" else "over all domains"
     tiles = []
-    for baseline, label in (("ct", "continual training"), ("fusellm", "FuseLLM")):
+    for baseline, name in (("ct", "continual training"), ("fusellm", "FuseLLM")):
         found = comparison[f"bpb_vs_{baseline}"]
         if found is not None:
-            tiles.append(_tile(f"bits per byte against {label}", found))
+            tiles.append(_tile(f"bits per byte {where} against {name}, each at its best step", found["best"][claim]))
+    to_target = comparison["vs_target"]["best"]
     if not tiles:
-        tiles.append(_tile("bits per byte against the original target", comparison["vs_target"]["best"]["all"]))
-    absent = comparison["vs_target"]["best"]["absent"]
-    if absent is not None:
-        tiles.append(_tile("on domains absent from the corpus, against the original target", absent))
-    counts = comparison["degraded"][SUBJECT]["best"]["vs_target"]
-    worse = f"{counts['raw']:.3g} of {counts['units']:.0f}"
-    detail = f"{counts['beyond_noise']:.3g} beyond noise"
-    tiles.append({"value": worse, "label": "domains and skills worse than the original target", "detail": detail})
-    return tiles
+        tiles.append(_tile(f"bits per byte {where} against the original target", to_target[claim]))
+    tiles += _absent_tile(comparison)
+    return [*tiles, _degraded_tile(comparison["degraded"])]
+
+
+def _absent_tile(comparison: Mapping[str, Any]) -> list[dict[str, str]]:
+    to_target = comparison["vs_target"]["best"]["absent"]
+    if to_target is None:
+        return []
+    if comparison["bpb_vs_ct"] is None:
+        return [_tile("on domains absent from the corpus, against the original target", to_target)]
+    tile = _tile(
+        "on domains absent from the corpus, against continual training", comparison["bpb_vs_ct"]["best"]["absent"]
+    )
+    return [{**tile, "detail": f"{tile['detail']}; {signed_percent(to_target['mean'])} against the original target"}]
+
+
+def _degraded_tile(degraded: Mapping[str, Any]) -> dict[str, str]:
+    counts = {method: found["best"]["vs_target"] for method, found in degraded.items()}
+    own = counts[SUBJECT]
+    others = [
+        f"{name} {number(counts[method]['raw'])} ({number(counts[method]['beyond_noise'])})"
+        for method, name in (("ct", "continual training"), ("fusellm", "FuseLLM"))
+        if method in counts
+    ]
+    return {
+        "value": f"{number(own['raw'])} of {number(own['units'])}",
+        "label": "domains and skills worse than the original target",
+        "detail": "; ".join([f"{number(own['beyond_noise'])} beyond noise", *others]),
+    }
 
 
 def _tile(label: str, found: Mapping[str, Any]) -> dict[str, str]:
     interval = found["ci95"]
-    detail = f"95 %: {signed_percent(interval[0])} to {signed_percent(interval[1])}" if interval else "one seed"
+    detail = f"95\u00a0%: {signed_percent(interval[0])} to {signed_percent(interval[1])}" if interval else "one seed"
     return {"value": signed_percent(found["mean"]), "label": label, "detail": detail}

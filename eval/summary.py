@@ -17,7 +17,9 @@ from eval.statistics import spread, t_interval
 SUBJECT = "fusionx"
 BASELINES = ("ct", "fusellm", "paper")
 INTERVAL_CONFIDENCE = 0.95
-GROUPS = ("train", "absent", "all")
+GROUPS = ("corpus", "absent", "all")
+"""Domains that the training text has, domains that it has not, and both together."""
+
 ONE_SEED = "One seed gives no interval: differences between seeds are unknown."
 FORMAT_VERSION = 1
 
@@ -34,7 +36,7 @@ def summarize(inputs: ReportInputs) -> dict[str, Any]:
         "format": FORMAT_VERSION,
         "title": inputs.title,
         "domains": {
-            "train": _group_domains(inputs, "train", inputs.original),
+            "corpus": _group_domains(inputs, "corpus", inputs.original),
             "absent": _group_domains(inputs, "absent", inputs.original),
             "all": sorted(inputs.original.domains),
         },
@@ -55,7 +57,7 @@ def summarize(inputs: ReportInputs) -> dict[str, Any]:
 
 
 def _group_domains(inputs: ReportInputs, group: str, evaluation: Evaluation) -> list[str]:
-    chosen = {"train": inputs.train_domains, "absent": inputs.absent_domains, "all": list(evaluation.domains)}[group]
+    chosen = {"corpus": inputs.train_domains, "absent": inputs.absent_domains, "all": list(evaluation.domains)}[group]
     return sorted(domain for domain in evaluation.domains if domain in chosen)
 
 
@@ -73,14 +75,14 @@ def _snapshot(inputs: ReportInputs, evaluation: Evaluation, step: int) -> dict[s
     }
 
 
-def _group_figures(inputs: ReportInputs, group: str, evaluation: Evaluation) -> dict[str, float] | None:
+def _group_figures(inputs: ReportInputs, group: str, evaluation: Evaluation) -> dict[str, Any] | None:
     """Mean bits per byte, and exp of the mean nats per token, over the group's domains; None for an empty group."""
     figures = [evaluation.domains[domain] for domain in _group_domains(inputs, group, evaluation)]
     if not figures:
         return None
     return {
         "bits_per_byte": _mean([item["bits_per_byte"] for item in figures]),
-        "perplexity": math.exp(_mean([math.log(item["perplexity"]) for item in figures])),
+        "perplexity": _geometric_mean([item["perplexity"] for item in figures]),
     }
 
 
@@ -185,13 +187,15 @@ def _units(inputs: ReportInputs, per_seed: Mapping[int, Interference]) -> list[d
 def _comparison(inputs: ReportInputs, interference: Mapping[str, Any]) -> dict[str, Any] | None:
     """`fusionx` against each baseline, seed by seed; None without `fusionx`.
 
-    `mean` is the mean over seeds of the relative difference (negative: lower, better), `ci95` Student's t interval
-    over seeds, None for one seed. The headline pair compares each method at its own best step, over all domains.
+    `<metric>_vs_<baseline>[step][group]` holds the `mean` over seeds of the relative difference (negative: lower,
+    better) and `ci95`, Student's t interval over seeds (None for one seed); its own `mean` and `ci95` repeat those
+    over all domains at each method's best step. `claim` is the group that the verdict judges.
     """
     runs = inputs.runs_of(SUBJECT)
     if not runs:
         return None
-    found: dict[str, Any] = {"of": SUBJECT, "seeds": len(runs), "seed_values": list(runs)}
+    claim = claim_group(_group_domains(inputs, "corpus", inputs.original))
+    found: dict[str, Any] = {"of": SUBJECT, "seeds": len(runs), "seed_values": list(runs), "claim": claim}
     for baseline in BASELINES:
         pairs = [(run, other) for seed, run in runs.items() if (other := inputs.runs_of(baseline).get(seed))]
         found[f"bpb_vs_{baseline}"] = _relative(inputs, pairs, "bits_per_byte")
@@ -205,6 +209,11 @@ def _comparison(inputs: ReportInputs, interference: Mapping[str, Any]) -> dict[s
     return found
 
 
+def claim_group(corpus_domains: Sequence[str]) -> str:
+    """The domains that the best step is chosen on: the corpus's; all where the held-out text has none of them."""
+    return "corpus" if corpus_domains else "all"
+
+
 def _relative(inputs: ReportInputs, pairs: Sequence[tuple[MethodRun, MethodRun]], metric: str) -> dict[str, Any] | None:
     if not pairs:
         return None
@@ -216,7 +225,14 @@ def _relative(inputs: ReportInputs, pairs: Sequence[tuple[MethodRun, MethodRun]]
                        for a, b in pairs]  # fmt: skip
             found[step][group] = _over_seeds([a[metric] / b[metric] - 1 for a, b in figures if a and b])
     headline = found["best"]["all"]
-    return {"mean": headline["mean"], "ci95": headline["ci95"], "step": "best", "seeds": len(pairs), **found}
+    return {
+        "mean": headline["mean"],
+        "ci95": headline["ci95"],
+        "step": "best",
+        "group": "all",
+        "seeds": len(pairs),
+        **found,
+    }
 
 
 def _relative_to_target(inputs: ReportInputs, runs: Mapping[int, MethodRun]) -> dict[str, Any]:
@@ -279,14 +295,39 @@ def _selection(inputs: ReportInputs, method: str) -> dict[str, Any] | None:
 
 
 def _curves(inputs: ReportInputs, method: str) -> dict[str, Any]:
-    """Validation bits per byte and perplexity by step, per seed."""
+    """Validation figures by step, per seed: over all domains as logged, and over the corpus's and the absent ones."""
     return {
-        str(seed): [
-            {key: record.get(key) for key in ("step", "bits_per_byte", "perplexity")}
-            for record in run.events("validation")
-        ]
+        str(seed): [_validation_figures(inputs, record) for record in run.events("validation")]
         for seed, run in inputs.runs_of(method).items()
     }
+
+
+def _validation_figures(inputs: ReportInputs, record: Mapping[str, Any]) -> dict[str, Any]:
+    """`bits_per_byte` is a mean over domains, `perplexity` pooled over tokens, as the trainer logs them.
+
+    `corpus_bits_per_byte` is what the best step is chosen by; `corpus_perplexity` and `absent_perplexity` are geometric
+    means over domains. None where a log does not tell, or where the figure is not finite.
+    """
+    domains = record.get("domains") or {}
+    # The trainer's own rule: without a domain of the corpus in the validation text, all domains count.
+    corpus = [figures for name, figures in domains.items() if name in inputs.train_domains] or list(domains.values())
+    absent = [figures for name, figures in domains.items() if name in inputs.absent_domains]
+    chosen_by = record.get("trained_bits_per_byte")
+    if chosen_by is None and corpus:  # logs of before it was recorded
+        chosen_by = _mean([item["bits_per_byte"] for item in corpus])
+    figures = {
+        "bits_per_byte": record.get("bits_per_byte"),
+        "corpus_bits_per_byte": chosen_by,
+        "perplexity": record.get("perplexity"),
+        "corpus_perplexity": _geometric_mean([item["perplexity"] for item in corpus]),
+        "absent_perplexity": _geometric_mean([item["perplexity"] for item in absent]),
+    }
+    finite = {name: value if value is not None and math.isfinite(value) else None for name, value in figures.items()}
+    return {"step": record["step"], **finite}
+
+
+def _geometric_mean(perplexities: Sequence[float]) -> float | None:
+    return math.exp(_mean([math.log(value) for value in perplexities])) if perplexities else None
 
 
 def _source(inputs: ReportInputs, index: int) -> dict[str, Any]:

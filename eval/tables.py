@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from eval.report_inputs import STEPS, TARGET, Step, method_label
-from eval.summary import SUBJECT
+from eval.summary import GROUPS, SUBJECT, claim_group
 from eval.verdict import number, signed_percent
 
 Tone = Literal["", "best", "worse", "muted"]
@@ -60,9 +60,19 @@ def _overview(results: Mapping[str, Any]) -> Section:
         "Bits per byte and perplexity on held-out text: lower is better. Every domain counts the same; perplexity is "
         "the geometric mean over domains, per token of the target's tokenizer. “Worse than” counts domains and skills: "
         "first by the raw number, then those that chance does not explain.",
+        _best_step_note(results),
         "± is the standard deviation over seeds." if _many_seeds(results) else "One seed per method: no spread.",
     ]
     return Section("overview", "Results", notes, [_headline(results, "best"), _headline(results, "last")])
+
+
+def _best_step_note(results: Mapping[str, Any]) -> str:
+    if claim_group(results["domains"]["corpus"]) == "all":
+        return "A method's best step is the one with the lowest bits per byte on the validation text."
+    return (
+        "A method's best step is chosen on validation text of the corpus's own domains only, as someone would who has "
+        "no text of anything else; no absent domain and no skill has a say in it."
+    )
 
 
 def _many_seeds(results: Mapping[str, Any]) -> bool:
@@ -70,13 +80,15 @@ def _many_seeds(results: Mapping[str, Any]) -> bool:
 
 
 def _headline(results: Mapping[str, Any], step: Step) -> Table:
-    groups = [group for group in ("train", "absent", "all") if results["domains"][group]]
-    titles = {"train": "Corpus domains, bits/byte", "absent": "Absent domains, bits/byte", "all": "All, bits/byte"}
+    groups = [group for group in GROUPS if results["domains"][group]]
+    titles = {"corpus": "Corpus domains, bits/byte", "absent": "Absent domains, bits/byte", "all": "All, bits/byte"}
     has_skills = results["methods"][TARGET]["mean"][step]["skill_accuracy"] is not None
     columns: list[tuple[str, Callable[[str], Cell]]] = [
         (titles[group], _figure_column(results, step, group, "bits_per_byte", 4)) for group in groups
     ]
-    columns.append(("Perplexity", _figure_column(results, step, "all", "perplexity", 2)))
+    claim = claim_group(results["domains"]["corpus"])
+    perplexity = "Corpus domains, perplexity" if claim == "corpus" else "Perplexity"
+    columns.append((perplexity, _figure_column(results, step, claim, "perplexity", 2)))
     if has_skills:
         columns.append(("Skills right", lambda method: _skill_cell(results, method, step)))
     units = next((found[step]["mean"]["units"] for found in results["interference"].values()), None)
@@ -84,16 +96,21 @@ def _headline(results: Mapping[str, Any], step: Step) -> Table:
         columns.append((f"Worse than target, of {number(units)}", lambda m: _counts_cell(results, m, step, "mean")))
         columns.append((f"Worse than ct, of {number(units)}", lambda m: _counts_cell(results, m, step, "vs_ct_mean")))
     rows = [
-        [Cell(method_label(method), _seeds_text(results, method)), *(make(method) for _, make in columns)]
+        [Cell(method_label(method), _run_text(results, method, step)), *(make(method) for _, make in columns)]
         for method in results["methods"]
     ]
     caption = f"All methods {STEP_WORDS[step]}"
     return Table(caption, ["Method", *(title for title, _ in columns)], rows, emphasis=method_label(SUBJECT))
 
 
-def _seeds_text(results: Mapping[str, Any], method: str) -> str:
-    seeds = results["methods"][method]["seeds"]
-    return "" if not seeds else f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+def _run_text(results: Mapping[str, Any], method: str, step: Step) -> str:
+    """How many seeds, and their steps: "3 seeds, steps 160–200"."""
+    runs = results["methods"][method]["per_seed"].values()
+    if not runs:
+        return ""
+    steps = sorted({run[step]["step"] for run in runs})
+    where = f"step {steps[0]:,}" if len(steps) == 1 else f"steps {steps[0]:,}–{steps[-1]:,}"
+    return f"{len(runs)} seed{'s' if len(runs) > 1 else ''}, {where}"
 
 
 def _figure_column(
@@ -224,8 +241,8 @@ def _sources(results: Mapping[str, Any]) -> Section | None:
     sources = results["sources"]
     if not sources:
         return None
-    groups = [group for group in ("train", "absent", "all") if results["domains"][group]]
-    titles = {"train": "Corpus domains", "absent": "Absent domains", "all": "All, bits/byte"}
+    groups = [group for group in GROUPS if results["domains"][group]]
+    titles = {"corpus": "Corpus domains", "absent": "Absent domains", "all": "All, bits/byte"}
     rows = []
     for source in sources:
         figures = (source["evaluation"] or {}).get("groups", {})
@@ -300,7 +317,10 @@ def _tuning(results: Mapping[str, Any]) -> Section | None:
         ]
         for row in results["tuning"]
     ]
-    notes = ["Every method uses the learning rate that is best for continual training, the baseline."]
+    notes = [
+        "Every method uses the learning rate that is best for continual training, the baseline, on validation text of "
+        "the corpus's own domains."
+    ]
     header = ["Learning rate", "Best step, bits/byte", "Last step, bits/byte", "Best step"]
     caption = "Continual training on validation text"
     return Section("tuning", "Learning-rate search", notes, [Table(caption, header, rows)])
@@ -313,7 +333,9 @@ def _stages(results: Mapping[str, Any]) -> Section | None:
     for stage, found in results["stages"].items():
         seconds, tokens = found.get("seconds"), found.get("tokens")
         rate = f"{tokens / seconds:,.0f}" if tokens and seconds else MISSING
-        counts = [f"{found[key]:,}" if found.get(key) is not None else MISSING for key in ("parts", "rows", "tokens")]
+        counts = [
+            f"{found[key]:,.0f}" if found.get(key) is not None else MISSING for key in ("parts", "rows", "tokens")
+        ]
         cells = [_duration(seconds), *counts, rate, _bytes(found.get("bytes"))]
         rows.append([Cell(stage), *map(Cell, cells)])
     header = ["Stage", "Time", "Parts", "Rows", "Tokens", "Tokens/s", "Size"]

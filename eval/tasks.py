@@ -200,7 +200,6 @@ def _generate_batch(loaded: LoadedModel, prompts: Sequence[list[int]], max_new_t
     for row, prompt in enumerate(prompts):
         ids[row, longest - len(prompt) :] = torch.tensor(prompt)
         mask[row, longest - len(prompt) :] = 1
-    # A fresh config: an exported folder's own generation settings (sampling, penalties) must not decide a benchmark.
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,

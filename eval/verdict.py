@@ -10,6 +10,12 @@ from eval.summary import ONE_SEED, SUBJECT
 
 NAME = method_label(SUBJECT)
 IN_SENTENCE = {"ct": "continual training", "fusellm": "FuseLLM", "paper": "the paper preset"}
+PLACES = {
+    "corpus": "on the corpus's domains",
+    "absent": "on domains absent from it",
+    "all": "over all held-out domains",
+}
+THOSE_OF = "those of continual training"
 NOTHING = 5e-4
 """Relative differences below 0.05 % are called equal: they vanish in the rounding of the tables."""
 
@@ -27,15 +33,17 @@ def verdict(results: Mapping[str, Any]) -> list[str]:
 
 
 def _headline(comparison: Mapping[str, Any]) -> str:
-    against_ct = comparison["bpb_vs_ct"]
-    if against_ct is None:
-        change = comparison["vs_target"]["best"]["all"]["mean"]
+    """The claim, judged where the best step is chosen: on the corpus's domains; what became of the others follows."""
+    claim = comparison["claim"]
+    if comparison["bpb_vs_ct"] is None:
+        change = comparison["vs_target"]["best"][claim]["mean"]
         return (
-            f"{NAME} was trained without its baseline: averaged over the held-out domains its bits per byte are "
+            f"{NAME} was trained without its baseline: {PLACES[claim]}, its bits per byte are "
             f"{_relative(change, 'those of the original target')}, but without continual training on the same data "
             "nothing says how much of that is fusion's."
         )
-    change, interval = against_ct["mean"], against_ct["ci95"]
+    against_ct = comparison["bpb_vs_ct"]["best"]
+    change, interval = against_ct[claim]["mean"], against_ct[claim]["ci95"]
     if abs(change) < NOTHING:
         opening = f"{NAME} and plain continual training are equal"
     elif interval is not None and interval[0] <= 0 <= interval[1]:
@@ -45,34 +53,45 @@ def _headline(comparison: Mapping[str, Any]) -> str:
     else:
         opening = f"{NAME} loses to plain continual training"
     if interval is None:
-        opening += " in this one pair of runs" if against_ct["seeds"] == 1 else ""
-    return (
-        f"{opening}: with each at its own best step, its bits per byte over all held-out domains are "
-        f"{_relative(change)}{_interval_text(interval)}."
+        opening += " in this one pair of runs"
+    sentence = (
+        f"{opening}: with each at its own best step, its bits per byte {PLACES[claim]} are "
+        f"{_relative(change, THOSE_OF if abs(change) < NOTHING else '')}{_interval_text(interval)}"
     )
+    absent = against_ct["absent"]
+    if claim == "corpus" and absent is not None:
+        away = _relative(absent["mean"], THOSE_OF if abs(absent["mean"]) < NOTHING else "")
+        sentence += f"; {PLACES['absent']} they are {away}{_interval_text(absent['ci95'])}"
+    return sentence + "."
 
 
 def _against_baselines(comparison: Mapping[str, Any]) -> list[str]:
+    claim = comparison["claim"]
     parts = []
     for baseline, name in (("fusellm", "FuseLLM's"), ("paper", "the paper preset's")):
         found = comparison[f"bpb_vs_{baseline}"]
         if found is not None:
+            found = found["best"][claim]
             parts.append(f"{_relative(found['mean'], name)}{_interval_text(found['ci95'])}")
-    return [f"They are {' and '.join(parts)}."] if parts else []
+    return [f"{PLACES[claim].capitalize()} they are {' and '.join(parts)}."] if parts else []
 
 
 def _domains(results: Mapping[str, Any], comparison: Mapping[str, Any]) -> list[str]:
     sentences = []
     to_target = comparison["vs_target"]["best"]
-    for group, words in (("train", "the domains of the continual corpus"), ("absent", "domains absent from it")):
+    for group in ("corpus", "absent"):
         if to_target[group] is None:
             continue
-        sentence = f"On {words}, {NAME} {_moved(to_target[group]['mean'])} against the original target"
+        sentence = (
+            f"{PLACES[group].capitalize()}, against the original target, {NAME} {_moved(to_target[group]['mean'])}"
+        )
         for baseline in ("ct", "fusellm"):
             if baseline in results["methods"]:
                 change = _group_change(results, baseline, group)
                 sentence += f"; {IN_SENTENCE[baseline]} {_moved(change)}"
         sentences.append(sentence + ".")
+    if comparison["claim"] == "corpus":
+        sentences.append("The best step is chosen on validation text of the corpus's domains only.")
     return sentences
 
 
@@ -96,13 +115,18 @@ def _interference(comparison: Mapping[str, Any]) -> list[str]:
 
 
 def _last_step(comparison: Mapping[str, Any]) -> list[str]:
-    found = comparison["bpb_vs_ct"]
-    if found is None or found["last"]["all"] is None:
+    if comparison["bpb_vs_ct"] is None:
         return []
-    last = found["last"]["all"]
+    last = comparison["bpb_vs_ct"]["last"]
+    parts = [
+        f"{signed_percent(last[group]['mean'])} {PLACES[group]}{_interval_text(last[group]['ci95'])}"
+        for group in dict.fromkeys([comparison["claim"], "absent"])
+        if last[group] is not None
+    ]
     return [
-        f"At the last step, without early stopping, the difference to continual training is "
-        f"{signed_percent(last['mean'])}{_interval_text(last['ci95'])}."
+        "At the last step, without early stopping, bits per byte against continual training: "
+        + " and ".join(parts)
+        + "."
     ]
 
 
@@ -110,24 +134,24 @@ def _relative(change: float, other: str = "") -> str:
     """ "3.1 % lower" or "equal", with what it is compared to where that is not said already."""
     if abs(change) < NOTHING:
         return f"equal to {other}" if other else "equal"
-    return f"{abs(change) * 100:.1f} % {'lower' if change < 0 else 'higher'}" + (f" than {other}" if other else "")
+    return f"{abs(change) * 100:.1f}\u00a0% {'lower' if change < 0 else 'higher'}" + (f" than {other}" if other else "")
 
 
 def _moved(change: float) -> str:
     if abs(change) < NOTHING:
         return "is unchanged"
-    return f"{'improves' if change < 0 else 'worsens'} by {abs(change) * 100:.1f} %"
+    return f"{'improves' if change < 0 else 'worsens'} by {abs(change) * 100:.1f}\u00a0%"
 
 
 def _interval_text(interval: list[float] | None) -> str:
     if interval is None:
         return ""
-    return f" (95 % interval over seeds {signed_percent(interval[0])} to {signed_percent(interval[1])})"
+    return f" (95\u00a0% interval over seeds {signed_percent(interval[0])} to {signed_percent(interval[1])})"
 
 
 def signed_percent(value: float, digits: int = 1) -> str:
-    """A share as a signed percentage, with a true minus sign."""
-    return f"{value * 100:+.{digits}f} %".replace("-", "−")
+    """A share as a signed percentage, with a true minus sign and a no-break space."""
+    return f"{value * 100:+.{digits}f}\u00a0%".replace("-", "−")
 
 
 def number(value: float) -> str:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from contract.errors import FusionXError
+from contract.errors import EXIT_INCOMPLETE, ConfigError, FusionXError
 
 if TYPE_CHECKING:
     from pipelines.road import Road
@@ -25,6 +27,7 @@ class _Main(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
+            _check_packages()
             return super().invoke(ctx)
         except FusionXError as error:
             click.echo(f"error: {error}", err=True)
@@ -116,6 +119,35 @@ def run(config: str, overrides: tuple[str, ...], overwrite: bool) -> None:
     with _road(config, overrides, overwrite) as road:
         for stage in STAGES:
             getattr(road, stage)()
+
+
+@main.command()
+@_config_options
+def status(config: str, overrides: tuple[str, ...], overwrite: bool) -> None:
+    """What is done, missing, damaged or stale, and why; exit code 1 unless all is complete."""
+    from pipelines.status import status as status_of
+
+    with _road(config, overrides, overwrite) as road:
+        stages = list(status_of(road))
+    for stage in stages:
+        click.echo(stage.line())
+    if not all(stage.complete for stage in stages):
+        sys.exit(EXIT_INCOMPLETE)
+
+
+def _check_packages() -> None:
+    """The packages have everyday names; one of another project in front of ours would be imported without a word."""
+    here = Path(__file__).resolve().parent.parent
+    for name in ("contract", "precompute", "align", "train", "eval", "pipelines"):
+        found = find_spec(name)
+        if found is None or found.origin is None or Path(found.origin).resolve().parent.parent != here:
+            raise ConfigError(
+                "A package of another project hides one of Fusion-X's.",
+                field=name,
+                found=found.origin if found else "nothing",
+                expected=here / name,
+                remedy="run from the checkout, in its own virtual environment (`make setup`)",
+            )
 
 
 def _add_demo_inputs() -> None:

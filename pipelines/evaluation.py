@@ -14,10 +14,9 @@ from eval.evaluate import evaluate_model
 from eval.perplexity import Chunk
 from pipelines.config import FusionConfig
 from pipelines.layout import Layout
-from pipelines.training import make_job, tune
+from pipelines.training import finished_jobs
 from precompute.config import ModelConfig
 from train.config import TrainJob
-from train.result import finished_result
 
 STEPS = ("best", "last")
 _MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -85,19 +84,3 @@ def local_folder(model: ModelConfig) -> str:
 
 def evaluation_of(layout: Layout, job: TrainJob, step: str) -> str:
     return layout.evaluation(job.method_name, f"seed-{job.seed}", step)
-
-
-def finished_jobs(config: FusionConfig, layout: Layout) -> list[TrainJob]:
-    """Every training of the run at the tuned learning rate.
-
-    Raises:
-        DataError: one of them has no result.
-    """
-    rate = tune(config, layout).learning_rate
-    jobs = [
-        make_job(config, layout, method, seed, rate) for seed in config.train.seeds for method in config.train.methods
-    ]
-    for job in jobs:
-        if finished_result(job) is None:
-            raise DataError("A training has no result.", file=job.output, remedy="run `fusionx train` first")
-    return jobs

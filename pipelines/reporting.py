@@ -12,10 +12,10 @@ from eval.evaluation import Evaluation
 from eval.report import write_report
 from eval.report_inputs import MethodRun, ReportInputs, SourceModel
 from pipelines.config import FusionConfig
-from pipelines.evaluation import evaluation_of, finished_jobs
+from pipelines.evaluation import evaluation_of
 from pipelines.layout import Layout
 from pipelines.road import read_timings
-from pipelines.training import tune
+from pipelines.training import finished_jobs, read_tuning
 from precompute.config import ModelConfig
 from train.config import TrainJob
 from train.result import finished_result, read_log
@@ -39,7 +39,7 @@ def report_inputs(config: FusionConfig, layout: Layout, command: str | None = No
         provenance=_provenance(config, layout),
         original=original,
         runs=[_run(layout, job) for job in finished_jobs(config, layout)],
-        tuning=tune(config, layout).rows,
+        tuning=read_tuning(config, layout).rows,
         train_domains=train_domains,
         absent_domains=sorted(set(original.domains) - set(train_domains)),
         stages={name: _summed(parts) for name, parts in read_timings(layout).items()},

@@ -38,9 +38,7 @@ class Road:
     def chunk(self) -> None:
         check_corpus(self.config.corpus)
         self.check_models()
-        config = self.config
-        stage = ChunkStage(config.corpus, config.chunk, config.models, self.layout.chunks, recut=self.overwrite)
-        self._run("chunk", [stage])
+        self._run("chunk", [self.chunk_stage()])
 
     def precompute(self, only: str | None = None) -> None:
         """Runs every candidate, or the one named `only`, over the chunks, in one pool of workers."""
@@ -77,6 +75,10 @@ class Road:
         """Refuses what cannot work before any weights are loaded."""
         for model in self.config.models:
             self.logits_stage(model).check(self.config.chunk.block_size)
+
+    def chunk_stage(self) -> ChunkStage:
+        config = self.config
+        return ChunkStage(config.corpus, config.chunk, config.models, self.layout.chunks, recut=self.overwrite)
 
     def logits_stage(self, model: ModelConfig) -> LogitsStage:
         return LogitsStage(model, self.config.precompute, self.layout.chunks, self.layout.logits(model.id))

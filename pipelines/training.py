@@ -44,20 +44,72 @@ def train_all(config: FusionConfig, layout: Layout, overwrite: bool = False) -> 
     Raises:
         IncompleteError: some trainings failed; the others are finished and kept.
     """
-    to_do = _count_unfinished(_tuning_jobs(config, layout))
-    tuning = tune(config, layout, overwrite)
-    jobs = [
-        make_job(config, layout, method, seed, tuning.learning_rate)
-        for seed in config.train.seeds
-        for method in config.train.methods
-    ]
+    searches = tuning_jobs(config, layout)
+    to_do = _count_unfinished(searches)
+    run_jobs(searches, config.train.jobs, overwrite)
+    tuning = read_tuning(config, layout)
+    rates = config.train.tune
+    if len(rates) > 2 and tuning.learning_rate in (min(rates), max(rates)):
+        print(
+            f"[train] the best rate, {tuning.learning_rate:g}, is at the edge of train.tune; widen it", file=sys.stderr
+        )
+    jobs = planned_jobs(config, layout)
     to_do += _count_unfinished(jobs)
     run_jobs(jobs, config.train.jobs, overwrite)
     return to_do
 
 
-def _tuning_jobs(config: FusionConfig, layout: Layout) -> list[TrainJob]:
+def read_tuning(config: FusionConfig, layout: Layout) -> Tuning:
+    """The finished learning-rate search; without `train.tune` the configured rate.
+
+    Raises:
+        DataError: a training of the search has no result yet.
+    """
+    if not config.train.tune:
+        return Tuning([], config.train.optimizer.learning_rate)
+    columns = ("best_bits_per_byte", "last_bits_per_byte", "best_step")
+    rows = []
+    for job in tuning_jobs(config, layout):
+        result = finished_result(job)
+        if result is None:
+            raise _no_result(job)
+        rate = {"learning_rate": job.optimizer.learning_rate}
+        rows.append(rate | {column: result[column] for column in columns})
+    return Tuning(rows, min(rows, key=lambda row: row["best_bits_per_byte"])["learning_rate"])
+
+
+def tuning_jobs(config: FusionConfig, layout: Layout) -> list[TrainJob]:
+    """The trainings of the learning-rate search: the baseline at every rate, with the first seed."""
     return [make_job(config, layout, BASELINE, config.train.seeds[0], rate) for rate in config.train.tune]
+
+
+def planned_jobs(config: FusionConfig, layout: Layout) -> list[TrainJob]:
+    """Every method at every seed, at the tuned learning rate.
+
+    Raises:
+        DataError: the learning rate is not chosen yet.
+    """
+    rate = read_tuning(config, layout).learning_rate
+    return [
+        make_job(config, layout, method, seed, rate) for seed in config.train.seeds for method in config.train.methods
+    ]
+
+
+def finished_jobs(config: FusionConfig, layout: Layout) -> list[TrainJob]:
+    """`planned_jobs`, all of which have their result.
+
+    Raises:
+        DataError: one of them has none.
+    """
+    jobs = planned_jobs(config, layout)
+    for job in jobs:
+        if finished_result(job) is None:
+            raise _no_result(job)
+    return jobs
+
+
+def _no_result(job: TrainJob) -> DataError:
+    return DataError("A training has no result.", file=job.output, remedy="run `fusionx train` first")
 
 
 def _count_unfinished(jobs: Sequence[TrainJob]) -> int:
@@ -68,23 +120,6 @@ def _count_unfinished(jobs: Sequence[TrainJob]) -> int:
         except DataError:  # another training's result; `run_jobs` refuses it or makes it anew
             unfinished += 1
     return unfinished
-
-
-def tune(config: FusionConfig, layout: Layout, overwrite: bool = False) -> Tuning:
-    """Chooses the learning rate by validation; without `train.tune` it is the configured one."""
-    rates = config.train.tune
-    if not rates:
-        return Tuning([], config.train.optimizer.learning_rate)
-    results = run_jobs(_tuning_jobs(config, layout), config.train.jobs, overwrite)
-    columns = ("best_bits_per_byte", "last_bits_per_byte", "best_step")
-    rows = [
-        {"learning_rate": rate, **{column: result[column] for column in columns}}
-        for rate, result in zip(rates, results, strict=True)
-    ]
-    best = min(rows, key=lambda row: row["best_bits_per_byte"])["learning_rate"]
-    if len(rates) > 2 and best in (min(rates), max(rates)):
-        print(f"[train] the best rate, {best:g}, is at the edge of train.tune; widen it", file=sys.stderr)
-    return Tuning(rows, best)
 
 
 def make_job(config: FusionConfig, layout: Layout, method_name: str, seed: int, learning_rate: float) -> TrainJob:

@@ -12,6 +12,9 @@ FEATURES_PER_CANDIDATE = TOP_FEATURES + 4
 _LOG_FLOOR = -12.0
 """Stands for the logarithm of a probability that was not stored (fp16 holds nothing below e^-16.6)."""
 
+_LOG_SCALE, _NLL_SCALE = 0.25, 4.0
+"""Bring the features to one scale before the LayerNorm, which would drown the NLL per byte among log-probabilities."""
+
 
 class SelectionNetwork(nn.Module):
     """LayerNorm, Linear d -> 2d, GELU, Linear 2d -> d, GELU, Linear d -> M (eq. 4).
@@ -63,8 +66,8 @@ def candidate_features(probs: Tensor, aligned: Tensor, nll_per_byte: Tensor) -> 
     if k < TOP_FEATURES:
         top = nn.functional.pad(top, (0, TOP_FEATURES - k), value=_LOG_FLOOR)
     relative = (nll_per_byte - nll_per_byte.nanmean(-1, keepdim=True)).nan_to_num(nan=0.0)
-    per_position = torch.cat([top, entropy[..., None], tail[..., None]], -1) * aligned[..., None]
-    features = torch.cat([per_position, aligned[..., None].to(probs.dtype), relative[..., None]], -1)
+    per_position = torch.cat([_LOG_SCALE * top, entropy[..., None], tail[..., None]], -1) * aligned[..., None]
+    features = torch.cat([per_position, aligned[..., None].to(probs.dtype), _NLL_SCALE * relative[..., None]], -1)
     return features.reshape(n, m * FEATURES_PER_CANDIDATE)
 
 

@@ -29,6 +29,7 @@ TEXTS = {
 class Done:
     returncode: int
     stderr: str
+    stdout: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class World:
         done = subprocess.run(
             self.command(output, command, *sets), cwd=ROOT, capture_output=True, text=True, check=False
         )
-        return Done(done.returncode, done.stderr)
+        return Done(done.returncode, done.stderr, done.stdout)
 
     def here(self, output: Path, command: str, *sets: str) -> Done:
         """The same command line in this process, which spares the imports."""
@@ -62,7 +63,7 @@ class World:
         result = CliRunner().invoke(main, self.command(output, command, *sets)[3:])
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
-        return Done(result.exit_code, result.stderr)
+        return Done(result.exit_code, result.stderr, result.stdout)
 
     def run(self, output: Path, command: str, *sets: str) -> str:
         done = self.here(output, command, *sets)

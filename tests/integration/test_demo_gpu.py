@@ -32,12 +32,12 @@ def fusionx(*arguments: str, sets: list[str]) -> str:
 
 def small_inputs(data: Path) -> list[str]:
     domains = ("stubs", "licences", "readme", "cmake")
-    mix = {name: 1 for name in (*domains, "skill_boolean", "skill_counting")}
+    mix = dict.fromkeys((*domains, "skill_boolean", "skill_counting"), 1)
     small = {
         "output": str(data),
         "device": "cpu",
         "dtype": "float32",
-        "corpus.real_domains_kb": {name: 60 for name in domains},
+        "corpus.real_domains_kb": dict.fromkeys(domains, 60),
         "corpus.skills_kb": {"boolean": 10, "counting": 10},
         "corpus.train_kb": 3,
         "corpus.validation_kb": 2,

@@ -74,6 +74,20 @@ def test_a_second_run_makes_nothing(world: Any, finished: Path) -> None:
     assert json.loads((finished / "report" / "results.json").read_text()) == results
 
 
+def test_status_says_what_is_done_and_what_is_not(world: Any, copied: Path) -> None:
+    complete = world.here(copied, "status")
+    assert complete.returncode == 0
+    assert "incomplete" not in complete.stdout
+    (copied / "logits" / "coder" / "part-00000.parquet").unlink()
+    (copied / "logits" / "writer" / "part-00000.parquet").write_bytes(b"PAR1")
+    lines = {line.split()[0]: line for line in world.here(copied, "status", "precompute.k=4").stdout.splitlines()}
+    assert "1 missing" in lines["precompute/coder"]
+    assert "config.k: found 8, expected 4" in lines["precompute/coder"]
+    assert "1 damaged" in lines["precompute/writer"]
+    assert "complete" in lines["chunk"]
+    assert world.here(copied, "status", "precompute.k=4").returncode == 1
+
+
 @pytest.mark.slow
 def test_wherever_and_whenever_it_is_made_it_is_the_same(
     world: Any, finished: Path, tmp_path: Path, part_hashes: Any

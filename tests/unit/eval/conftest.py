@@ -130,18 +130,34 @@ def make_evaluation(
     )
 
 
+def _validation_figures(method: str, domain: str, share: float, noise: float) -> dict[str, float]:
+    """A curve that falls to the best step and then goes to where the last step ends."""
+    best, last = (effects[domain in ABSENT_DOMAINS] for effects in EFFECTS[method])
+    curve = best * min(1.0, 2.2 * share) + (last - best) * max(0.0, share - 0.45) / 0.55
+    nats = 3.0 + 0.15 * len(domain) + math.log(noise)
+    return {"bits_per_byte": nats * (1 + curve) / 3.2 / math.log(2), "perplexity": math.exp(nats * (1 + curve))}
+
+
 def make_log(method: str, seed: int, steps: int = 400) -> list[dict[str, Any]]:
     """A training log as the trainer writes it."""
     noise = np.random.default_rng(seed * 10 + len(method))
     records: list[dict[str, Any]] = []
-    best, last = EFFECTS[method][0][0], EFFECTS[method][1][0]
     for step in range(0, steps + 1, 20):
-        share = step / steps
-        curve = best * min(1.0, 2.2 * share) + (last - best) * max(0.0, share - 0.45) / 0.55
-        perplexity = 62 * math.exp(4.5 * curve) * (1 + 0.03 * noise.normal())
-        bits = math.log2(perplexity) / 3.2
-        records.append({"event": "validation", "step": step, "bits_per_byte": bits, "perplexity": perplexity,
-                        "domains": {}})  # fmt: skip
+        domains = {
+            domain: _validation_figures(method, domain, step / steps, 1 + 0.02 * noise.normal())
+            for domain in TRAIN_DOMAINS + ABSENT_DOMAINS
+        }
+        bits = {domain: figures["bits_per_byte"] for domain, figures in domains.items()}
+        records.append(
+            {
+                "event": "validation",
+                "step": step,
+                "bits_per_byte": sum(bits.values()) / len(bits),
+                "trained_bits_per_byte": sum(bits[domain] for domain in TRAIN_DOMAINS) / len(TRAIN_DOMAINS),
+                "perplexity": sum(figures["perplexity"] for figures in domains.values()) / len(domains),
+                "domains": domains,
+            }
+        )
     if method in ("paper", "fusionx"):
         for step in range(1, steps + 1, 5):
             pull = (1 - math.exp(-step / 80)) * (1.6 if method == "fusionx" else 0.3)
@@ -198,9 +214,11 @@ def build_inputs(
             "precompute": {"seconds": 93.0, "parts": 16, "rows": 1280, "tokens": 640_000, "bytes": 81_000_000},
             "train": {"seconds": 4000.0, "tokens": 6_400_000},
         },
-        "alignment": {"first-token": {name: shares for name in SOURCES[1:]}},
+        "alignment": {"first-token": dict.fromkeys(SOURCES[1:], shares)},
         "sources": [
-            SourceModel(name, name.split("-")[0], 4_200_000, 4096, make_evaluation(name, (0.02 * i - 0.1, 0.05), seed=i))
+            SourceModel(
+                name, name.split("-")[0], 4_200_000, 4096, make_evaluation(name, (0.02 * i - 0.1, 0.05), seed=i)
+            )
             for i, name in enumerate(SOURCES[1:])
         ]
         + [SourceModel("unevaluated", "mpt", None, None)],
