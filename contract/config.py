@@ -63,6 +63,22 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
+def changed_fields(found: Any, expected: Any) -> list[str]:
+    """Every field in which two plain values differ, as `a.b: found X, expected Y`; absent ones are named, too."""
+    flat_found, flat_expected = _flatten(found), _flatten(expected)
+    return [
+        f"{key}: found {flat_found.get(key, '(absent)')}, expected {flat_expected.get(key, '(absent)')}"
+        for key in sorted(flat_found.keys() | flat_expected.keys())
+        if flat_found.get(key, "(absent)") != flat_expected.get(key, "(absent)")
+    ]
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
+    if isinstance(value, dict):
+        return {key: leaf for name, item in value.items() for key, leaf in _flatten(item, f"{prefix}{name}.").items()}
+    return {prefix.rstrip("."): json.dumps(value)}
+
+
 ConfigType = TypeVar("ConfigType", bound=Config)
 
 

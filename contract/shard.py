@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from contract.config import changed_fields
 from contract.errors import DataError
 from contract.schema import SCHEMA_VERSION, SCHEMAS
 from contract.storage import read_bytes, write_bytes
@@ -150,12 +151,7 @@ def sha256_of(path: str) -> str:
 
 def differences(found: Provenance, expected: Provenance) -> list[str]:
     """Every field in which two provenances differ, as `field: found X, expected Y`."""
-    flat_found, flat_expected = _flatten(found.to_json()), _flatten(expected.to_json())
-    return [
-        f"{key}: found {flat_found.get(key, '(absent)')}, expected {flat_expected.get(key, '(absent)')}"
-        for key in sorted(flat_found.keys() | flat_expected.keys())
-        if flat_found.get(key, "(absent)") != flat_expected.get(key, "(absent)")
-    ]
+    return changed_fields(found.to_json(), expected.to_json())
 
 
 @dataclass(frozen=True)
@@ -233,12 +229,6 @@ def _damaged(path: str, error: Exception) -> DataError:
         expected="a whole Parquet file whose page checksums hold",
         remedy="run the stage that writes it again; only damaged and missing parts are rewritten",
     )
-
-
-def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
-    if isinstance(value, dict):
-        return {key: leaf for name, item in value.items() for key, leaf in _flatten(item, f"{prefix}{name}.").items()}
-    return {prefix.rstrip("."): json.dumps(value)}
 
 
 def match_rows(left: pa.Table, right: pa.Table, left_path: str, right_path: str) -> np.ndarray:

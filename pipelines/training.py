@@ -24,7 +24,7 @@ from contract.weights import weights_identity
 from pipelines.config import FusionConfig
 from pipelines.layout import Layout
 from train.config import TrainJob
-from train.result import finished_result
+from train.result import finished_result, is_stale
 
 BASELINE = "ct"
 """The method whose best learning rate every method uses."""
@@ -173,14 +173,10 @@ def run_jobs(jobs: Sequence[TrainJob], at_once: int, overwrite: bool) -> list[di
 
 
 def _run_job(job: TrainJob, overwrite: bool) -> int:
-    try:
-        if finished_result(job) is not None:
-            return 0
-    except DataError:
-        if not overwrite:
-            raise
-    if overwrite:
-        shutil.rmtree(job.output, ignore_errors=True)
+    if overwrite and is_stale(job):
+        shutil.rmtree(job.output)
+    if finished_result(job) is not None:
+        return 0
     job_file = str(Path(job.output) / "job.json")
     write_bytes(job_file, (json.dumps(job.model_dump(mode="json"), indent=1) + "\n").encode())
     environment = {**os.environ, "OMP_NUM_THREADS": str(job.run.threads), "TOKENIZERS_PARALLELISM": "false"}

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from contract.config import changed_fields
 from contract.errors import DataError
 from contract.storage import write_bytes
 from train.config import TrainJob
@@ -29,15 +30,20 @@ def finished_result(job: TrainJob) -> dict[str, Any] | None:
     result = json.loads(path.read_text())
     if result["job"] == job.digest():
         return result
-    changed = [key for key, value in job.content().items() if result["config"].get(key) != value]
+    changed = changed_fields(result["config"], job.content())
     raise DataError(
         "A folder holds the result of another training.",
         file=path,
-        field=", ".join(changed),
-        found="; ".join(f"{result['config'].get(key)}" for key in changed),
-        expected="; ".join(f"{job.content()[key]}" for key in changed),
+        field=", ".join(line.split(":")[0] for line in changed),
+        found="; ".join(changed),
         remedy="delete the folder, choose another output, or run with --overwrite",
     )
+
+
+def is_stale(job: TrainJob) -> bool:
+    """Whether the job's folder holds the result or a checkpoint of another training."""
+    marks = [Path(job.output) / RESULT, *Path(job.output).glob("checkpoints/step-*/state.json")]
+    return any(mark.is_file() and json.loads(mark.read_text())["job"] != job.digest() for mark in marks)
 
 
 def read_log(output: Path) -> list[dict[str, Any]]:
