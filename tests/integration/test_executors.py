@@ -83,7 +83,7 @@ def test_lost_workers_are_retried_a_bug_is_not_and_a_deadly_unit_is_named(
     assert isinstance(found[2], DataError)
     assert "a bug of ours" in str(found[2])
     assert isinstance(found[3], IncompleteError)
-    assert "unit 3, 2 times" in str(found[3])
+    assert "making this unit, 2 times" in str(found[3])
     assert (tmp_path / "died-3").read_text() == "xx", "one attempt and one retry"
     assert (tmp_path / "died-1").read_text() == "x"
 

@@ -74,9 +74,9 @@ def test_a_second_run_makes_nothing(world: Any, finished: Path) -> None:
     assert json.loads((finished / "report" / "results.json").read_text()) == results
 
 
-def test_status_says_what_is_done_and_what_is_not(world: Any, copied: Path) -> None:
-    complete = world.here(copied, "status")
-    assert complete.returncode == 0
+def test_status_says_what_is_done_and_what_is_not(world: Any, finished: Path, copied: Path) -> None:
+    complete = world.here(finished, "status")
+    assert complete.returncode == 0, complete.stdout
     assert "incomplete" not in complete.stdout
     (copied / "logits" / "coder" / "part-00000.parquet").unlink()
     (copied / "logits" / "writer" / "part-00000.parquet").write_bytes(b"PAR1")
