@@ -49,9 +49,9 @@ class SelectionNetwork(nn.Module):
 def candidate_features(probs: Tensor, aligned: Tensor, nll_per_byte: Tensor) -> Tensor:
     """What the network sees of every candidate at one position: [N, M * 12], float32.
 
-    Per candidate: its top 8 log-probabilities, entropy (nats, the tail as one symbol), tail mass, whether it is
-    aligned here, and the chunk's NLL per byte relative to the candidates' mean. Token features alone show
-    confidence; the last one shows who knows this text.
+    Per candidate: its top 8 log-probabilities (times 0.25), entropy (nats, the tail as one symbol), tail mass,
+    whether it is aligned here, and the chunk's NLL per byte relative to the candidates' mean (times 4). Token features
+    alone show confidence; the last one shows who knows this text.
 
     Args:
         probs: float32 [N, M, k], descending, 0 where nothing is stored.

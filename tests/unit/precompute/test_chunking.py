@@ -99,10 +99,10 @@ def test_a_character_that_cannot_fit_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("text", "first"),
     [
-        ("a" * 20 + "\n\n" + "b" * 5 + "\n" + "c c" * 40, "a" * 20 + "\n\n"),
-        ("a" * 20 + "\n" + "b b" * 40, "a" * 20 + "\n"),
-        ("a" * 20 + " " + "b" * 90, "a" * 20),
-        ("a\n\n" + "b" * 19 + " " + "c" * 90, "a\n\n" + "b" * 19),  # a paragraph that fills too little does not count
+        ("a" * 24 + "\n\n" + "b" * 3 + "\n" + "c c" * 40, "a" * 24 + "\n\n"),
+        ("a" * 24 + "\n" + "b b" * 40, "a" * 24 + "\n"),
+        ("a" * 26 + " " + "b" * 90, "a" * 26),
+        ("a\n\n" + "b" * 23 + " " + "c" * 90, "a\n\n" + "b" * 23),  # a paragraph that fills too little does not count
         ("a" * 90, "a" * 32),
     ],
 )

@@ -120,10 +120,10 @@ def feature_rows(candidates: Candidates) -> Tensor:
                 tail = max(0.0, 1 - sum(probs))
                 symbols = [p for p in [*probs, tail] if p > 0]
                 entropy = -sum(p * math.log(p) for p in symbols)
-                row += [*(logs + [-12.0] * 8)[:8], entropy, tail, 1.0]
+                row += [*(0.25 * log for log in (logs + [-12.0] * 8)[:8]), entropy, tail, 1.0]
             else:
                 row += [0.0] * 11
-            row.append(nlls[j] - sum(nlls) / len(nlls))
+            row.append(4 * (nlls[j] - sum(nlls) / len(nlls)))
         rows.append(row)
     return torch.tensor(rows, dtype=torch.float64)
 

@@ -96,13 +96,12 @@ def test_objective_equals_the_dense_one(name: str, seed: int) -> None:
         assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("block", [1, 2, 5, 100])
-@pytest.mark.parametrize("seed", range(3))
-def test_elements_equal_the_full_tensor(seed: int, block: int) -> None:
+@pytest.mark.parametrize("seed", range(6))
+def test_elements_equal_the_full_tensor(seed: int) -> None:
     """Importances too, whose all-zero rows are counted in closed form, and their gradients."""
     method = PRESETS["paper"]
-    candidates = random_candidates(seed, m=2 + seed)
-    asn = network(method, candidates=2 + seed, seed=seed)
+    candidates = random_candidates(seed, m=2 + seed % 3)
+    asn = network(method, candidates=2 + seed % 3, seed=seed)
     assert asn is not None
     hidden, weight = linear_head(seed)
     logits = hidden @ weight.T

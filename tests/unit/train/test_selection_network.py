@@ -50,7 +50,7 @@ def test_an_unknown_nll_becomes_the_mean() -> None:
     candidates = random_candidates(0, n=1)
     nll = torch.tensor([[0.5, float("nan"), 1.5]], dtype=torch.float64)
     relative = candidate_features(candidates.probs, candidates.aligned, nll).reshape(3, -1)[:, -1]
-    assert relative.tolist() == [-0.5, 0.0, 0.5]
+    assert relative.tolist() == [-2.0, 0.0, 2.0]
     nowhere = candidate_features(candidates.probs, candidates.aligned, nll * float("nan"))
     assert torch.isfinite(nowhere).all()
 
