@@ -52,11 +52,6 @@ class _Progress:
         return f"[{self.name}] {self.units} units done in {seconds:.1f} s{speed}"
 
 
-def run_stage(stage: Stage, executor: Executor, overwrite: bool = False) -> StageReport:
-    """`run_stages` for one stage."""
-    return run_stages([stage], executor, overwrite)[0]
-
-
 def run_stages(stages: Sequence[Stage], executor: Executor, overwrite: bool = False) -> list[StageReport]:
     """Brings the outputs of stages that do not depend on each other to completion, in one pool of workers.
 

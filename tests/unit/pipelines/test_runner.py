@@ -18,7 +18,7 @@ from contract.shard import PartEntry, Provenance, differences, write_part
 from contract.stage import Resources, Unit, Worker
 from contract.storage import join
 from pipelines.executors import InlineExecutor
-from pipelines.runner import run_stage
+from pipelines.runner import run_stages
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class FakeStage:
 
 def run(stage: FakeStage, overwrite: bool = False) -> Any:
     stage.made.clear()
-    return run_stage(stage, InlineExecutor(), overwrite)
+    return run_stages([stage], InlineExecutor(), overwrite)[0]
 
 
 def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
