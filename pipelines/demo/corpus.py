@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import json
 import os
 import re
 import sys
@@ -21,10 +20,15 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
+from importlib.metadata import Distribution
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from contract.errors import DataError
 from pipelines.demo import skills
@@ -56,16 +60,15 @@ class SourceFile:
 
 
 def installed_files() -> list[SourceFile]:
-    """All files of the standard library and of the installed packages, editable (own) projects left out."""
+    """All files of the standard library and of the packages that `_own_packages` names."""
     found: dict[str, SourceFile] = {}
-    packages = [Path(entry) for entry in sys.path if Path(entry).name in {"site-packages", "dist-packages"}]
-    for root in dict.fromkeys([Path(sysconfig.get_path("purelib")), Path(sysconfig.get_path("platlib")), *packages]):
-        own = _editable_projects(root)
-        for relative in _walk(root):
-            top = Path(relative).parts[0]
-            if top not in own and not top.startswith("__editable__"):
+    root = Path(sysconfig.get_path("purelib"))
+    for distribution in _own_packages():
+        for file in distribution.files or []:
+            relative, top = str(file), file.parts[0]
+            if ".." not in file.parts and not _SKIPPED_FOLDERS & set(file.parts):
                 package = top.removesuffix(".py").partition("-")[0]
-                found.setdefault(f"packages/{relative}", SourceFile(f"packages/{relative}", root / relative, package))
+                found[f"packages/{relative}"] = SourceFile(f"packages/{relative}", root / relative, package)
     stdlib = Path(sysconfig.get_path("stdlib"))
     for relative in _walk(stdlib):
         top = Path(relative).parts[0]
@@ -74,17 +77,32 @@ def installed_files() -> list[SourceFile]:
     return sorted(found.values(), key=lambda file: file.order)
 
 
-def _editable_projects(root: Path) -> set[str]:
-    """Top-level names in a package folder that belong to projects installed from a checkout, as this one is."""
-    own = set()
-    for direct_url in root.glob("*.dist-info/direct_url.json"):
+@cache
+def _own_packages() -> list[Distribution]:
+    """The distributions that Fusion-X and its `dev` extra require, directly or not, in order of their names.
+
+    constraints.txt pins them, so that the same corpus comes out wherever the project is installed; what else lies in
+    the environment (pip itself, a user's tools) gives no text.
+    """
+    found: dict[str, Distribution] = {}
+    waiting = [("fusionx", frozenset({"dev"}))]
+    seen = set(waiting)
+    while waiting:
+        name, extras = waiting.pop()
         try:
-            editable = json.loads(direct_url.read_text()).get("dir_info", {}).get("editable", False)
-        except ValueError:
-            continue
-        if editable:
-            own.add(direct_url.parent.name)
-    return own
+            distribution = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue  # an optional one that is not installed
+        found[name] = distribution
+        for line in distribution.requires or []:
+            needed = Requirement(line)
+            wanted = any(needed.marker is None or needed.marker.evaluate({"extra": extra}) for extra in {"", *extras})
+            step = (canonicalize_name(needed.name), frozenset(needed.extras))
+            if wanted and step not in seen:
+                seen.add(step)
+                waiting.append(step)
+    del found["fusionx"]
+    return [found[name] for name in sorted(found)]
 
 
 def _walk(root: Path) -> Iterator[str]:
@@ -328,11 +346,5 @@ def read_texts(path: Path) -> list[str]:
 
 
 def installation() -> list[str]:
-    """Python's version and the installed distributions: what the gathered text depends on."""
-    names = {
-        entry.name.removesuffix(".dist-info")
-        for root in {Path(sysconfig.get_path("purelib")), Path(sysconfig.get_path("platlib"))}
-        for entry in root.glob("*.dist-info")
-        if entry.name not in _editable_projects(root)
-    }
-    return [f"python-{sys.version.split()[0]}", *sorted(names)]
+    """Python's version and the distributions: what the gathered text depends on."""
+    return [f"python-{sys.version.split()[0]}", *(f"{found.name}-{found.version}" for found in _own_packages())]

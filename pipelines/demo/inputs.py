@@ -22,7 +22,7 @@ from pipelines.demo import corpus as corpus_text
 from pipelines.demo import made, models, skills, tokenizers
 from pipelines.demo.config import DemoInputs, ModelConfig
 
-_RULES_VERSION = 1
+_RULES_VERSION = 2
 """Raised when the rules of gathering, generating or training change what comes out of the same config."""
 
 

@@ -60,6 +60,12 @@ def test_no_file_of_this_project_is_gathered() -> None:
         assert not file.package.startswith("fusionx"), file.path
 
 
+def test_only_packages_that_the_project_pins_give_text() -> None:
+    names = {name.lower().rpartition("-")[0] for name in corpus.installation()}
+    assert {"torch", "numpy", "pytest", "mypy"} <= names
+    assert not {"pip", "fusionx", "moto"} & names, "what else is installed must not change the demo"
+
+
 def test_near_duplicates_are_dropped() -> None:
     words = [f"word{number}" for number in range(200)]
     new = corpus.Deduplicator(share=0.5)
