@@ -7,10 +7,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 FUSIONX := $(BIN)/fusionx
 
-.PHONY: help setup demo test lint precompute align train eval chunk run clean
+.PHONY: help setup demo test lint bench demo-inputs precompute align train eval chunk run clean
 help:
 	@echo "make demo [SEEDS=3]   the whole road on this machine, offline: from text to a report"
 	@echo "make test             lint, types and all tests"
+	@echo "make bench            every benchmark, written to benchmarks/results/"
 	@echo "make chunk | precompute | align | train | eval | run   CONFIG=configs/....yaml [ARGS=...]"
 
 setup: $(VENV)/.installed
@@ -20,8 +21,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: setup
-	$(FUSIONX) demo-inputs configs/inputs/demo.yaml
+demo: demo-inputs
 	$(FUSIONX) run configs/demo.yaml --set train.seeds=$$($(BIN)/python -c "print(list(range($(SEEDS))))" | tr -d ' ')
 	@echo "The report: runs/demo/report/report.html (also report.md and results.json)"
 
@@ -32,6 +32,12 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: demo-inputs
+	$(FUSIONX) bench all --output benchmarks/results
+
+demo-inputs: setup
+	$(FUSIONX) demo-inputs configs/inputs/demo.yaml
 
 chunk precompute align train eval run: setup
 	$(FUSIONX) $@ $(CONFIG) $(ARGS)

@@ -30,11 +30,17 @@ class Unit:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one worker needs. `workers` is the size of the pool, never part of the data."""
+    """What one worker needs. `workers` is the size of the pool, never part of the data.
+
+    `concurrency` units are in one worker's hands at once, each in a thread of its own: while one is computed, the
+    next one's text is read and tokenized and the last one's part is written. A worker with more than one guards what
+    only one unit may use at a time.
+    """
 
     workers: int = 1
     num_cpus: float = 1.0
     num_gpus: float = 0.0
+    concurrency: int = 1
 
 
 Worker = Callable[[Unit], PartEntry]

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("contract", "precompute", "align", "train", "eval", "pipelines")
+PACKAGES = ("contract", "precompute", "align", "train", "eval", "pipelines", "benchmarks")
 STAGES = ("precompute", "align", "train", "eval")
 
 

@@ -1,0 +1,47 @@
+"""One measured figure, and the median over repetitions that every benchmark uses."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of a benchmark's output.
+
+    `against` names the reference that was measured in the same run, `ratio` is value / reference; both None where
+    there is nothing to compare with. `n` counts the repetitions whose median `value` is.
+    """
+
+    bench: str
+    case: str
+    metric: str
+    value: float
+    unit: str
+    against: str | None = None
+    ratio: float | None = None
+    n: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: round(value, 6) if isinstance(value, float) else value for key, value in asdict(self).items()}
+
+    def line(self) -> str:
+        compared = "" if self.ratio is None else f"   {self.ratio:.3g} x {self.against}"
+        return f"{self.case:<28} {self.metric:<28} {self.value:>14,.4g} {self.unit}{compared}"
+
+
+def interleaved_seconds(works: dict[str, Callable[[], object]], n: int) -> dict[str, float]:
+    """Median seconds of each of `works` over `n` rounds; the works alternate, so that a slow minute hits them all."""
+    for work in works.values():
+        work()  # warm-up: caches, threads, compiled kernels
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(n):
+        for name, work in works.items():
+            started = time.perf_counter()
+            work()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
