@@ -2,37 +2,42 @@
 
 Equal bytes always map to each other and special tokens map by role; the three modes differ in what happens to the
 rest: `mined` takes the target token at minimum edit distance (MinED, paper section 3.1), `first-token` the first
-target token of the source token's text, `exact` drops it. Applying a map to distributions is `align.projection`.
+target token of the source token's text, `exact` drops it. The search for the nearest is `align.nearest`, applying a
+map to distributions `align.projection`, showing it to a person `align.explain`.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from align.edit import bytes_as_text, text_of, token_distance
+from align.edit import text_of, token_distance
 from contract.errors import DataError
 from contract.storage import read_bytes, write_bytes
 from contract.tokenization import ROLES, TokenTable, encode_batch
 
+if TYPE_CHECKING:
+    from align.nearest import Nearest
+
 Mode = Literal["mined", "exact", "first-token"]
+Ties = Literal["first", "split"]
 DROPPED = -1
+MAX_TIES = 8
+"""Target tokens that one source token is split over at most."""
 
 _SCHEMA_VERSION = 1
 _METADATA_KEY = b"fusionx.vocab_map"
-_BLOCK_PAIRS = 1 << 23
-"""Source-target pairs compared at a time: bounds the memory of one block to some tens of MB."""
 
 FirstTokenEncoder = Callable[[Sequence[str]], Sequence[int]]
 """Texts -> the id of the target token that begins each of them inside a running text, -1 where that is unknown."""
@@ -50,6 +55,35 @@ class MapKind(IntEnum):
 
 
 @dataclass(frozen=True)
+class Shares:
+    """Several target ids per source id, as a sparse matrix by rows (CSR).
+
+    Of a probability p of source id s, `weights[j] * p` goes to `target_ids[j]` for every j from `offsets[s]` up to
+    (not including) `offsets[s + 1]`; what then meets on one target id is summed. An empty row drops p.
+
+    Attributes:
+        offsets: int32 [Vs + 1], from 0 to E, never decreasing.
+        target_ids: int32 [E], the preferred one first in every row; no -1, none twice in a row.
+        weights: float32 [E], the same 1/n for all n of a row.
+    """
+
+    offsets: npt.NDArray[np.int32]
+    target_ids: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.float32]
+
+    @classmethod
+    def of_rows(cls, rows: npt.NDArray[np.int32]) -> Shares:
+        """Equal shares among the ids of every row of an int32 [Vs, n] that is padded with -1."""
+        counts = np.count_nonzero(rows != DROPPED, axis=1)
+        return cls._of_counts(counts, rows[rows != DROPPED])
+
+    @classmethod
+    def _of_counts(cls, counts: npt.NDArray[np.int64], target_ids: npt.NDArray[np.int32]) -> Shares:
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+        return cls(offsets, target_ids, (1.0 / np.repeat(counts, counts)).astype(np.float32))
+
+
+@dataclass(frozen=True)
 class VocabMap:
     """A map from Vs source ids to target ids.
 
@@ -60,6 +94,8 @@ class VocabMap:
             -1 for dropped ones.
         mode: the rule for tokens without an equal.
         source_fingerprint, target_fingerprint: of the two tokenizers.
+        split: with ties "split" the shares of all equally near tokens; `target_ids` is the first of every row. None
+            with ties "first": everything goes to `target_ids`.
     """
 
     target_ids: npt.NDArray[np.int32]
@@ -68,6 +104,16 @@ class VocabMap:
     mode: Mode
     source_fingerprint: str
     target_fingerprint: str
+    split: Shares | None = None
+
+    @property
+    def ties(self) -> Ties:
+        return "first" if self.split is None else "split"
+
+    @cached_property
+    def shares(self) -> Shares:
+        """Where probabilities go, for either kind of ties; one share of weight 1 per kept id with ties "first"."""
+        return self.split or Shares.of_rows(self.target_ids[:, None])
 
     def counts(self) -> dict[str, int]:
         """Number of source ids (holes count as dropped) per kind."""
@@ -78,10 +124,16 @@ class VocabMap:
         metadata = {
             "schema_version": _SCHEMA_VERSION,
             "mode": self.mode,
+            "ties": self.ties,
             "source_fingerprint": self.source_fingerprint,
             "target_fingerprint": self.target_fingerprint,
         }
-        table = pa.table({"target_ids": self.target_ids, "kind": self.kind, "distance": self.distance})
+        columns: dict[str, Any] = {name: getattr(self, name) for name in ("target_ids", "kind", "distance")}
+        if self.split is not None:
+            columns["split_ids"] = pa.ListArray.from_arrays(
+                pa.array(self.split.offsets), pa.array(self.split.target_ids)
+            )
+        table = pa.table(columns)
         table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
@@ -101,6 +153,12 @@ class VocabMap:
         metadata: dict[str, Any] = json.loads((table.schema.metadata or {}).get(_METADATA_KEY, b"{}"))
         if metadata.get("schema_version") != _SCHEMA_VERSION or metadata["mode"] not in get_args(Mode):
             raise _unreadable(path, f"schema version {metadata.get('schema_version')}")
+        split = None
+        if "split_ids" in table.column_names:
+            lists = table["split_ids"].combine_chunks()
+            split = Shares._of_counts(
+                lists.value_lengths().to_numpy().astype(np.int64), lists.flatten().to_numpy().astype(np.int32)
+            )
         return cls(
             table["target_ids"].to_numpy().astype(np.int32),
             table["kind"].to_numpy().astype(np.uint8),
@@ -108,18 +166,21 @@ class VocabMap:
             metadata["mode"],
             metadata["source_fingerprint"],
             metadata["target_fingerprint"],
+            split,
         )
 
     @classmethod
-    def load_if_valid(cls, path: str | Path, source: TokenTable, target: TokenTable, mode: Mode) -> VocabMap | None:
+    def load_if_valid(
+        cls, path: str | Path, source: TokenTable, target: TokenTable, mode: Mode, ties: Ties = "first"
+    ) -> VocabMap | None:
         """The map at `path` if it is whole and of these two tokenizers and this mode, else None: make it anew."""
         try:
             found = cls.load(path)
         except DataError:
             return None
-        wanted = (source.fingerprint, target.fingerprint, mode, source.size)
-        same = (found.source_fingerprint, found.target_fingerprint, found.mode, len(found.target_ids)) == wanted
-        return found if same else None
+        wanted = (source.fingerprint, target.fingerprint, mode, ties, source.size)
+        same = (found.source_fingerprint, found.target_fingerprint, found.mode, found.ties, len(found.target_ids))
+        return found if same == wanted else None
 
 
 def _unreadable(path: str | Path, found: str) -> DataError:
@@ -132,7 +193,7 @@ def _unreadable(path: str | Path, found: str) -> DataError:
     )
 
 
-def identity_map(table: TokenTable, mode: Mode) -> VocabMap:
+def identity_map(table: TokenTable, mode: Mode, ties: Ties = "first") -> VocabMap:
     """The map of a tokenizer onto itself: every id keeps its own, special tokens too; only holes are dropped."""
     kept = np.array([piece is not None for piece in table.token_bytes], bool)
     kept[list(table.special_role)] = True
@@ -141,10 +202,14 @@ def identity_map(table: TokenTable, mode: Mode) -> VocabMap:
     kind[list(table.special_role)] = MapKind.SPECIAL
     kind[~kept] = MapKind.DROPPED
     ids = np.where(kept, np.arange(table.size), DROPPED).astype(np.int32)
-    return VocabMap(ids, kind, np.where(kept, 0, -1).astype(np.int32), mode, table.fingerprint, table.fingerprint)
+    distance = np.where(kept, 0, -1).astype(np.int32)
+    split = Shares.of_rows(ids[:, None]) if ties == "split" else None
+    return VocabMap(ids, kind, distance, mode, table.fingerprint, table.fingerprint, split)
 
 
-def build_vocab_map(source: TokenTable, target: TokenTable, mode: Mode, target_tokenizer: Any = None) -> VocabMap:
+def build_vocab_map(
+    source: TokenTable, target: TokenTable, mode: Mode, target_tokenizer: Any = None, ties: Ties = "first"
+) -> VocabMap:
     """Maps every source id to a target id.
 
     1. Special tokens (bos, eos, pad, unk) map to the target's token of the same role, else they are dropped; no other
@@ -154,7 +219,9 @@ def build_vocab_map(source: TokenTable, target: TokenTable, mode: Mode, target_t
     3. The rest, by `mode`:
        - `mined`: the target token at minimum edit distance (`align.edit`: characters, or bytes where either token is
          no valid UTF-8 - so a text token compares with a byte-only token byte by byte, and the two kinds of distance
-         are compared as plain numbers). Ties: the longer common prefix in bytes, then the lower id.
+         are compared as plain numbers). Ties: the longer common prefix in bytes, then the lower id. With ties
+         "split" the probability is shared equally by all of the nearest, by the first `MAX_TIES` in that order where
+         there are more.
        - `first-token`: the target token that begins the source token's text in a running text, as `target_tokenizer`
          encodes it (see `first_token_encoder`). Where none is given or the token is no valid UTF-8: the longest
          target token that is a prefix of its bytes. The longest prefix alone is what BPE would choose for only 79 %
@@ -162,9 +229,14 @@ def build_vocab_map(source: TokenTable, target: TokenTable, mode: Mode, target_t
        - `exact`: dropped.
 
     Tokens of no bytes (holes, empty pieces) are dropped and never mapped onto.
+
+    Raises:
+        ValueError: an unknown mode, or ties to split in a mode that has none.
     """
-    if mode not in get_args(Mode):
-        raise ValueError(f"mode {mode!r} is none of {get_args(Mode)}")
+    if mode not in get_args(Mode) or ties not in get_args(Ties):
+        raise ValueError(f"mode {mode!r} is none of {get_args(Mode)}, or ties {ties!r} none of {get_args(Ties)}")
+    if ties == "split" and mode != "mined":
+        raise ValueError(f"ties can be split in mode 'mined' only, not in {mode!r}")
     target_ids = np.full(source.size, DROPPED, np.int32)
     kind = np.full(source.size, MapKind.DROPPED, np.uint8)
     distance = np.full(source.size, -1, np.int32)
@@ -184,9 +256,15 @@ def build_vocab_map(source: TokenTable, target: TokenTable, mode: Mode, target_t
         elif piece:
             rest.append(token)
     pieces = [source.token_bytes[token] or b"" for token in rest]
-    if mode == "mined" and representative:
-        target_ids[rest], distance[rest] = _nearest(pieces, representative)
-        kind[rest] = MapKind.EDITED
+    split = None
+    if mode == "mined":
+        near = _nearest(pieces, representative, MAX_TIES if ties == "split" else 1)
+        target_ids[rest], distance[rest] = near.candidates[:, 0], near.distance
+        kind[rest] = np.where(near.ties > 0, MapKind.EDITED, MapKind.DROPPED)
+        if ties == "split":
+            rows = np.full((source.size, MAX_TIES), DROPPED, np.int32)
+            rows[:, 0], rows[rest] = target_ids, near.candidates
+            split = Shares.of_rows(rows)
     elif mode == "first-token":
         encoder = None if target_tokenizer is None else first_token_encoder(target_tokenizer, target)
         firsts = _first_tokens(pieces, target, representative, encoder)
@@ -194,7 +272,7 @@ def build_vocab_map(source: TokenTable, target: TokenTable, mode: Mode, target_t
             if first != DROPPED:
                 target_ids[token], kind[token] = first, MapKind.FIRST_TOKEN
                 distance[token] = token_distance(piece, target.token_bytes[first] or b"")
-    return VocabMap(target_ids, kind, distance, mode, source.fingerprint, target.fingerprint)
+    return VocabMap(target_ids, kind, distance, mode, source.fingerprint, target.fingerprint, split)
 
 
 def _representatives(target: TokenTable) -> dict[bytes, int]:
@@ -208,6 +286,27 @@ def _representatives(target: TokenTable) -> dict[bytes, int]:
         if piece:
             chosen.setdefault(piece, token)
     return chosen
+
+
+def equally_near(source: TokenTable, target: TokenTable, tokens: Sequence[int]) -> list[tuple[list[int], int]]:
+    """For each source id the target ids at minimum edit distance in the order of preference (`MAX_TIES` at most), and
+    how many there are in all. The ids are of tokens with bytes.
+    """
+    found = _nearest([source.token_bytes[token] or b"" for token in tokens], _representatives(target), MAX_TIES)
+    return [
+        ([target_id for target_id in row if target_id != DROPPED], ties)
+        for row, ties in zip(found.candidates.tolist(), found.ties.tolist(), strict=True)
+    ]
+
+
+def _nearest(pieces: Sequence[bytes], representative: dict[bytes, int], keep: int) -> Nearest:
+    """`align.nearest` with target ids in place of indices."""
+    from align.nearest import nearest  # imports and compiles what the other modes do without
+
+    candidates = sorted(representative, key=representative.__getitem__)
+    ids = np.array([*(representative[candidate] for candidate in candidates), DROPPED], np.int32)
+    found = nearest(pieces, candidates, keep)
+    return found._replace(candidates=ids[found.candidates])  # -1, which pads, is the last of `ids`
 
 
 # --- first-token ------------------------------------------------------------------------------------------------
@@ -268,139 +367,3 @@ def _longest_prefix(piece: bytes, representative: dict[bytes, int]) -> int:
         if piece[:length] in representative:
             return representative[piece[:length]]
     return DROPPED
-
-
-# --- MinED ------------------------------------------------------------------------------------------------------
-
-
-class _Spellings:
-    """Tokens of one side in the unit of one comparison (characters or bytes), grouped by length."""
-
-    def __init__(self, pieces: Sequence[bytes], rows: Sequence[int], spell: Callable[[bytes], str]) -> None:
-        self.texts = [spell(pieces[row]) for row in rows]
-        by_length: dict[int, list[int]] = defaultdict(list)
-        for position, text in enumerate(self.texts):
-            by_length[len(text)].append(position)
-        self.by_length = {length: np.array(members) for length, members in sorted(by_length.items())}
-        self.rows = np.array(rows, np.int64)
-
-
-class _Padded:
-    """Tokens as a zero-padded byte matrix uint8 [N, W] with lengths int32 [N], for common prefixes."""
-
-    def __init__(self, pieces: Sequence[bytes]) -> None:
-        width = max(map(len, pieces), default=0)
-        self.matrix = np.frombuffer(b"".join(piece.ljust(width, b"\0") for piece in pieces), np.uint8)
-        self.matrix = self.matrix.reshape(len(pieces), width)
-        self.lengths = np.fromiter(map(len, pieces), np.int32, len(pieces))
-
-
-def _nearest(
-    pieces: Sequence[bytes], representative: dict[bytes, int]
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """Target id and distance, int32 [N] each, of the nearest representative of every piece; equal to brute force."""
-    targets, ids = list(representative), np.fromiter(representative.values(), np.int64, len(representative))
-    search = _Search(pieces, targets, ids)
-    source_text = [row for row, piece in enumerate(pieces) if text_of(piece) is not None]
-    source_raw = [row for row, piece in enumerate(pieces) if text_of(piece) is None]
-    target_text = [row for row, piece in enumerate(targets) if text_of(piece) is not None]
-    target_raw = [row for row, piece in enumerate(targets) if text_of(piece) is None]
-    search.compare(source_text, target_text, lambda piece: piece.decode("utf-8"))
-    search.compare(source_text, target_raw, bytes_as_text)
-    search.compare(source_raw, range(len(targets)), bytes_as_text)
-    return search.target_ids(), search.distance.astype(np.int32)
-
-
-class _Search:
-    """Running best (distance, common prefix, id) of every source token over the blocks compared so far."""
-
-    def __init__(self, pieces: Sequence[bytes], targets: Sequence[bytes], ids: npt.NDArray[np.int64]) -> None:
-        self.pieces, self.targets, self.ids = pieces, targets, ids
-        self.source_bytes, self.target_bytes = _Padded(pieces), _Padded(targets)
-        self.distance = np.full(len(pieces), np.iinfo(np.int32).max, np.int64)
-        self.preference = np.full(len(pieces), -1, np.int64)  # common prefix above, complement of the id below
-
-    def target_ids(self) -> npt.NDArray[np.int32]:
-        return (_ID_MASK - (self.preference & _ID_MASK)).astype(np.int32)
-
-    def compare(self, source_rows: Sequence[int], target_rows: Sequence[int], spell: Callable[[bytes], str]) -> None:
-        """Compares two sets of tokens in one unit, nearest lengths first.
-
-        A distance is at least the difference of the lengths, so a source token is done when that difference exceeds
-        its best distance (at equality a tie is still possible).
-        """
-        sources, targets = _Spellings(self.pieces, source_rows, spell), _Spellings(self.targets, target_rows, spell)
-        for length, members in sources.by_length.items():
-            for other in sorted(targets.by_length, key=lambda other: abs(other - length)):
-                active = members[self.distance[sources.rows[members]] >= abs(other - length)]
-                if not len(active):
-                    break
-                for rows, columns in _blocks(active, targets.by_length[other]):
-                    self._compare_block(sources, rows, targets, columns)
-
-    def _compare_block(
-        self, sources: _Spellings, rows: npt.NDArray[np.int64], targets: _Spellings, columns: npt.NDArray[np.int64]
-    ) -> None:
-        from rapidfuzz.distance import Levenshtein
-        from rapidfuzz.process import cdist
-
-        queries = [sources.texts[row] for row in rows]
-        choices = [targets.texts[column] for column in columns]
-        source_rows, target_rows = sources.rows[rows], targets.rows[columns]
-        longest = max(len(queries[0]), len(choices[0]))  # all queries are of one length, all choices too
-        cutoff = min(int(self.distance[source_rows].max()), longest)
-        dtype = np.uint8 if cutoff < 255 else np.int32  # beyond the cutoff, cdist reports cutoff + 1
-        distances = cdist(queries, choices, scorer=Levenshtein.distance, score_cutoff=cutoff, dtype=dtype, workers=1)
-        lowest = distances.min(axis=1)
-        hopeful = np.flatnonzero(lowest <= np.minimum(self.distance[source_rows], cutoff))
-        tied_row, tied_column = np.nonzero(distances[hopeful] == lowest[hopeful, None])
-        prefer = self._preference(source_rows[hopeful[tied_row]], target_rows[tied_column])
-        if not len(prefer):
-            return
-        first_of_row = np.searchsorted(tied_row, np.arange(len(hopeful)))
-        preferred = np.maximum.reduceat(prefer, first_of_row)
-        self._keep(source_rows[hopeful], lowest[hopeful].astype(np.int64), preferred)
-
-    def _keep(
-        self, rows: npt.NDArray[np.int64], distance: npt.NDArray[np.int64], preference: npt.NDArray[np.int64]
-    ) -> None:
-        better = (distance < self.distance[rows]) | (
-            (distance == self.distance[rows]) & (preference > self.preference[rows])
-        )
-        self.distance[rows[better]] = distance[better]
-        self.preference[rows[better]] = preference[better]
-
-    def _preference(
-        self, source_rows: npt.NDArray[np.int64], target_rows: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.int64]:
-        """int64 per pair, larger is preferred: the common prefix in bytes, then the lower id."""
-        prefix = np.empty(len(source_rows), np.int64)
-        step = max(1, _BLOCK_PAIRS // max(1, self.source_bytes.matrix.shape[1]))
-        for start in range(0, len(source_rows), step):
-            chunk = slice(start, start + step)
-            prefix[chunk] = _common_prefix(self.source_bytes, source_rows[chunk], self.target_bytes, target_rows[chunk])
-        return (prefix << 32) | (_ID_MASK - self.ids[target_rows])
-
-
-_ID_MASK = (1 << 32) - 1
-
-
-def _common_prefix(
-    first: _Padded, first_rows: npt.NDArray[np.int64], second: _Padded, second_rows: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
-    """Length in bytes of the common prefix of every pair of rows."""
-    shorter = np.minimum(first.lengths[first_rows], second.lengths[second_rows]).astype(np.int64)
-    width = int(shorter.max(initial=0))
-    differs = first.matrix[first_rows, :width] != second.matrix[second_rows, :width]
-    at = np.where(differs.any(axis=1), differs.argmax(axis=1), width) if width else np.zeros(len(shorter), np.int64)
-    return np.minimum(at, shorter)
-
-
-def _blocks(
-    rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]
-) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    width = min(len(columns), _BLOCK_PAIRS)
-    height = max(1, _BLOCK_PAIRS // width)
-    for top in range(0, len(rows), height):
-        for left in range(0, len(columns), width):
-            yield rows[top : top + height], columns[left : left + width]

@@ -5,6 +5,7 @@ Imports nothing heavy before a command is chosen, so that `fusionx --help` answe
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from benchmarks import BENCHMARKS
 from contract.errors import EXIT_INCOMPLETE, ConfigError, FusionXError
 
 if TYPE_CHECKING:
@@ -135,10 +137,37 @@ def status(config: str, overrides: tuple[str, ...], overwrite: bool) -> None:
         sys.exit(EXIT_INCOMPLETE)
 
 
+@main.command()
+@_config_options
+@click.option("--documents", default=200, show_default=True, help="Documents of the sample that is measured.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
+def plan(config: str, overrides: tuple[str, ...], overwrite: bool, documents: int, as_json: bool) -> None:
+    """Measure a small sample and say what the whole corpus will take: tokens, hours, bytes. Writes nothing."""
+    from contract.config import load_config
+    from pipelines.config import FusionConfig
+    from pipelines.plan import make_plan
+
+    made = make_plan(load_config(FusionConfig, config, overrides), documents)
+    click.echo(made.to_json() if as_json else made.table())
+
+
+@main.command()
+@click.argument("name", type=click.Choice(["all", *BENCHMARKS]))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line instead of a table.")
+@click.option("--output", type=click.Path(file_okay=False), help="Also write NAME.jsonl into this folder.")
+def bench(name: str, as_json: bool, output: str | None) -> None:
+    """Measure one part of the system beside its reference, in the same run."""
+    from benchmarks.run import run_benchmark
+
+    for chosen in BENCHMARKS if name == "all" else [name]:
+        for figure in run_benchmark(chosen, output):
+            click.echo(json.dumps(figure.to_json()) if as_json else figure.line())
+
+
 def _check_packages() -> None:
     """The packages have everyday names; one of another project in front of ours would be imported without a word."""
     here = Path(__file__).resolve().parent.parent
-    for name in ("contract", "precompute", "align", "train", "eval", "pipelines"):
+    for name in ("contract", "precompute", "align", "train", "eval", "pipelines", "benchmarks"):
         found = find_spec(name)
         if found is None or found.origin is None or Path(found.origin).resolve().parent.parent != here:
             raise ConfigError(

@@ -14,7 +14,7 @@ from eval.evaluate import evaluate_model
 from eval.perplexity import Chunk
 from pipelines.config import FusionConfig
 from pipelines.layout import Layout
-from pipelines.training import finished_jobs
+from pipelines.training import finished_jobs, refuse_object_store
 from precompute.config import ModelConfig
 from train.config import TrainJob
 
@@ -34,8 +34,10 @@ def evaluate_all(config: FusionConfig, layout: Layout) -> int:
     """Evaluates whatever has no valid evaluation yet; returns how many models that were.
 
     Raises:
+        ConfigError: `output` is no local folder.
         DataError: a training has no result, or the held-out split is empty.
     """
+    refuse_object_store(layout)
     chunks = held_out_chunks(layout, config.eval.split)
     made = 0
     for item in all_models(config, layout):

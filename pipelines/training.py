@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from contract.errors import DataError, IncompleteError
+from contract.errors import ConfigError, DataError, IncompleteError
 from contract.manifest import read_manifest
-from contract.storage import write_bytes
+from contract.storage import is_local, write_bytes
 from contract.weights import weights_identity
 from pipelines.config import FusionConfig
 from pipelines.layout import Layout
@@ -42,8 +42,10 @@ def train_all(config: FusionConfig, layout: Layout, overwrite: bool = False) -> 
     """Trains everything that the config asks for and has no valid result yet; returns how many trainings that were.
 
     Raises:
+        ConfigError: `output` is no local folder.
         IncompleteError: some trainings failed; the others are finished and kept.
     """
+    refuse_object_store(layout)
     searches = tuning_jobs(config, layout)
     to_do = _count_unfinished(searches)
     run_jobs(searches, config.train.jobs, overwrite)
@@ -57,6 +59,22 @@ def train_all(config: FusionConfig, layout: Layout, overwrite: bool = False) -> 
     to_do += _count_unfinished(jobs)
     run_jobs(jobs, config.train.jobs, overwrite)
     return to_do
+
+
+def refuse_object_store(layout: Layout) -> None:
+    """Trainings and evaluations write checkpoints and models through libraries that know local files only.
+
+    Raises:
+        ConfigError: `output` is no local folder.
+    """
+    if not is_local(layout.root):
+        raise ConfigError(
+            "Training and evaluation cannot write to an object store.",
+            field="output",
+            found=layout.root,
+            expected="a local folder, shared by all machines that train",
+            remedy="copy the finished data stages (chunks, logits, aligned) to such a folder and set output to it",
+        )
 
 
 def read_tuning(config: FusionConfig, layout: Layout) -> Tuning:

@@ -1,27 +1,37 @@
-"""Documents of a corpus, split by split: local Parquet, JSONL or text, or a hub data set through `datasets`.
+"""Documents of a corpus, split by split: Parquet, JSONL or text behind any path, or a hub data set through `datasets`.
 
-Local files are read with pyarrow alone, so that a machine without `datasets` can run every stage.
+Files are read with pyarrow alone, so that a machine without `datasets` can run every stage, and as streams: what is
+held in memory is a row group of Parquet, some megabytes of JSONL, or one text.
 """
 
 from __future__ import annotations
 
-import gzip
+import ast
+import codecs
 import hashlib
 import io
 import json
-import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
-from typing import IO, Any
+from itertools import chain, islice
+from operator import mul
+from typing import Any
 
 from contract.errors import ConfigError, DataError
+from contract.storage import exists, failure, join, list_tree, open_file, plain
 from precompute.config import SPLITS, CorpusConfig, Split
 
-_TABLE_ENDINGS = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
-_TEXT_ENDINGS = (".txt", ".md")
+_PARQUET = ".parquet"
+_JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".json.gz", ".json.zst")
+_TEXT = (".txt", ".md")
+_DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+"""Files that `datasets` writes beside the rows."""
+_COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 _SPLIT_ALIASES = {"validation": ("val", "valid", "dev")}
+_READ_BYTES = 4 << 20
+"""Asked of a file at once; an object store answers each read with one request."""
+_LINE_BUFFER = 128 << 10
 
 
 @dataclass(frozen=True)
@@ -42,10 +52,9 @@ def read_corpus(config: CorpusConfig) -> Iterator[Document]:
         DataError: a file cannot be read, or the corpus holds no document.
     """
     doc_id = 0
-    for split, rows in _splits(config):
-        for text, domain in islice(rows, config.limit.get(split)):
-            where = _holdout_split(text, config) if split == "train" else split
-            yield Document(doc_id, where, domain, text)
+    for split in config.splits:
+        for text, domain in SplitReader(config, split):
+            yield Document(doc_id, split_of_text(text, config, split), domain, text)
             doc_id += 1
     if doc_id == 0:
         raise DataError(
@@ -58,12 +67,12 @@ def read_corpus(config: CorpusConfig) -> Iterator[Document]:
 
 
 def check_corpus(config: CorpusConfig) -> None:
-    """Fails early when a local corpus is not there; reads nothing.
+    """Fails early when the files of a corpus are not there; reads none of them.
 
     Raises:
         ConfigError: `corpus.path` names no file or folder.
     """
-    if config.path is not None and "://" not in config.path and not Path(config.path).exists():
+    if config.path is not None and not exists(config.path):
         raise ConfigError(
             "The corpus does not exist.",
             field="corpus.path",
@@ -73,21 +82,76 @@ def check_corpus(config: CorpusConfig) -> None:
         )
 
 
-def _splits(config: CorpusConfig) -> Iterator[tuple[Split, Iterator[tuple[str, str]]]]:
-    if config.dataset is not None:
-        for split in config.splits:
-            yield split, _hub_rows(config, split)
-        return
-    check_corpus(config)
-    files = _local_files(Path(str(config.path)))
-    for split in config.splits:
-        chosen = [file for file in files if _split_of(file, Path(str(config.path))) == split]
-        if not chosen and split == "train" and not any(_split_of(file, Path(str(config.path))) for file in files):
-            chosen = files  # a plain folder or file without split names is all training text
-        yield split, (row for file in chosen for row in _file_rows(file, config))
+class SplitReader:
+    """Texts and domains of one split of the corpus, as its files or the hub divide it; `holdout` comes later.
+
+    Iterate once. Raises as `read_corpus` does.
+    """
+
+    def __init__(self, config: CorpusConfig, split: Split) -> None:
+        self._limit = config.limit.get(split)
+        self._rows = 0
+        self._finished = False
+        self._sources: list[_Source] = [_HubSplit(config, split)] if config.dataset else _files_of(config, split)
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        for row in islice(chain.from_iterable(self._sources), self._limit):
+            self._rows += 1
+            yield row
+        self._finished = True
+
+    @property
+    def share(self) -> float | None:
+        """How much of the split has been given out so far, None where nobody can tell.
+
+        By the bytes of the files as stored, or by documents where their number is known. So a split of which N
+        documents are this share holds about N / share.
+        """
+        if self._finished:
+            return 1.0
+        shares = [source.share for source in self._sources]
+        sizes = [source.bytes for source in self._sources]
+        read = None if None in shares else sum(map(mul, shares, sizes)) / max(sum(sizes), 1)
+        return read if not self._limit else max(read or 0.0, self._rows / self._limit)
 
 
-def _hub_rows(config: CorpusConfig, split: Split) -> Iterator[tuple[str, str]]:
+class _Source(ABC):
+    """One file, or one split of a hub data set. `share` of its `bytes` have been given out; None: nobody can tell."""
+
+    bytes: int = 1
+    share: float | None = 0.0
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[tuple[str, str]]: ...
+
+
+class _HubSplit(_Source):
+    def __init__(self, config: CorpusConfig, split: Split) -> None:
+        self._config = config
+        self._place = f"{config.dataset} [{split}]"
+        self._rows = _load_hub_split(config, split)
+        known = (self._rows.info.splits or {}).get(split)
+        self._count = (known and known.num_examples) or 0
+        self.share = 0.0 if self._count else None
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        rows = iter(self._rows)
+        number = 0
+        while True:
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except Exception as error:  # whatever `datasets`, its file readers and its HTTP client raise
+                place = f"{self._place}, after row {number}"
+                raise failure("A data set cannot be read to its end.", place, error) from None
+            number += 1
+            if self._count:
+                self.share = min(number / self._count, 1.0)
+            yield _fields(row, self._config, f"{self._place}, row {number}")
+
+
+def _load_hub_split(config: CorpusConfig, split: Split) -> Any:
     try:
         import datasets
     except ImportError:
@@ -95,10 +159,10 @@ def _hub_rows(config: CorpusConfig, split: Split) -> Iterator[tuple[str, str]]:
             "A hub data set needs the package 'datasets'.",
             field="corpus.dataset",
             found=config.dataset,
-            remedy="install datasets, or give a local folder as corpus.path",
+            remedy="install datasets, or give a folder as corpus.path",
         ) from None
     try:
-        rows = datasets.load_dataset(
+        return datasets.load_dataset(
             str(config.dataset), config.name, split=split, revision=config.revision, streaming=config.streaming
         )
     except (FileNotFoundError, ConnectionError, ValueError, OSError) as error:
@@ -108,29 +172,44 @@ def _hub_rows(config: CorpusConfig, split: Split) -> Iterator[tuple[str, str]]:
             found=f"{config.dataset} [{split}]: {(str(error).strip() or type(error).__name__).splitlines()[0]}",
             remedy="check the id, the split names and the connection to the hub",
         ) from None
-    for row in rows:
-        yield _fields(row, config, str(config.dataset))
 
 
-def _local_files(root: Path) -> list[Path]:
-    files = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.is_file())
-    known = [file for file in files if file.name.endswith((*_TABLE_ENDINGS, *_TEXT_ENDINGS))]
-    if not known:
-        raise DataError(
-            "The corpus holds no file that can be read.",
-            file=root,
-            expected=", ".join((*_TABLE_ENDINGS, *_TEXT_ENDINGS)),
-        )
-    return known
+def _files_of(config: CorpusConfig, split: Split) -> list[_Source]:
+    """The files of a split; without any split's name in them, all files are training text."""
+    check_corpus(config)
+    root = plain(str(config.path))
+    files = _readable_files(root)
+    splits = {_split_of_name(name) for name in files}
+    if split == "train" and splits == {None}:
+        chosen = files
+    else:
+        chosen = {name: size for name, size in files.items() if _split_of_name(name) == split}
+    return [_open_source(join(root, name) if name else root, size, config) for name, size in chosen.items()]
 
 
-def _split_of(file: Path, root: Path) -> str | None:
+def _readable_files(root: str) -> dict[str, int]:
+    """Bytes by name below `root`. Texts beside tables (a README) describe them and are no documents."""
+    files = {name: size for name, size in list_tree(root).items() if not _hidden(name)}
+    for endings in ((_PARQUET, *_JSON_LINES), _TEXT):
+        found = {name: size for name, size in files.items() if (name or root).endswith(endings)}
+        if found:
+            return found
+    raise DataError(
+        "The corpus holds no file that can be read.", file=root, expected=", ".join((_PARQUET, *_JSON_LINES, *_TEXT))
+    )
+
+
+def _hidden(name: str) -> bool:
+    parts = name.split("/")
+    return parts[-1] in _DESCRIPTIONS or any(part.startswith(".") for part in parts)
+
+
+def _split_of_name(name: str) -> str | None:
     """The split a file belongs to by Hugging Face's convention: its name or a folder's name starts with the split's.
 
     `val`, `valid` and `dev` are read as `validation`.
     """
-    parts = file.relative_to(root).parts if root.is_dir() else ()
-    for part in reversed(parts):
+    for part in reversed(name.split("/")):
         for split in SPLITS:
             for word in (split, *_SPLIT_ALIASES.get(split, ())):
                 if part == word or part.startswith((f"{word}.", f"{word}-", f"{word}_")):
@@ -138,29 +217,78 @@ def _split_of(file: Path, root: Path) -> str | None:
     return None
 
 
-def _file_rows(file: Path, config: CorpusConfig) -> Iterator[tuple[str, str]]:
-    if file.name.endswith(_TEXT_ENDINGS):
-        yield file.read_bytes().decode("utf-8", "surrogateescape"), file.parent.name  # line ends stay as they are
-        return
-    rows = _parquet_rows(file, config) if file.suffix == ".parquet" else _jsonl_rows(file)
-    for row in rows:
-        yield _fields(row, config, str(file))
+def _open_source(path: str, size: int, config: CorpusConfig) -> _Source:
+    kind = _ParquetFile if path.endswith(_PARQUET) else _TextFile if path.endswith(_TEXT) else _JsonLines
+    return kind(path, size, config)
 
 
-def _parquet_rows(file: Path, config: CorpusConfig) -> Iterator[dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+class _File(_Source):
+    def __init__(self, path: str, size: int, config: CorpusConfig) -> None:
+        self._path = path
+        self._config = config
+        self.bytes = size
 
-    try:
-        with pq.ParquetFile(file) as source:
-            wanted = [config.text, *([config.domain.split(".")[0]] if config.domain else [])]
-            missing = [name for name in wanted if name not in source.schema_arrow.names]
-            if missing:
-                raise _no_column(missing[0], source.schema_arrow.names, file)
-            for batch in source.iter_batches(batch_size=512, columns=wanted):
-                yield from _rows_of(batch, config.text)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError("A corpus file is damaged.", file=file, found=str(error).splitlines()[0]) from None
+    def _open(self) -> Any:
+        """The file, if it still is what was listed: a reply cut off in its headers reads as an empty file."""
+        stream = open_file(self._path)
+        if stream.size() != self.bytes:
+            raise DataError(
+                "A corpus file is not as long as it was listed.",
+                file=self._path,
+                found=f"{stream.size()} bytes",
+                expected=f"{self.bytes} bytes",
+                remedy="leave the corpus unchanged during a run, then run the same command again",
+            )
+        return stream
+
+    def _broken(self, place: str, error: Exception) -> DataError:
+        problem = "A corpus file cannot be read to its end."
+        return failure(problem, f"{self._path}{place}", error, otherwise="its bytes are damaged: fetch the file again")
+
+
+class _TextFile(_File):
+    """A whole file is one document; its folder is its domain."""
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        try:
+            with self._open() as stream:
+                data = stream.read()
+        except OSError as error:
+            raise self._broken("", error) from None
+        self.share = 1.0
+        yield data.decode("utf-8", "surrogateescape"), self._path.split("/")[-2]  # line ends stay as they are
+
+
+class _ParquetFile(_File):
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        config, number = self._config, 0
+        try:
+            # One row group at a time, so that its columns are fetched together and no more than that is held.
+            with self._open() as stream, pq.ParquetFile(stream, pre_buffer=True) as source:
+                columns = self._columns(source.schema_arrow.names)
+                count = source.metadata.num_rows
+                for group in range(source.num_row_groups):
+                    for batch in source.iter_batches(batch_size=512, row_groups=[group], columns=columns):
+                        for row in _rows_of(batch, config.text):
+                            number += 1
+                            self.share = number / count
+                            yield _fields(row, config, f"{self._path}, row {number}")
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise self._broken(f", after row {number}", error) from None
+
+    def _columns(self, names: list[str]) -> list[str]:
+        """The columns to read; a nested domain's outermost one."""
+        text, domain = self._config.text, self._config.domain
+        wanted = [text]
+        if domain is not None:
+            wanted.append(domain if domain in names else domain.split(".")[0])
+        for name in wanted:
+            if name not in names:
+                raise _no_column(name, names, self._path)
+        return list(dict.fromkeys(wanted))
 
 
 def _rows_of(batch: Any, text: str) -> Iterator[dict[str, Any]]:
@@ -168,82 +296,127 @@ def _rows_of(batch: Any, text: str) -> Iterator[dict[str, Any]]:
     import pyarrow as pa
 
     column = batch.column(text)
-    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-    if not is_text:
-        yield from batch.to_pylist()
-        return
-    raw = column.cast(pa.large_binary()).to_pylist()
-    others = batch.select([name for name in batch.schema.names if name != text]).to_pylist()
-    for row, data in zip(others, raw, strict=True):
-        yield {**row, text: None if data is None else data.decode("utf-8", "surrogateescape")}
-
-
-def _jsonl_rows(file: Path) -> Iterator[dict[str, Any]]:
-    number = 0
     try:
-        with _open_bytes(file) as lines:
-            for line in lines:
-                number += 1
-                if not line.strip():
-                    continue
-                row = json.loads(line.decode("utf-8", "surrogateescape"))
-                if not isinstance(row, dict):
-                    raise ValueError(f"a {type(row).__name__}, no object")
-                yield row
-    except ValueError as error:
-        raise DataError("A line is not a JSON object.", file=f"{file}:{number}", found=str(error)) from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            "A corpus file is damaged.", file=f"{file}, after line {number}", found=str(error) or type(error).__name__
-        ) from None
+        texts = column.to_pylist()
+    except UnicodeDecodeError:
+        raw = column.cast(pa.large_binary()).to_pylist()
+        texts = [None if data is None else data.decode("utf-8", "surrogateescape") for data in raw]
+    others = batch.select([name for name in batch.schema.names if name != text])
+    for value, row in zip(texts, others.to_pylist() if others.num_columns else ({} for _ in texts), strict=True):
+        row[text] = value
+        yield row
 
 
-def _open_bytes(file: Path) -> IO[bytes] | gzip.GzipFile:
-    if file.suffix == ".gz":
-        return gzip.open(file, "rb")
-    if file.suffix == ".zst":
+class _JsonLines(_File):
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        config, number = self._config, 0
+        try:
+            with self._open() as stream:
+                stored = io.BufferedReader(stream, _READ_BYTES)
+                for line in self._lines(stored):
+                    number += 1
+                    if not line.strip():
+                        continue
+                    place = f"{self._path}:{number}"
+                    if number == 1:
+                        line = line.removeprefix(codecs.BOM_UTF8)
+                    row = _parse_line(line, place)
+                    self.share = stored.tell() / self.bytes
+                    yield _fields(row, config, place)
+            self.share = 1.0
+        except (OSError, EOFError) as error:
+            raise self._broken(f", after line {number}", error) from None
+
+    def _lines(self, stored: io.BufferedReader) -> Iterator[bytes]:
+        """The lines; of all frames or members of a compressed file, and a truncated one is an error."""
         import pyarrow as pa
 
-        # Reads all frames of a file and refuses a truncated one.
-        return io.BufferedReader(pa.input_stream(str(file), compression="zstd"))
-    return file.open("rb")
+        compression = _COMPRESSION.get(f".{self._path.rsplit('.', 1)[-1]}")
+        if compression is None:
+            yield from stored
+        elif self.bytes:
+            with pa.CompressedInputStream(pa.PythonFile(stored, "r"), compression) as unpacked:
+                yield from io.BufferedReader(unpacked, _LINE_BUFFER)
 
 
-def _fields(row: dict[str, Any], config: CorpusConfig, file: str) -> tuple[str, str]:
-    """Text and domain of one row; a domain may be nested (`meta.pile_set_name`)."""
+def _parse_line(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8", "surrogateescape"))
+        if not isinstance(row, dict):
+            raise ValueError(f"a {type(row).__name__}")
+    except ValueError as error:
+        raise DataError(
+            "A line is not a JSON object.",
+            file=place,
+            found=str(error),
+            expected="one object per line (JSONL), in .json files too",
+            remedy="write each document on a line of its own, or mend the line",
+        ) from None
+    return row
+
+
+def _fields(row: dict[str, Any], config: CorpusConfig, place: str) -> tuple[str, str]:
+    """Text and domain of one row."""
     if config.text not in row:
-        raise _no_column(config.text, list(row), file)
-    domain: Any = row
-    for name in config.domain.split(".") if config.domain else ():
-        if not isinstance(domain, dict) or name not in domain:
-            raise _no_column(str(config.domain), list(row), file)
-        domain = domain[name]
-    text = "" if row[config.text] is None else row[config.text]
-    if not isinstance(text, str):
+        raise _no_column(config.text, list(row), place)
+    text = row[config.text]
+    if text is None:
+        text = ""
+    elif not isinstance(text, str):
         raise ConfigError(
-            "The corpus's text is no text.", file=file, field="corpus.text", found=f"{config.text}: {text!r:.60}"
+            "The corpus's text is no text.",
+            file=place,
+            field="corpus.text",
+            found=f"{config.text}: {text!r:.60}",
+            expected="a column of strings",
+            remedy=f"name the column that holds the text; there are {', '.join(row)}",
         )
-    return text, str(domain) if config.domain else "all"
+    return text, "all" if config.domain is None else _domain(row, config.domain, place)
 
 
-def _no_column(name: str, found: list[str], file: object) -> ConfigError:
+def _domain(row: dict[str, Any], name: str, place: str) -> str:
+    """A domain may be nested (`meta.pile_set_name`), also in a column that holds objects as text."""
+    if name in row:
+        value = row[name]
+    else:
+        value = row
+        for key in name.split("."):
+            value = _parse_object(value) if isinstance(value, str) else value
+            if not isinstance(value, dict) or key not in value:
+                raise _no_column(name, list(row), place)
+            value = value[key]
+    return "unknown" if value is None else str(value)
+
+
+def _parse_object(text: str) -> Any:
+    """An object written as JSON, or as Python writes one, as some copies of The Pile have it; None if it is neither."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+    return None
+
+
+def _no_column(name: str, found: list[str], place: str) -> ConfigError:
     return ConfigError(
         "The corpus has no such column.",
-        file=file,
+        file=place,
         field="corpus.text / corpus.domain",
         found=", ".join(found),
         expected=name,
+        remedy="set corpus.text and corpus.domain to columns that are there (nested ones as a.b)",
     )
 
 
-def _holdout_split(text: str, config: CorpusConfig) -> Split:
+def split_of_text(text: str, config: CorpusConfig, split: Split) -> Split:
     """Assigns a training document by its hash when validation and test are shares of the training split."""
-    if not config.holdout:
-        return "train"
+    if split != "train" or not config.holdout:
+        return split
     draw = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8]) / 2**64
-    for split in ("validation", "test"):
-        share = config.holdout.get(split, 0.0)
+    for held_out in ("validation", "test"):
+        share = config.holdout.get(held_out, 0.0)
         if draw < share:
-            return split
+            return held_out
         draw -= share
     return "train"

@@ -115,11 +115,11 @@ from pipelines.cli import main
 for arguments in (["--help"], ["run", "--help"]):
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
-heavy = ("torch", "transformers", "tokenizers", "ray", "datasets", "pyarrow", "numpy")
+heavy = ("torch", "transformers", "tokenizers", "ray", "datasets", "pyarrow", "numpy", "numba")
 print([name for name in heavy if name in sys.modules])
 """
     heavy = ast.literal_eval(run_python(code).strip().splitlines()[-1])
-    assert not {"torch", "transformers", "ray", "datasets"} & set(heavy)
+    assert not {"torch", "transformers", "ray", "datasets", "numba"} & set(heavy)
 
 
 RUN_CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

@@ -1,16 +1,37 @@
 """The vocabulary map against a brute-force oracle, and its rules one by one."""
 
+import base64
+import importlib.util
+import json
+import subprocess
+import sys
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rapidfuzz.distance import Levenshtein
+from rapidfuzz.process import cdist
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-import align.vocab_map as module
-from align.edit import token_distance
-from align.vocab_map import MapKind, VocabMap, build_vocab_map, first_token_encoder, identity_map
+import align.nearest as module
+from align.compiled import compiled
+from align.edit import bytes_as_text, text_of, token_distance
+from align.nearest import nearest
+from align.vocab_map import (
+    MAX_TIES,
+    MapKind,
+    Mode,
+    Ties,
+    VocabMap,
+    build_vocab_map,
+    equally_near,
+    first_token_encoder,
+    identity_map,
+)
 from contract.errors import DataError
 from contract.tokenization import TokenTable, token_table
 
@@ -50,22 +71,30 @@ def common_prefix(first: bytes, second: bytes) -> int:
     return length
 
 
-def brute_force(piece: bytes, target: TokenTable) -> tuple[int, int]:
-    """Distance and id of the nearest target token by the rule in words, over every target id."""
-    ranked = []
-    for token, other in enumerate(target.token_bytes):
+def all_nearest(piece: bytes, target: TokenTable) -> tuple[int, list[int]]:
+    """Distance and ids of the nearest target tokens by the rule in words over every id, the preferred one first."""
+    ranked = set()
+    for other in set(target.token_bytes):
         if other:
-            same = [t for t, bytes_ in enumerate(target.token_bytes) if bytes_ == other]
-            chosen = min(same, key=lambda t: (t in target.byte_fallback, t))
-            ranked.append((plain_distance(piece, other), -common_prefix(piece, other), chosen, token))
-    distance, _, chosen, _ = min(ranked)
-    return distance, chosen
+            same = [token for token, bytes_ in enumerate(target.token_bytes) if bytes_ == other]
+            chosen = min(same, key=lambda token: (token in target.byte_fallback, token))
+            ranked.add((plain_distance(piece, other), -common_prefix(piece, other), chosen))
+    least = min(distance for distance, _, _ in ranked)
+    return least, [chosen for distance, _, chosen in sorted(ranked) if distance == least]
+
+
+def brute_force(piece: bytes, target: TokenTable) -> tuple[int, int]:
+    distance, ids = all_nearest(piece, target)
+    return distance, ids[0]
 
 
 PIECE = st.one_of(
     st.text(st.sampled_from("ab é你😀"), min_size=1, max_size=6).map(str.encode),
     st.lists(st.sampled_from([0x61, 0xC3, 0xA9, 0xE4, 0xBD, 0xFF]), min_size=1, max_size=5).map(bytes),
     st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=4).map(str.encode),
+    # More characters than a signature has bits, and lengths about those of a machine word.
+    st.text(st.sampled_from([chr(code) for code in range(0x400, 0x460)]), min_size=1, max_size=9).map(str.encode),
+    st.integers(60, 70).flatmap(lambda n: st.text(st.sampled_from("= -a"), min_size=n, max_size=n).map(str.encode)),
 )
 
 
@@ -79,18 +108,24 @@ def tables(draw: st.DrawFn) -> TokenTable:
 
 
 @settings(max_examples=200, deadline=None)
-@given(source=tables(), target=tables(), block=st.sampled_from([1, 7, 1 << 20]))
-def test_mined_map_equals_brute_force(source: TokenTable, target: TokenTable, block: int) -> None:
+@given(source=tables(), target=tables(), block=st.sampled_from([1, 3, 16]), ties=st.sampled_from(["first", "split"]))
+def test_mined_map_equals_brute_force(source: TokenTable, target: TokenTable, block: int, ties: Ties) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_BLOCK_PAIRS", block)
-        found = build_vocab_map(source, target, "mined")
+        patch.setattr(module, "_BLOCK", block)
+        found = build_vocab_map(source, target, "mined", ties=ties)
     for token, piece in enumerate(source.token_bytes):
+        share = slice(found.shares.offsets[token], found.shares.offsets[token + 1])
         if piece is None:
             assert (found.target_ids[token], found.kind[token]) == (-1, MapKind.DROPPED)
+            assert share.start == share.stop
             continue
-        distance, chosen = brute_force(piece, target)
-        assert (found.distance[token], found.target_ids[token]) == (distance, chosen)
+        distance, ids = all_nearest(piece, target)
+        assert (found.distance[token], found.target_ids[token]) == (distance, ids[0])
         assert (found.kind[token] == MapKind.EDITED) == (distance > 0)
+        near = ids[:MAX_TIES] if ties == "split" else ids[:1]
+        assert found.shares.target_ids[share].tolist() == near
+        assert found.shares.weights[share].tolist() == [np.float32(1 / len(near))] * len(near)
+        assert equally_near(source, target, [token]) == [(ids[:MAX_TIES], len(ids))]
 
 
 def test_long_tokens_keep_exact_distances() -> None:
@@ -113,6 +148,64 @@ def test_random_vocabularies_of_realistic_lengths() -> None:
     found = build_vocab_map(source, target, "mined")
     for token, piece in enumerate(source.token_bytes):
         assert (found.distance[token], found.target_ids[token]) == brute_force(piece or b"", target)
+
+
+LLAMA3 = ("llama_models", "llama3", "tokenizer.model")
+TEKKEN = ("mistral_common", "data", "tekken_240911.json")
+MISTRAL = ("mistral_common", "data", "tokenizer.model.v1")
+
+
+@cache
+def real_pieces(package: str, *path: str) -> list[bytes]:
+    """The tokens of a tokenizer file that a development package brings, as bytes, without special ones."""
+    file = installed_file(package, *path)
+    if path[-1].endswith(".json"):
+        return [base64.b64decode(entry["token_bytes"]) for entry in json.loads(file.read_bytes())["vocab"]]
+    if package == "llama_models":
+        return [base64.b64decode(line.split()[0]) for line in file.read_bytes().splitlines()]
+    model = pytest.importorskip("sentencepiece").SentencePieceProcessor(model_file=str(file))
+    pieces = [model.id_to_piece(token) for token in range(259, model.vocab_size())]
+    return [*(bytes([byte]) for byte in range(256)), *(piece.replace("▁", " ").encode() for piece in pieces)]
+
+
+def installed_file(package: str, *path: str) -> Path:
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        pytest.skip(f"{package} is not installed")
+    return Path(found.origin).parent.joinpath(*path)
+
+
+@pytest.mark.parametrize(("source", "target"), [(LLAMA3, TEKKEN), (TEKKEN, MISTRAL), (MISTRAL, LLAMA3)])
+def test_samples_of_real_vocabularies_equal_brute_force(source: tuple[str, ...], target: tuple[str, ...]) -> None:
+    """Against another implementation of the distance, over every pair of the sample and the whole target."""
+    candidates = list(dict.fromkeys(real_pieces(*target)))
+    rest = sorted(set(real_pieces(*source)) - set(candidates))
+    sample = [rest[index] for index in np.random.default_rng(5).choice(len(rest), 80, replace=False)]
+    sample += [b"\xf0\x9f\x98", b"\xff", "\u00e9".encode() * 40, b" " * 63 + b"|", b" " * 64 + b"|", b"=-" * 60]
+    found = nearest(sample, candidates, keep=5)
+    is_text = np.array([text_of(candidate) is not None for candidate in candidates])
+    texts, raw = [text_of(candidate) or "" for candidate in candidates], list(map(bytes_as_text, candidates))
+    for row, piece in enumerate(sample):
+        text, of_bytes = text_of(piece), cdist([bytes_as_text(piece)], raw, scorer=Levenshtein.distance)[0]
+        of_text = of_bytes if text is None else cdist([text], texts, scorer=Levenshtein.distance)[0]
+        distances = np.where(is_text, of_text, of_bytes)
+        near = np.flatnonzero(distances == distances.min()).tolist()
+        near.sort(key=lambda index: (-common_prefix(piece, candidates[index]), index))
+        assert found.distance[row] == distances.min()
+        assert found.ties[row] == len(near)
+        assert [index for index in found.candidates[row].tolist() if index >= 0] == near[:5]
+
+
+def test_kernels_compile_where_no_folder_can_keep_them() -> None:
+    """A function without a source file has no place for its machine code, like one in a read-only checkout."""
+    names: dict[str, Any] = {}
+    exec("def double(number):\n    return 2 * number", names)
+    assert compiled(names["double"])(21) == 42
+
+
+def test_modes_without_a_search_do_without_the_compiler() -> None:
+    code = "import sys; sys.modules['numba'] = None; import align.vocab_map, align.explain, align.positions"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(module.__file__).parent.parent, check=True)
 
 
 def test_text_and_byte_tokens_compare_byte_by_byte() -> None:
@@ -195,11 +288,55 @@ def test_first_token_is_how_the_target_begins_the_text() -> None:
     assert (target.token_bytes[bare] or b"").startswith(b"in")  # no dummy prefix space
 
 
-def test_identity_map_keeps_every_id() -> None:
+@pytest.mark.parametrize("ties", ["first", "split"])
+def test_identity_map_keeps_every_id(ties: Ties) -> None:
     both = table([None, b"a", None, b"a", None], {0: "bos", 4: "special"})
-    found = identity_map(both, "mined")
+    found = identity_map(both, "mined", ties)
     assert found.target_ids.tolist() == [0, 1, -1, 3, 4]
     assert found.counts()["special"] == 2
+    assert found.ties == ties
+    assert found.shares.target_ids.tolist() == [0, 1, 3, 4]
+
+
+def test_split_ties_share_equally() -> None:
+    source = table([b"abcd", b"abc", None, b"zz"], {2: "eos"})
+    target = table([b"xbcd", b"abc", b"abd", None, b"bcd", *(bytes([97 + n]) for n in range(12))], {3: "eos"})
+    found = build_vocab_map(source, target, "mined", ties="split")
+    shares = found.shares
+    assert shares.offsets.tolist() == [0, 4, 5, 6, 14]  # at most 8 of the twelve that are two edits from "zz"
+    assert shares.target_ids.tolist() == [1, 2, 0, 4, 1, 3, *range(5, 13)]
+    assert shares.weights.tolist() == [0.25] * 4 + [1.0] * 2 + [0.125] * 8
+    assert (shares.offsets.dtype, shares.target_ids.dtype, shares.weights.dtype) == (np.int32, np.int32, np.float32)
+    first = build_vocab_map(source, target, "mined")
+    assert first.target_ids.tolist() == found.target_ids.tolist() == [1, 1, 3, 5]
+    assert first.shares.target_ids.tolist() == [1, 1, 3, 5]
+    assert first.shares.weights.tolist() == [1.0] * 4
+
+
+def test_only_mined_has_ties_to_split() -> None:
+    for mode in ("exact", "first-token"):
+        with pytest.raises(ValueError, match="'mined' only"):
+            build_vocab_map(table([b"a"]), table([b"b"]), mode, ties="split")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["mined", "exact", "first-token"])
+def test_odd_vocabularies(mode: Mode) -> None:
+    """Holes, empty pieces, one spelling under several ids, and a special token spelled like an ordinary one."""
+    source = table([b"<s>", None, b"", b"ab", b"ab", None, b"<s>"], {1: "bos"})
+    target = table([None, b"", b"ab", None, b"<s>", b"ab", b"abc"], {3: "bos"})
+    found = build_vocab_map(source, target, mode)
+    assert found.target_ids.tolist() == [4, 3, -1, 2, 2, -1, 4]
+    assert found.kind[[2, 5]].tolist() == [MapKind.DROPPED] * 2
+    assert found.distance.tolist() == [0, 0, -1, 0, 0, -1, 0]
+
+
+@pytest.mark.parametrize("mode", ["mined", "exact", "first-token"])
+def test_tokenizers_without_special_tokens(mode: Mode) -> None:
+    bare, full = table([b"a", b"b"]), table([None, None, None, b"a"], {0: "unk", 1: "bos", 2: "eos"})
+    assert build_vocab_map(full, bare, mode).target_ids.tolist() == [-1, -1, -1, 0]
+    assert build_vocab_map(bare, full, mode).target_ids.tolist() == [3, 3 if mode == "mined" else -1]
+    assert build_vocab_map(table([]), bare, mode).target_ids.tolist() == []
+    assert build_vocab_map(bare, table([]), mode).target_ids.tolist() == [-1, -1]
 
 
 def test_save_and_load(tmp_path: Path) -> None:
@@ -216,8 +353,19 @@ def test_save_and_load(tmp_path: Path) -> None:
 
     assert VocabMap.load_if_valid(path, source, target, "mined") is not None
     assert VocabMap.load_if_valid(path, source, target, "exact") is None
+    assert VocabMap.load_if_valid(path, source, target, "mined", "split") is None
     assert VocabMap.load_if_valid(path, table([b"a"], fingerprint="new"), target, "mined") is None
     assert VocabMap.load_if_valid(tmp_path / "none", source, target, "mined") is None
+
+    split = build_vocab_map(source, target, "mined", ties="split")
+    split.save(tmp_path / "split.parquet")
+    loaded = VocabMap.load(tmp_path / "split.parquet")
+    assert loaded.ties == "split"
+    for name in ("offsets", "target_ids", "weights"):
+        assert np.array_equal(getattr(loaded.shares, name), getattr(split.shares, name))
+        assert getattr(loaded.shares, name).dtype == getattr(split.shares, name).dtype
+    assert VocabMap.load_if_valid(tmp_path / "split.parquet", source, target, "mined", "split") is not None
+    assert VocabMap.load_if_valid(tmp_path / "split.parquet", source, target, "mined") is None
 
     path.write_bytes(path.read_bytes()[:-9])
     assert VocabMap.load_if_valid(path, source, target, "mined") is None

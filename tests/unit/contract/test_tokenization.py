@@ -1,4 +1,4 @@
-"""Tables, ends and fingerprints over seven tokenizers of every common construction, on arbitrary Unicode."""
+"""Tables, ends and fingerprints over tokenizers of every common construction, on arbitrary Unicode."""
 
 import base64
 import importlib.util
@@ -12,6 +12,7 @@ import unicodedata
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,6 +77,68 @@ def sentencepiece_bpe() -> PreTrainedTokenizerFast:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     return wrapped(backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+def with_sentencepiece_vocabulary(**components: Any) -> PreTrainedTokenizerFast:
+    """The pieces of `sentencepiece_bpe` behind another normalizer or pre-tokenizer."""
+    model = json.loads(sentencepiece_bpe().backend_tokenizer.to_str())["model"]
+    merges = [tuple(merge) for merge in model["merges"]]
+    backend = Tokenizer(models.BPE(model["vocab"], merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    for name, component in components.items():
+        setattr(backend, name, component)
+    return wrapped(backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+def gemma() -> PreTrainedTokenizerFast:
+    """As Gemma's tokenizer.json: no prefix space, and added tokens for runs of line breaks and for markup."""
+    tokenizer = with_sentencepiece_vocabulary(
+        normalizer=normalizers.Replace(" ", "▁"), pre_tokenizer=pre_tokenizers.Split(" ", "merged_with_previous")
+    )
+    tokenizer.backend_tokenizer.add_tokens([AddedToken(text, normalized=False) for text in ("\n\n", "<table>")])
+    tokenizer.backend_tokenizer.add_special_tokens([AddedToken("<start_of_turn>")])
+    return tokenizer
+
+
+def llama2_not_legacy() -> PreTrainedTokenizerFast:
+    """As Llama-2's tokenizer.json with legacy=false: the prefix space comes from a pre-tokenizer."""
+    return with_sentencepiece_vocabulary(pre_tokenizer=pre_tokenizers.Metaspace(prepend_scheme="first", split=False))
+
+
+def slow_sentencepiece() -> Any:
+    """A tokenizer that transformers has no fast class for: it runs the SentencePiece library itself."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    from transformers import BertGenerationTokenizer
+
+    file = Path(mkdtemp(), "spiece.model")
+    with file.open("wb") as model:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(CORPUS),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=420,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            character_coverage=0.98,
+            hard_vocab_limit=False,
+            minloglevel=2,
+        )
+    return BertGenerationTokenizer(vocab_file=str(file))
+
+
+def starcoder() -> PreTrainedTokenizerFast:
+    """As StarCoder's tokenizer.json: single digits before byte-level BPE."""
+    backend = Tokenizer(models.BPE())
+    digits, byte_level = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
+    backend.decoder = decoders.ByteLevel()
+    alphabet, special = pre_tokenizers.ByteLevel.alphabet(), ["<|endoftext|>", "<fim_prefix>"]
+    backend.train_from_iterator(
+        CORPUS,
+        trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, special_tokens=special, show_progress=False),
+    )
+    return wrapped(backend, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
 
 
 def unigram() -> PreTrainedTokenizerFast:
@@ -146,15 +209,19 @@ def tekken() -> PreTrainedTokenizerFast:
 MAKERS = {
     "byte-level": byte_level_bpe,
     "byte-level-nfc": lambda: byte_level_bpe(add_prefix_space=True, normalizer=normalizers.NFC()),
+    "starcoder": starcoder,
     "sentencepiece": sentencepiece_bpe,
+    "gemma": gemma,
+    "llama2-not-legacy": llama2_not_legacy,
+    "slow-sentencepiece": slow_sentencepiece,
     "unigram": unigram,
     "wordpiece": word_piece,
     "mistral": mistral,
     "llama3": llama3,
     "tekken": tekken,
 }
-LOSSLESS = ["byte-level", "llama3", "tekken"]
-MARKED = ["sentencepiece", "unigram", "mistral"]
+LOSSLESS = ["byte-level", "starcoder", "llama3", "tekken"]
+MARKED = ["sentencepiece", "gemma", "llama2-not-legacy", "slow-sentencepiece", "unigram", "mistral"]
 NORMALISING = ["byte-level-nfc", "wordpiece"]
 
 
@@ -170,6 +237,9 @@ TEXT = st.one_of(
     st.lists(st.sampled_from([*CORPUS[:4], "<s>", "</s>", "<|endoftext|>", "     ", "→añadido", " "]), max_size=4).map(
         "".join
     ),
+    st.lists(
+        st.sampled_from(["<table>", "<start_of_turn>", "<fim_prefix>", "\n\n", "\n", " ", "12", "a"]), max_size=9
+    ).map("".join),
 )
 relaxed = settings(max_examples=120, deadline=None)
 
@@ -352,6 +422,13 @@ def test_batches_equal_single_texts() -> None:
             assert found.lossy == alone.lossy
 
 
+def test_spelled_special_tokens_are_text_to_a_slow_tokenizer_too() -> None:
+    tokenizer, table = made("slow-sentencepiece")
+    found = encode(tokenizer, table, "a</s><s>", False)
+    assert not found.lossy
+    assert not set(found.ids.tolist()) & set(table.special_role)
+
+
 def test_spelled_special_tokens_are_text_and_nothing_is_truncated() -> None:
     tokenizer, table = made("mistral")
     tokenizer.backend_tokenizer.enable_truncation(max_length=2)
@@ -461,7 +538,7 @@ class SlowTokenizer:
     def get_vocab(self) -> dict[str, int]:
         return self.vocab
 
-    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool, split_special_tokens: bool) -> list[int]:
         return [self.vocab.get(char, 0) for char in text]
 
 
