@@ -13,10 +13,10 @@ from align.config import AlignConfig, MapMode
 from align.positions import Status, align_positions
 from align.projection import project
 from align.vocab_map import VocabMap, build_vocab_map, identity_map
+from contract.codec import Distributions, add_distributions, read_distributions, read_token_nll, read_tokens
 from contract.encoder import Encoder, load_encoder
 from contract.errors import DataError
 from contract.manifest import Manifest, read_manifest
-from contract.schema import ALIGNED
 from contract.shard import PartEntry, Provenance, Ragged, differences, list_column, match_rows, read_part, write_part
 from contract.stage import Resources, Unit, Worker
 from contract.storage import join
@@ -143,12 +143,10 @@ class AlignWorker:
 
     def __call__(self, unit: Unit) -> PartEntry:
         tokens, _ = read_part(unit.inputs["tokens"], "tokens", sha256=unit.hashes["tokens"])
-        logits, logits_provenance = read_part(unit.inputs["logits"], "logits", sha256=unit.hashes["logits"])
-        logits = logits.take(match_rows(tokens, logits, unit.inputs["tokens"], unit.inputs["logits"]))
-        k = logits_provenance.config["k"]
-
-        target_ids, target_ends = (Ragged.from_column(tokens.column(name)) for name in ("input_ids", "ends"))
-        source_ids, source_ends = (Ragged.from_column(logits.column(name)) for name in ("input_ids", "ends"))
+        logits, _ = read_part(unit.inputs["logits"], "logits", sha256=unit.hashes["logits"])
+        logits = match_rows(tokens, logits, unit.inputs["tokens"], unit.inputs["logits"])
+        distributions = read_distributions(logits)
+        (target_ids, target_ends), (source_ids, source_ends) = read_tokens(tokens), read_tokens(logits)
         statuses, positions = [], []
         for row in range(len(target_ids)):
             index, status = align_positions(
@@ -163,46 +161,35 @@ class AlignWorker:
             # Row-wise positions become positions in the whole part's flat arrays.
             positions.append(np.where(index >= 0, index + source_ids.offsets[row], -1))
             statuses.append(status)
-        ids, probs = self._project(logits, np.concatenate(positions) if positions else np.zeros(0, np.int64), k)
-        columns = {
-            **{name: tokens.column(name) for name in ("doc_id", "chunk", "text_hash")},
-            "ids": _rows_of(ids, target_ids.offsets),
-            "probs": _rows_of(probs, target_ids.offsets),
-            "status": list_column(statuses, pa.uint8()),
-            "nll": pa.array(_row_sums(Ragged.from_column(logits.column("token_nll")))),
-            "nll_bytes": pa.array([int(ends[-1] - ends[0]) if len(ends) else 0 for ends in _rows(source_ends)]),
-        }
-        table = pa.table(columns, schema=ALIGNED)
-        stats = {"status": _status_counts(statuses, tokens.column("domain").to_pylist()), "mass": float(probs.sum())}
+        projected, mass = self._project(
+            distributions, np.concatenate(positions) if positions else np.zeros(0, np.int64)
+        )
+        nll = Ragged(read_token_nll(logits, distributions), source_ids.offsets)
+        table = tokens.select(["doc_id", "chunk", "text_hash"]).replace_schema_metadata(None)
+        table = add_distributions(table, projected, target_ids.lengths())
+        table = table.append_column("status", list_column(statuses, pa.uint8()))
+        table = table.append_column("nll", pa.array([row.sum(dtype=np.float64) for row in _rows(nll)], pa.float64()))
+        covered = [int(ends[-1] - ends[0]) if len(ends) else 0 for ends in _rows(source_ends)]
+        table = table.append_column("nll_bytes", pa.array(covered, pa.int32()))
+        stats = {"status": _status_counts(statuses, tokens.column("domain").to_pylist()), "mass": mass}
         path = join(self.stage.output, unit.part)
         return write_part(path, table, self.stage.provenance(unit), int(target_ids.values.size), stats)
 
-    def _project(self, logits: pa.Table, positions: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Ids int32 [L, k_out] and probabilities float32 [L, k_out] of all the part's target positions."""
-        top_ids = Ragged.from_column(logits.column("top_ids")).values.reshape(-1, k)
-        top_logprobs = Ragged.from_column(logits.column("top_logprobs")).values.reshape(-1, k)
-        k_out = self.stage.k
-        ids = np.empty((len(positions), k_out), dtype=np.int32)
-        probs = np.empty((len(positions), k_out), dtype=np.float32)
+    def _project(self, distributions: Distributions, positions: np.ndarray) -> tuple[Distributions, float]:
+        """The part's target positions' distributions, and the probability that they hold in all."""
+        top_ids, top_logprobs = distributions.padded(max(1, distributions.k))
+        pieces, mass = [], 0.0
         for start in range(0, len(positions), _BLOCK_POSITIONS):
-            block = slice(start, start + _BLOCK_POSITIONS)
-            ids[block], probs[block], _ = project(top_ids, top_logprobs, positions[block], self.vocab_map, k_out)
-        return ids, probs
+            block = positions[start : start + _BLOCK_POSITIONS]
+            ids, probs, tail = project(top_ids, top_logprobs, distributions.tail, block, self.vocab_map, self.stage.k)
+            with np.errstate(divide="ignore"):  # the padding
+                pieces.append(Distributions.from_padded(ids, np.log(probs), (probs > 0).sum(axis=1), tail))
+            mass += float(probs.sum(dtype=np.float64))
+        return Distributions.concatenate(pieces), mass
 
 
 def _rows(column: Ragged) -> Iterator[np.ndarray]:
     return (column.row(index) for index in range(len(column)))
-
-
-def _row_sums(column: Ragged) -> list[float]:
-    return [float(row.astype(np.float64).sum()) for row in _rows(column)]
-
-
-def _rows_of(flat: np.ndarray, offsets: np.ndarray) -> pa.ListArray:
-    """[L, k] values as one list per chunk; `offsets` are the chunks' borders in L."""
-    kind = pa.float16() if flat.dtype == np.float32 else pa.int32()
-    values = pa.array(flat.reshape(-1).astype(kind.to_pandas_dtype(), copy=False), type=kind)
-    return pa.ListArray.from_arrays(pa.array((offsets * flat.shape[1]).astype(np.int32)), values)
 
 
 def _status_counts(statuses: list[np.ndarray], domains: list[str]) -> dict[str, dict[str, int]]:

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from align.vocab_map import VocabMap
+from contract.codec import probabilities
 
 _NO_ID = np.iinfo(np.int32).max
 
@@ -13,6 +14,7 @@ _NO_ID = np.iinfo(np.int32).max
 def project(
     top_ids: npt.NDArray[np.integer],
     top_logprobs: npt.NDArray[np.floating],
+    top_tail: npt.NDArray[np.floating],
     source_index: npt.NDArray[np.integer],
     vocab_map: VocabMap,
     k_out: int,
@@ -20,13 +22,14 @@ def project(
     """Distributions over target ids at target positions (paper section 3.1, distribution-wise alignment).
 
     A source token's probability goes to the target token that it maps to; probabilities that meet on one id are
-    summed; the `k_out` largest are kept. What maps nowhere, what is cut off, and what the source's own top-k left out
-    is the tail: nothing is renormalised here. Only where fp16 rounding made a source's top-k sum to more than 1 is
-    that row scaled down to 1, so that kept + tail = 1 always holds.
+    summed; the `k_out` largest are kept. What maps nowhere, what is cut off, and what the source's own entries left out
+    is the tail: nothing is renormalised here. A source's entries sum to 1 - its tail (`contract.codec.probabilities`),
+    and kept + tail = 1 holds for what comes out.
 
     Args:
         top_ids: [S, k] source ids; ids outside the map (padding -1, a head larger than the tokenizer) are dropped.
         top_logprobs: [S, k] natural logarithms under the full softmax, -inf for padding.
+        top_tail: [S] probability outside the k.
         source_index: [L] row of the source for every target position, -1 where not aligned.
 
     Returns:
@@ -37,8 +40,7 @@ def project(
     rows = np.flatnonzero(source_index >= 0)
     picked = source_index[rows]
     mapped = _mapped(top_ids[picked], vocab_map.target_ids)
-    mass = np.exp(top_logprobs[picked].astype(np.float64))
-    mass /= np.maximum(mass.sum(axis=1, keepdims=True), 1.0)
+    mass = probabilities(top_logprobs[picked], top_tail[picked], np.float64)
     mass[mapped == _NO_ID] = 0.0
 
     row_ids, row_probs = _descending(*_merged(mapped, mass))
@@ -61,7 +63,7 @@ def _mapped(source_ids: npt.NDArray[np.integer], target_ids: npt.NDArray[np.int3
 
 
 def _merged(
-    ids: npt.NDArray[np.int32], mass: npt.NDArray[np.float64]
+    ids: npt.NDArray[np.int32], mass: npt.NDArray[np.floating]
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
     """Rows sorted by id, each id's mass summed at its first place; later places of the same id have mass 0."""
     columns = ids.shape[1]

@@ -7,12 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-import pyarrow as pa
-
+from contract.codec import add_tokens
 from contract.encoder import Encoder, load_encoder
 from contract.manifest import Manifest, read_manifest
-from contract.schema import TOKENS
-from contract.shard import PartEntry, Provenance, differences, list_column, read_part, write_part
+from contract.shard import PartEntry, Provenance, differences, read_part, write_part
 from contract.stage import Resources, Unit, Worker
 from contract.storage import join
 
@@ -67,15 +65,11 @@ class TokensWorker:
     def __call__(self, unit: Unit) -> PartEntry:
         chunks, _ = read_part(unit.inputs["chunks"], "chunks", sha256=unit.hashes["chunks"])
         encodings = self.encoder.encode(chunks.column("text").to_pylist())
-        columns = {
-            **{name: chunks.column(name) for name in ("doc_id", "chunk", "text_hash", "domain")},
-            "input_ids": list_column([encoding.ids for encoding in encodings], pa.int32()),
-            "ends": list_column([encoding.ends for encoding in encodings], pa.int32()),
-        }
+        table = chunks.select(["doc_id", "chunk", "text_hash", "domain"]).replace_schema_metadata(None)
+        table = add_tokens(table, [encoding.ids for encoding in encodings], [encoding.ends for encoding in encodings])
         tokens = sum(len(encoding.ids) for encoding in encodings)
         stats = {
             "lossy_chunks": sum(encoding.lossy for encoding in encodings),
             "domains": dict(Counter(chunks.column("domain").to_pylist())),
         }
-        table = pa.table(columns, schema=TOKENS)
         return write_part(join(self.stage.output, unit.part), table, self.stage.provenance(unit), tokens, stats)

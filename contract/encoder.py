@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from contract.tokenization import Encoding, TokenTable, adds_bos, encode_batch, load_tokenizer, token_table
+from contract.tokenization import (
+    Encoding,
+    TokenTable,
+    adds_bos,
+    count_tokens,
+    encode_batch,
+    load_tokenizer,
+    token_table,
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,10 @@ class Encoder:
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         return encode_batch(self.tokenizer, self.table, texts, self.add_bos)
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Number of tokens of each text, BOS included: the lengths of what `encode` gives, much cheaper."""
+        return [tokens + self.add_bos for tokens in count_tokens(self.tokenizer, texts)]
 
 
 @lru_cache(maxsize=16)

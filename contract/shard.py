@@ -17,13 +17,19 @@ import pyarrow.parquet as pq
 
 from contract.config import changed_fields
 from contract.errors import DataError
-from contract.schema import SCHEMA_VERSION, SCHEMAS
+from contract.schema import DICTIONARY_KEY, SCHEMA_VERSION, schema_of, widths
 from contract.storage import read_bytes, write_bytes
 
 _FOOTER_KEY = b"fusionx"
 _FOOTER_HASH_KEY = b"fusionx_sha256"
 """The page checksums leave the footer out; this is the hash of what we keep in it."""
 _ROW_GROUP_ROWS = 1024
+_PAGE_BYTES = 1 << 24
+_BYTE_STREAM_SPLIT = ("ids", "logprobs", "tail", "missed_nll")
+"""Columns whose bytes compress better one stream per byte of the value; long pages make long streams."""
+_ZSTD_LEVEL = 3
+_ZSTD_LEVELS = {"ids": 6, "logprobs": 1}
+"""Of noise-like bytes a higher level makes no smaller files, only slower ones."""
 
 
 @dataclass(frozen=True)
@@ -77,25 +83,36 @@ def write_part(
 
     `stats` are facts about the rows that the manifest sums up (for example skipped documents or status counts).
     """
-    schema = SCHEMAS[provenance.kind]
-    footer = {**provenance.to_json(), "rows": table.num_rows, "tokens": tokens, "stats": stats or {}}
+    schema = schema_of(provenance.kind, widths(table.schema))
+    counted = {"rows": table.num_rows, "tokens": tokens, "stats": stats or {}}
+    footer = {**provenance.to_json(), **counted, "widths": widths(schema)}
     encoded = json.dumps(footer, sort_keys=True, separators=(",", ":")).encode()
-    metadata = {_FOOTER_KEY: encoded, _FOOTER_HASH_KEY: hashlib.sha256(encoded).hexdigest().encode()}
-    table = table.cast(schema).replace_schema_metadata(metadata)
+    metadata = {_FOOTER_KEY: encoded}
+    if table.schema.metadata and DICTIONARY_KEY in table.schema.metadata:
+        metadata[DICTIONARY_KEY] = table.schema.metadata[DICTIONARY_KEY]
+    metadata[_FOOTER_HASH_KEY] = _footer_hash(metadata)
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        table,
-        sink,
-        row_group_size=_ROW_GROUP_ROWS,
-        compression="zstd",
-        compression_level=3,
-        use_dictionary=["domain"] if "domain" in schema.names else False,
-        write_page_checksum=True,
-        store_schema=True,
-    )
+    with pq.ParquetWriter(sink, schema, **_parquet_options(schema)) as writer:
+        writer.write_table(table.cast(schema), row_group_size=_ROW_GROUP_ROWS)
+        writer.add_key_value_metadata(metadata)
     data = sink.getvalue().to_pybytes()
     write_bytes(path, data)
     return _entry(path, footer, data)
+
+
+def _parquet_options(schema: pa.Schema) -> dict[str, Any]:
+    lists = {field.name for field in schema if pa.types.is_list(field.type)}
+    paths = {name: f"{name}.list.element" if name in lists else name for name in schema.names}
+    return {
+        "compression": "zstd",
+        "compression_level": {path: _ZSTD_LEVELS.get(name, _ZSTD_LEVEL) for name, path in paths.items()},
+        "use_dictionary": ["domain"] if "domain" in paths else False,
+        "use_byte_stream_split": [paths[name] for name in _BYTE_STREAM_SPLIT if name in paths],
+        "data_page_size": _PAGE_BYTES,
+        "write_page_checksum": True,
+        "write_statistics": False,
+        "store_schema": False,  # it would hold the metadata a second time
+    }
 
 
 def inspect_part(path: str, sha256: str | None = None) -> PartInfo:
@@ -133,12 +150,13 @@ def _read_whole(
     try:
         source = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         footer = _footer(source, path)
-        schema = SCHEMAS.get(footer["kind"])
-        if footer["schema_version"] == SCHEMA_VERSION and source.schema_arrow.remove_metadata() != schema:
-            raise ValueError("its columns are not those of its kind")
+        if footer["schema_version"] == SCHEMA_VERSION:
+            schema = schema_of(footer["kind"], footer["widths"])
+            if source.schema_arrow.remove_metadata() != schema:
+                raise ValueError("its columns are not those of its kind")
         table = source.read(columns=list(columns) if columns else None)
         table.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise _damaged(path, error) from None
     if table.num_rows != footer["rows"]:
         raise _damaged(path, ValueError(f"{table.num_rows} rows, its footer says {footer['rows']}"))
@@ -156,19 +174,24 @@ def differences(found: Provenance, expected: Provenance) -> list[str]:
 
 @dataclass(frozen=True)
 class Ragged:
-    """A list column as two arrays: row i is `values[offsets[i]:offsets[i+1]]`. No Python loop, no copy."""
+    """A list column as two arrays: row i is `values[offsets[i]:offsets[i+1]]`. No Python loop, no copy.
+
+    The values of a packed column are uint8 [n, width].
+    """
 
     values: np.ndarray
     offsets: np.ndarray
 
     @classmethod
     def from_column(cls, column: pa.ChunkedArray) -> Ragged:
-        array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-        if isinstance(array, pa.ChunkedArray):  # an empty column combines to no chunk at all
-            array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], type=column.type)
+        array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], type=column.type)
         offsets = array.offsets.to_numpy()
-        values = array.values.to_numpy(zero_copy_only=False)
-        return cls(values, offsets)
+        values = array.flatten()
+        if pa.types.is_fixed_size_binary(values.type):
+            width = values.type.byte_width
+            packed = np.frombuffer(values.buffers()[1] or b"", np.uint8)[: (values.offset + len(values)) * width]
+            return cls(packed.reshape(-1, width)[values.offset :], offsets - offsets[0])
+        return cls(values.to_numpy(zero_copy_only=False), offsets - offsets[0])
 
     def row(self, index: int) -> np.ndarray:
         return self.values[self.offsets[index] : self.offsets[index + 1]]
@@ -199,11 +222,13 @@ def _footer(source: pq.ParquetFile, path: str) -> dict[str, Any]:
     metadata = source.schema_arrow.metadata or {}
     if _FOOTER_KEY not in metadata:
         raise DataError("A Parquet file carries no Fusion-X footer.", file=path, remedy="move it out of the way")
-    encoded = metadata[_FOOTER_KEY]
-    found = hashlib.sha256(encoded).hexdigest().encode()
-    if metadata.get(_FOOTER_HASH_KEY) != found:
+    if metadata.get(_FOOTER_HASH_KEY) != _footer_hash(metadata):
         raise ValueError("its footer changed")
-    return json.loads(encoded)
+    return json.loads(metadata[_FOOTER_KEY])
+
+
+def _footer_hash(metadata: dict[bytes, bytes]) -> bytes:
+    return hashlib.sha256(metadata[_FOOTER_KEY] + metadata.get(DICTIONARY_KEY, b"")).hexdigest().encode()
 
 
 def _provenance(footer: dict[str, Any], path: str) -> Provenance:
@@ -231,8 +256,8 @@ def _damaged(path: str, error: Exception) -> DataError:
     )
 
 
-def match_rows(left: pa.Table, right: pa.Table, left_path: str, right_path: str) -> np.ndarray:
-    """For each row of `left` the row of `right` with the same key, int64 [rows of left].
+def match_rows(left: pa.Table, right: pa.Table, left_path: str, right_path: str) -> pa.Table:
+    """The rows of `right` whose keys `left` has, in the order of `left`.
 
     Raises:
         DataError: a key is missing on the right, or the two sides hold another text under the same key.
@@ -251,7 +276,9 @@ def match_rows(left: pa.Table, right: pa.Table, left_path: str, right_path: str)
             )
         matched[row] = rights[key]
     left_hashes = left.column("text_hash").to_numpy()
-    right_hashes = right.column("text_hash").to_numpy()[matched]
+    if right.num_rows != len(matched) or (matched != np.arange(len(matched))).any():  # taking rows is slow
+        right = right.take(matched)
+    right_hashes = right.column("text_hash").to_numpy()
     wrong = np.flatnonzero(left_hashes != right_hashes)
     if len(wrong):
         raise DataError(
@@ -262,7 +289,7 @@ def match_rows(left: pa.Table, right: pa.Table, left_path: str, right_path: str)
             expected=left_hashes[wrong[0]],
             remedy="one of them was made from another corpus: make it again with --overwrite",
         )
-    return matched
+    return right
 
 
 def _keys(table: pa.Table) -> list[tuple[int, int]]:

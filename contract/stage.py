@@ -34,13 +34,14 @@ class Resources:
 
     `concurrency` units are in one worker's hands at once, each in a thread of its own: while one is computed, the
     next one's text is read and tokenized and the last one's part is written. A worker with more than one guards what
-    only one unit may use at a time.
+    only one unit may use at a time. `custom` are a cluster's own resources, by name as in `ray start --resources`.
     """
 
     workers: int = 1
     num_cpus: float = 1.0
     num_gpus: float = 0.0
     concurrency: int = 1
+    custom: dict[str, float] = field(default_factory=dict)
 
 
 Worker = Callable[[Unit], PartEntry]

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -404,27 +405,44 @@ def _exact_ends(table: TokenTable, ids: Sequence[int], text: bytes) -> npt.NDArr
     return np.maximum(ends - np.int32(prefix), np.int32(0))
 
 
+def count_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """Number of tokens of each text as `encode_batch` encodes it, without a BOS; no lone surrogates."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return list(map(len, _encode_ids(tokenizer, texts)))
+    with _plain_backend(backend):
+        return list(map(len, backend.encode_batch_fast(list(texts), add_special_tokens=False)))
+
+
 def _encode_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        # Slow tokenizers have no batch call that is more than this loop.
-        return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        # Slow tokenizers have no batch call that is more than this loop. Unless special tokens are split like any other
+        # text, they are found in it, and a document that spells </s> would end itself.
+        return [tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True) for text in texts]
     with _plain_backend(backend):
         return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
+_BACKEND_LOCK = Lock()
+
+
 @contextmanager
 def _plain_backend(backend: Any) -> Iterator[None]:
-    """Encodes whole texts as nothing but text: no truncation, no padding, no special tokens, no trimmed offsets."""
-    backend.no_truncation()
-    backend.no_padding()
-    special, post_processor = backend.encode_special_tokens, backend.post_processor
-    backend.encode_special_tokens = True  # the backend's name for: special tokens are encoded like any other text
-    backend.post_processor = None  # ByteLevel's would cut white space off the offsets
-    try:
-        yield
-    finally:
-        backend.encode_special_tokens, backend.post_processor = special, post_processor
+    """Encodes whole texts as nothing but text: no truncation, no padding, no special tokens, no trimmed offsets.
+
+    One thread at a time, because this changes the backend that all of them share.
+    """
+    with _BACKEND_LOCK:
+        backend.no_truncation()
+        backend.no_padding()
+        special, post_processor = backend.encode_special_tokens, backend.post_processor
+        backend.encode_special_tokens = True  # the backend's name for: special tokens are encoded like any other text
+        backend.post_processor = None  # ByteLevel's would cut white space off the offsets
+        try:
+            yield
+        finally:
+            backend.encode_special_tokens, backend.post_processor = special, post_processor
 
 
 def _lossy_ends(

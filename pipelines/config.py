@@ -16,13 +16,18 @@ from train.config import TrainConfig
 
 
 class ExecutorConfig(Config):
-    """Where workers run: `ray` (a local one, or the cluster at `address`) or `inline` (this process)."""
+    """Where workers run: `ray` (a local one, or the cluster at `address`) or `inline` (this process).
+
+    `env`: names (`*` for any ending) of the command's environment variables that a cluster's workers get, too. A local
+    Ray inherits all of them. `num_cpus` and `object_store_mb` size a local Ray.
+    """
 
     kind: Literal["ray", "inline"] = "ray"
     address: str | None = None
     num_cpus: int | None = Field(None, ge=1)
     object_store_mb: int = Field(256, ge=80)
     retries: int = Field(3, ge=0)
+    env: list[str] = ["AWS_*", "HF_*", "GOOGLE_APPLICATION_CREDENTIALS"]
 
 
 class FusionConfig(Config):

@@ -1,35 +1,56 @@
-"""Executors: where the workers of a stage run. The only file that imports ray.
+"""Executors: where the workers of stages run. The only file that imports ray.
 
-An executor maps a stage's workers over units and gives back (unit, result) in any order. An application error (a bug,
-a bad document) is a result like any other and is not retried; a lost process or machine is retried elsewhere.
+An executor maps workers over jobs (a stage's number and a unit) and gives back (job, result) in any order. An
+application error (a bug, a bad document) is a result like any other and is not retried; a lost process or machine is
+retried elsewhere.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import pickle
+import signal
+import sys
+import threading
+import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Protocol
+
+import numpy as np
 
 from contract.errors import ConfigError, DataError, FusionXError, IncompleteError
 from contract.shard import PartEntry
-from contract.stage import Pool, Unit, Worker
+from contract.stage import Resources, Stage, Unit, Worker
+from contract.storage import is_local, plain
 from pipelines.config import ExecutorConfig
 
-Outcome = tuple[Unit, PartEntry | FusionXError]
+Job = tuple[int, Unit]
+"""A unit, and the number of its stage in the list that an executor was given."""
+Outcome = tuple[Job, PartEntry | FusionXError]
 
-_LOADING = "loading"
-_WAVE = 1024
-"""Units handed out at once; bounds what the driver holds of a corpus that it streams."""
+_AHEAD = 4
+"""Jobs that Ray knows per place in the pool: bounds what is held of a corpus that is read as it is needed."""
+_PACKAGES = ("contract", "precompute", "align", "train", "eval", "pipelines")
+_ENDING_SECONDS = 5.0
 
 
 class Executor(Protocol):
-    def map(self, stage: Pool, units: Iterable[Unit]) -> Iterator[Outcome]: ...
+    def map(self, stages: Sequence[Stage], jobs: Iterable[Job]) -> Iterator[Outcome]:
+        """The outcome of every job.
+
+        The stages share one pool, sized as the first of them asks. A stage's output that is a local folder exists: by
+        this a worker sees whether it shares the driver's filesystem.
+        """
 
     def close(self) -> None: ...
 
@@ -38,22 +59,65 @@ def make_executor(config: ExecutorConfig) -> Executor:
     return InlineExecutor() if config.kind == "inline" else RayExecutor(config)
 
 
-class InlineExecutor:
-    """Runs every unit in this process, one after the other."""
+class Workshop:
+    """The workers of one process: of one stage at a time, for as many threads as share them."""
 
-    def map(self, stage: Pool, units: Iterable[Unit]) -> Iterator[Outcome]:
-        worker: Worker | None = None
-        for unit in units:
-            if worker is None:
-                worker = stage.worker()
-            yield unit, attempt(worker, unit)
+    def __init__(self, load: Callable[[int], Worker | FusionXError]) -> None:
+        """`load` makes the worker of a stage, given its number; an error stands for every unit of that stage."""
+        self._load = load
+        self._change = threading.Condition()
+        self._number = -1
+        self._worker: Worker | FusionXError | None = None
+        self._inside = 0
+        self._alone = False
 
-    def close(self) -> None:
-        pass
+    @contextmanager
+    def hold(self, number: int, alone: bool = False) -> Iterator[Worker | FusionXError]:
+        """The worker of stage `number`, once no unit of another stage is under way; `alone`: nor any other at all."""
+        with self._change:
+            self._change.wait_for(lambda: self._inside == 0 or (number == self._number and not (alone or self._alone)))
+            if number != self._number or self._worker is None:
+                self._worker = None  # lets the last stage's model go before the next one is loaded
+                self._worker = self._load(number)
+                self._number = number
+            self._alone = alone
+            self._inside += 1
+        try:
+            yield self._worker
+        finally:
+            with self._change:
+                self._inside -= 1
+                self._change.notify_all()
 
 
-def attempt(worker: Worker, unit: Unit) -> PartEntry | FusionXError:
+def load(stage: Stage) -> Worker | FusionXError:
+    """The stage's worker, or why there is none."""
+    try:
+        _refuse_unseen(stage.output)
+        return stage.worker()
+    except FusionXError as error:
+        return error
+    except Exception:
+        return DataError(f"A worker of {stage.name} could not be loaded.", found="\n" + traceback.format_exc())
+
+
+def _refuse_unseen(output: str) -> None:
+    """Where the output is a folder of some other machine, parts made here would be nowhere that the driver sees."""
+    if is_local(output) and not os.path.isdir(plain(output)):
+        raise ConfigError(
+            f"A worker on the machine '{os.uname().nodename}' does not see the run's output folder.",
+            file=output,
+            field="output",
+            found=f"no folder {os.path.abspath(plain(output))} on that machine",
+            expected="a folder that every machine of the cluster shares, or an object store (s3://, gs://)",
+            remedy="set output to such a place; relative paths start where the command was started",
+        )
+
+
+def attempt(worker: Worker | FusionXError, unit: Unit) -> PartEntry | FusionXError:
     """The worker's result, or its error with the cause in it."""
+    if isinstance(worker, FusionXError):
+        return worker
     try:
         return worker(unit)
     except FusionXError as error:
@@ -62,62 +126,135 @@ def attempt(worker: Worker, unit: Unit) -> PartEntry | FusionXError:
         return DataError("A worker failed.", found="\n" + traceback.format_exc())
 
 
+class InlineExecutor:
+    """Runs the units in this process: one worker, in as many threads as it handles units at once."""
+
+    def __init__(self) -> None:
+        self._threads: list[threading.Thread] = []
+
+    def map(self, stages: Sequence[Stage], jobs: Iterable[Job]) -> Iterator[Outcome]:
+        workshop = Workshop(lambda number: load(stages[number]))
+        todo: SimpleQueue[Job | None] = SimpleQueue()
+        done: SimpleQueue[Outcome] = SimpleQueue()
+
+        def work() -> None:
+            while (job := todo.get()) is not None:
+                with workshop.hold(job[0]) as worker:
+                    done.put((job, attempt(worker, job[1])))
+
+        places = stages[0].resources.concurrency
+        # Daemons: who interrupts the run does not wait for a unit that takes minutes.
+        self._threads = [threading.Thread(target=work, daemon=True) for _ in range(places)]
+        for thread in self._threads:
+            thread.start()
+        under_way = 0
+        try:
+            for job in jobs:
+                if under_way == places:
+                    yield done.get()
+                    under_way -= 1
+                todo.put(job)
+                under_way += 1
+            for _ in range(under_way):
+                yield done.get()
+        finally:
+            for _ in self._threads:
+                todo.put(None)
+
+    def close(self) -> None:
+        """Gives units under way a moment: threads that are cut off inside a native library may crash the process."""
+        deadline = time.monotonic() + _ENDING_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+
 class RayExecutor:
-    """Ray Data's actor pool over unit descriptors: dynamic hand-out, back-pressure and retries are Ray's."""
+    """Ray Data's actor pool; hand-out, back-pressure, restarts and repeats are Ray's.
+
+    What Ray Data maps is a stream of tickets, numbers that cost nothing; the job behind a ticket is fetched from a
+    `_Ledger` on the driver's machine. So the jobs may come from a generator of unknown length, no more than a bounded
+    number of them exist at once, and each is counted however often Ray repeats it.
+    """
 
     def __init__(self, config: ExecutorConfig) -> None:
         self._config = config
         self._started = False
-        self._attempts: Any = None
 
-    def map(self, stage: Pool, units: Iterable[Unit]) -> Iterator[Outcome]:
-        remaining = iter(units)
-        while wave := {unit.index: unit for unit in islice(remaining, _WAVE)}:
-            self._start()
-            yield from self._map_wave(stage, wave)
-
-    def _map_wave(self, stage: Pool, wave: dict[int, Unit]) -> Iterator[Outcome]:
+    def map(self, stages: Sequence[Stage], jobs: Iterable[Job]) -> Iterator[Outcome]:
+        jobs = iter(jobs)
+        needs = stages[0].resources
+        first = list(islice(jobs, needs.workers))
+        if not first:
+            return
+        self._start()
         import ray
 
-        needs = stage.resources
-        self._refuse_impossible(stage)
-        unfinished = dict(wave)
-        rows = [{"unit": pickle.dumps(unit)} for unit in wave.values()]
-        workers = min(needs.workers, len(rows))
-        ray.get(self._attempts.reset.remote(workers))
-        results = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            _StageActor,
-            fn_constructor_args=(stage, self._attempts),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
-            num_cpus=needs.num_cpus,
-            num_gpus=needs.num_gpus or None,
-        )
+        self._check_room(stages[0].name, needs)
+        ledger = self._ledger(len(first))
+        feed = _Feed(ledger, chain(first, jobs), room=_AHEAD * len(first) * needs.concurrency)
         try:
-            for row in results.iter_rows():
-                index, outcome = pickle.loads(row["outcome"])
-                yield unfinished.pop(index), outcome
+            for batch in self._outcomes(stages, ledger, len(first)):
+                for ticket, packed in zip(batch["ticket"], batch["outcome"], strict=True):
+                    yield feed.finished(int(ticket)), pickle.loads(packed)
         except (ray.exceptions.RayError, RuntimeError) as error:
             cause = (str(error).strip() or type(error).__name__).splitlines()[-1]
-            for unit in unfinished.values():
-                yield unit, IncompleteError(f"Ray ended before this unit was done: {cause}")
+            feed.close()
+            for job in feed.under_way():
+                yield job, IncompleteError(f"Ray ended before this unit was done: {cause}")
+        finally:
+            feed.close()
+        feed.reraise()
 
-    def _refuse_impossible(self, stage: Pool) -> None:
-        """A local Ray would wait forever for a worker that needs more than the machine has; a cluster may grow."""
+    def _ledger(self, workers: int) -> Any:
+        """On the driver's machine: if that is lost, so is the run; any other may go."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        return ray.remote(_Ledger).options(num_cpus=0, scheduling_strategy=here).remote(self._config.retries, workers)
+
+    def _outcomes(self, stages: Sequence[Stage], ledger: Any, workers: int) -> Iterable[dict[str, Any]]:
         import ray
 
+        needs = stages[0].resources
+        pool = ray.data.ActorPoolStrategy(
+            size=workers,
+            max_tasks_in_flight_per_actor=needs.concurrency,  # none waits for a slow worker while another is idle
+            max_concurrent_calls_per_actor=needs.concurrency,
+            enable_true_multi_threading=needs.concurrency > 1,
+        )
+        tickets = ray.data.from_items([0]).map_batches(partial(_tickets, ledger=ledger), num_cpus=0)
+        results = tickets.map_batches(
+            _StageActor,
+            fn_constructor_args=(list(stages), ledger, os.getcwd()),
+            batch_size=1,
+            compute=pool,
+            num_cpus=needs.num_cpus,
+            num_gpus=needs.num_gpus or None,
+            resources=needs.custom or None,
+        )
+        return results.iter_batches(batch_size=None, prefetch_batches=0)
+
+    def _check_room(self, name: str, needs: Resources) -> None:
+        """A local Ray would wait forever for a worker that no machine can hold; a cluster may grow."""
+        import ray
+
+        wanted = {"CPU": needs.num_cpus, "GPU": needs.num_gpus, **needs.custom}
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if any(all(machine.get(key, 0) >= need for key, need in wanted.items()) for machine in machines):
+            return
+        asked = ", ".join(f"{need:g} {key}" for key, need in wanted.items() if need)
         if self._config.address is not None:
+            print(f"[{name}] waiting: no machine of the cluster has {asked} yet", file=sys.stderr, flush=True)
             return
         there = ray.cluster_resources()
-        for name, need in (("CPU", stage.resources.num_cpus), ("GPU", stage.resources.num_gpus)):
-            if need > there.get(name, 0):
-                raise ConfigError(
-                    f"One worker of {stage.name} needs more than this machine's Ray has.",
-                    field=f"num_{name.lower()}s (threads) of the stage",
-                    found=f"{need:g} {name}",
-                    expected=f"at most {there.get(name, 0):g}",
-                    remedy="lower it, raise executor.num_cpus, or join a cluster with executor.address",
-                )
+        raise ConfigError(
+            f"One worker of {name} needs more than this machine's Ray has.",
+            field="threads, num_gpus or resources of the stage",
+            found=asked,
+            expected="at most " + ", ".join(f"{there.get(key, 0):g} {key}" for key, need in wanted.items() if need),
+            remedy="lower it, raise executor.num_cpus, or join a cluster with executor.address",
+        )
 
     def _start(self) -> None:
         if self._started:
@@ -133,30 +270,40 @@ class RayExecutor:
                 expected="an installed ray, or 'inline'",
                 remedy="pip install 'ray[data]', or --set executor.kind=inline",
             ) from None
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        for name, value in _RAY_SETTINGS.items():
+            os.environ.setdefault(name, value)
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         if not ray.is_initialized():
-            ray.init(**self._init_arguments())
-        self._attempts = ray.remote(_Attempts).options(num_cpus=0).remote(self._config.retries)
+            with _own_signals():
+                _connect(ray.init, self._init_arguments())
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
+        context.target_max_block_size = 1  # a ticket, and an outcome, goes on as soon as it is there
+        context.execution_no_progress_timeout_s = -1  # a unit may take as long as it takes
         self._started = True
 
     def _init_arguments(self) -> dict[str, Any]:
         quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": True}
         if self._config.address is not None:
             root = Path(__file__).resolve().parent.parent
-            excludes = [".venv", ".git", "data", "runs", "tests"]
-            shipped = {"working_dir": str(root), "excludes": excludes}
+            environment = {key: value for key, value in os.environ.items() if self._is_passed_on(key)}
+            shipped = {
+                "py_modules": [str(root / name) for name in _PACKAGES],
+                "excludes": ["**/__pycache__"],
+                "env_vars": {**_RAY_SETTINGS, **environment},
+            }
             return {**quiet, "address": self._config.address, "runtime_env": shipped}
         return {
             **quiet,
+            "address": "local",  # without it, Ray joins whatever cluster it finds on this machine
             "num_cpus": self._config.num_cpus,
             "object_store_memory": self._config.object_store_mb << 20,
             "include_dashboard": False,
         }
+
+    def _is_passed_on(self, name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in self._config.env)
 
     def close(self) -> None:
         if self._started:
@@ -166,70 +313,197 @@ class RayExecutor:
             self._started = False
 
 
-class _Attempts:
-    """Counts, in a Ray actor of its own, what was begun and never ended because its process died.
+_RAY_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+"""No calls home; and a worker that reserves no GPU still sees the machine's, as it would in this process."""
 
-    Ray restarts lost workers and repeats their tasks without end. This counter sets the end, unit by unit, so that one
+
+def _connect(init: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    try:
+        init(**arguments)
+    except ConnectionError as error:
+        raise ConfigError(
+            "There is no Ray cluster to join.",
+            field="executor.address",
+            found=f"{arguments.get('address')} ({str(error).splitlines()[0]})",
+            expected="the address of a running head: 'auto' on its machines, or host:port",
+            remedy="start one with `ray start --head`, or leave executor.address out for a local Ray",
+        ) from None
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray puts handlers of its own in place, which end the process with a stack trace; ours stay."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Feed:
+    """Hands jobs to the ledger from a thread of the driver, `room` of them ahead of their outcomes at most."""
+
+    def __init__(self, ledger: Any, jobs: Iterator[Job], room: int) -> None:
+        self._ledger = ledger
+        self._room = threading.Semaphore(room)
+        self._under_way: dict[int, Job] = {}
+        self._closed = False
+        self._error: Exception | None = None
+        threading.Thread(target=self._run, args=(jobs,), daemon=True).start()
+
+    def _run(self, jobs: Iterator[Job]) -> None:
+        import ray
+
+        count = 0
+        try:
+            for job in jobs:
+                self._room.acquire()
+                if self._closed:
+                    return
+                self._under_way[count] = job
+                ray.get(self._ledger.add.remote(count, pickle.dumps(job)))
+                count += 1
+        except Exception as error:  # of reading the corpus or checking a part; raised again in the driver's own thread
+            self._error = error
+        finally:
+            if not self._closed:
+                self._ledger.no_more.remote(count)
+
+    def finished(self, ticket: int) -> Job:
+        """The job behind a ticket whose outcome is here."""
+        self._ledger.forget.remote(ticket)
+        self._room.release()
+        return self._under_way.pop(ticket)
+
+    def under_way(self) -> list[Job]:
+        """What has no outcome yet."""
+        return list(self._under_way.values())
+
+    def close(self) -> None:
+        self._closed = True
+        self._room.release()
+
+    def reraise(self) -> None:
+        """The error that ended the jobs early, once all that had begun is done."""
+        if self._error is not None:
+            raise self._error
+
+
+class _Ledger:
+    """What is to be done and how often it was begun: a Ray actor beside the driver.
+
+    Ray restarts lost workers and repeats their tasks without end. The ledger sets the end, unit by unit, so that one
     unit that kills its worker each time is named while all others go on.
     """
 
-    def __init__(self, retries: int) -> None:
+    def __init__(self, retries: int, workers: int) -> None:
         self._retries = retries
-        self.reset(1)
-
-    def reset(self, workers: int) -> None:
-        """Starts anew for a stage with so many workers."""
         self._workers = workers
+        self._jobs: dict[int, bytes | None] = {}
+        self._count: int | None = None
         self._open: Counter[str] = Counter()
+        self._change = asyncio.Condition()
 
-    def begin(self, name: str) -> int | None:
-        """None where the attempt may start, else how often it was begun and lost."""
-        at_once = self._workers if name == _LOADING else 1
-        if self._open[name] >= at_once + self._retries:
+    async def add(self, ticket: int, job: bytes) -> None:
+        async with self._change:
+            self._jobs[ticket] = job
+            self._change.notify_all()
+
+    async def no_more(self, count: int) -> None:
+        async with self._change:
+            self._count = count
+            self._change.notify_all()
+
+    async def has(self, ticket: int) -> bool:
+        """Whether there is such a ticket, once that is known."""
+        async with self._change:
+            await self._change.wait_for(lambda: ticket in self._jobs or self._count is not None)
+            return ticket in self._jobs
+
+    async def take(self, ticket: int) -> tuple[bytes | None, int]:
+        """The job, and how often it was begun and lost; no job where its outcome has long been delivered."""
+        return self._jobs[ticket], self._open[_unit_name(ticket)]
+
+    async def forget(self, ticket: int) -> None:
+        self._jobs[ticket] = None
+
+    async def begin(self, name: str, at_once: bool) -> int | None:
+        """None where the attempt may start, else how often it was begun and lost. `at_once`: every worker may try."""
+        if self._open[name] >= self._retries + (self._workers if at_once else 1):
             return self._open[name]
         self._open[name] += 1
         return None
 
-    def end(self, name: str) -> None:
-        self._open[name] -= 1
+    async def end(self, name: str) -> None:
+        """What ended well once is not at fault: what was lost before is forgiven."""
+        self._open[name] = min(self._open[name] - 1, self._workers - 1)
+
+
+def _unit_name(ticket: int) -> str:
+    return f"unit {ticket}"
+
+
+def _tickets(_: dict[str, np.ndarray], ledger: Any) -> Iterator[dict[str, np.ndarray]]:
+    """Counts the ledger's jobs as they come. Ray may start it anew at any time; it says the same again."""
+    import ray
+
+    ticket = 0
+    while ray.get(ledger.has.remote(ticket)):
+        yield {"ticket": np.array([ticket])}
+        ticket += 1
 
 
 class _StageActor:
-    """One replica: loads what the stage needs once, then makes parts."""
+    """One replica: holds one model at a time, and makes parts."""
 
-    def __init__(self, stage: Pool, attempts: Any) -> None:
-        self._attempts = attempts
-        self._worker: Worker | None = None
-        self._failure = self._begin(_LOADING, f"The workers of {stage.name} were lost while loading")
-        if self._failure is not None:
-            return
-        try:
-            self._worker = stage.worker()
-        except FusionXError as error:
-            self._failure = error
-        except Exception:
-            self._failure = DataError("A worker could not be loaded.", found="\n" + traceback.format_exc())
-        self._attempts.end.remote(_LOADING)
+    def __init__(self, stages: list[Stage], ledger: Any, folder: str) -> None:
+        if os.path.isdir(folder):  # relative paths mean what they mean to the driver, wherever Ray starts its workers
+            os.chdir(folder)
+        self._stages = stages
+        self._ledger = ledger
+        self._workshop = Workshop(self._load)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
-        return {"outcome": [pickle.dumps(self._outcome(pickle.loads(packed))) for packed in batch["unit"]]}
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        tickets = [int(ticket) for ticket in batch["ticket"]]
+        return {"ticket": tickets, "outcome": [pickle.dumps(self._outcome(ticket)) for ticket in tickets]}
 
-    def _outcome(self, unit: Unit) -> tuple[int, PartEntry | FusionXError]:
-        if self._worker is None:
-            assert self._failure is not None
-            return unit.index, self._failure
-        name = f"unit {unit.index}"
-        lost = self._begin(name, "The worker was lost while making this unit")
-        if lost is not None:
-            return unit.index, lost
-        outcome = attempt(self._worker, unit)
-        self._attempts.end.remote(name)
-        return unit.index, outcome
-
-    def _begin(self, name: str, problem: str) -> FusionXError | None:
+    def _outcome(self, ticket: int) -> PartEntry | FusionXError | None:
         import ray
 
-        lost = ray.get(self._attempts.begin.remote(name))
+        job, lost = ray.get(self._ledger.take.remote(ticket))
+        if job is None:
+            return None
+        number, unit = pickle.loads(job)
+        # A unit that lost its worker goes alone the next time, so that no neighbour dies of it twice.
+        with self._workshop.hold(number, alone=lost > 0) as worker:
+            if isinstance(worker, FusionXError):
+                return worker
+            name = _unit_name(ticket)
+            refused = self._begin(name, False, "The worker was lost while making this unit")
+            if refused is not None:
+                return refused
+            outcome = attempt(worker, unit)
+            self._ledger.end.remote(name)
+            return outcome
+
+    def _load(self, number: int) -> Worker | FusionXError:
+        stage = self._stages[number]
+        name = f"loading {number}"
+        refused = self._begin(name, True, f"The workers of {stage.name} were lost while loading")
+        if refused is not None:
+            return refused
+        worker = load(stage)
+        self._ledger.end.remote(name)
+        return worker
+
+    def _begin(self, name: str, at_once: bool, problem: str) -> IncompleteError | None:
+        import ray
+
+        lost = ray.get(self._ledger.begin.remote(name, at_once))
         if lost is None:
             return None
         return IncompleteError(

@@ -13,7 +13,7 @@ from align.aligned_stage import AlignedStage
 from align.tokens_stage import TokensStage
 from contract.errors import ConfigError
 from contract.stage import Stage
-from contract.storage import exists, read_bytes, write_bytes
+from contract.storage import exists, join, plain, read_bytes, write_bytes
 from pipelines.config import FusionConfig
 from pipelines.executors import Executor, make_executor
 from pipelines.layout import Layout
@@ -133,10 +133,10 @@ class Road:
 @contextmanager
 def open_road(config: FusionConfig, overwrite: bool = False) -> Iterator[Road]:
     """A road with its executor; keeps a copy of the resolved config beside the outputs."""
-    layout = Layout(config.output)
+    layout = Layout(plain(config.output))
     resolved = config.model_dump(mode="json")
     content = {"digest": config.digest(), "config": resolved}
-    write_bytes(f"{config.output}/config.json", (json.dumps(content, indent=1) + "\n").encode())
+    write_bytes(join(layout.root, "config.json"), (json.dumps(content, indent=1) + "\n").encode())
     executor = make_executor(config.executor)
     try:
         yield Road(config, layout, executor, overwrite)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from contract.errors import DataError, FusionXError, IncompleteError
 from contract.manifest import MANIFEST_NAME, Manifest, build_manifest, has_manifest, read_manifest, write_manifest
 from contract.shard import PartEntry, inspect_part
-from contract.stage import Resources, Stage, Unit, Worker
-from contract.storage import exists, filesystem, join, list_files, remove_leftovers
+from contract.stage import Stage, Unit
+from contract.storage import delete, exists, explained, is_local, join, list_files, plain, remove_leftovers
 from pipelines.executors import Executor
 
 _PART_NAME = re.compile(r"part-\d{5,}\.parquet")
+_LOG_SECONDS = 5
+_BAR_WIDTH = 20
 
 
 @dataclass
@@ -28,30 +34,6 @@ class StageReport:
     kept: int
 
 
-@dataclass
-class _Progress:
-    """One line per finished unit on a terminal, every few seconds in a log."""
-
-    name: str
-    started: float = field(default_factory=time.monotonic)
-    shown: float = 0.0
-    units: int = 0
-    tokens: int = 0
-
-    def add(self, entry: PartEntry) -> None:
-        self.units += 1
-        self.tokens += entry.tokens
-        now = time.monotonic()
-        if sys.stderr.isatty() or now - self.shown > 5:
-            self.shown = now
-            print(self.line(), file=sys.stderr, flush=True)
-
-    def line(self) -> str:
-        seconds = max(time.monotonic() - self.started, 1e-9)
-        speed = f", {self.tokens / seconds:,.0f} tokens/s" if self.tokens else ""
-        return f"[{self.name}] {self.units} units done in {seconds:.1f} s{speed}"
-
-
 def run_stages(stages: Sequence[Stage], executor: Executor, overwrite: bool = False) -> list[StageReport]:
     """Brings the outputs of stages that do not depend on each other to completion, in one pool of workers.
 
@@ -60,53 +42,104 @@ def run_stages(stages: Sequence[Stage], executor: Executor, overwrite: bool = Fa
 
     Raises:
         DataError: a part or manifest belongs to another config or input; every difference is named.
-        IncompleteError: some units failed; the others are finished and kept.
+        IncompleteError: some units failed, or the command was interrupted; what is finished is kept.
     """
+    for stage in stages:
+        _make_folder(stage.output)
     runs = [_StageRun(stage, overwrite) for stage in stages]
-    numbered = ((number, unit) for number, run in enumerate(runs) for unit in run.pending())
-    wrapped = (Unit(index, unit.split, {}, {}, payload=(number, unit)) for index, (number, unit) in enumerate(numbered))
-    for outer, outcome in executor.map(StageGroup(list(stages)), wrapped):
-        number, unit = outer.payload
-        runs[number].take(unit, outcome)
+    jobs = ((number, unit) for number, run in enumerate(runs) for unit in run.pending())
+    with _interruptible(), _cleared_line():
+        for (number, unit), outcome in executor.map(stages, jobs):
+            runs[number].take(unit, outcome)
     failed = [run for run in runs if run.failures]
     if failed:
         raise _incomplete(failed)
     return [run.finish() for run in runs]
 
 
-@dataclass(frozen=True)
-class StageGroup:
-    """Stages that share one pool; a worker holds one stage's model at a time."""
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ends in an error with a remedy on Ctrl-C and on SIGTERM, which batch systems send before they kill."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _interrupt) if main else None
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        raise IncompleteError(
+            "The command was interrupted; finished parts are kept.",
+            found=str(interrupt) or "Ctrl-C",
+            remedy="run the same command again: it goes on where it was",
+        ) from None
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)
 
-    stages: list[Stage]
 
-    @property
-    def name(self) -> str:
-        return ", ".join(stage.name for stage in self.stages)
-
-    @property
-    def resources(self) -> Resources:
-        return self.stages[0].resources
-
-    def worker(self) -> GroupWorker:
-        return GroupWorker(self.stages)
+def _interrupt(number: int, _: object) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
 
 
-class GroupWorker:
-    """Makes parts of whichever stage a unit belongs to."""
+@contextmanager
+def _cleared_line() -> Iterator[None]:
+    """What is said next does not stand behind a progress line that was not finished."""
+    try:
+        yield
+    finally:
+        if sys.stderr.isatty():
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
-    def __init__(self, stages: list[Stage]) -> None:
-        self._stages = stages
-        self._loaded = -1
-        self._worker: Worker | None = None
 
-    def __call__(self, unit: Unit) -> PartEntry:
-        number, inner = unit.payload
-        if self._worker is None or self._loaded != number:
-            self._worker = None  # lets the last stage's model go before the next one is loaded
-            self._worker = self._stages[number].worker()
-            self._loaded = number
-        return self._worker(inner)
+@dataclass
+class _Progress:
+    """How far a stage is: one line that changes on a terminal, a line every few seconds in a log."""
+
+    name: str
+    total: int | None = None
+    """Units of the stage; None while that is not known."""
+    kept: int = 0
+    made: int = 0
+    tokens: int = 0
+    """Of all parts made but the first: until that one is there, processes start and models load."""
+    started: float = 0.0
+    """When the first part was there."""
+    shown: float = 0.0
+
+    def add(self, entry: PartEntry) -> None:
+        now = time.monotonic()
+        if self.made:
+            self.tokens += entry.tokens
+        else:
+            self.started = now
+        self.made += 1
+        last = self.total == self.kept + self.made
+        if sys.stderr.isatty():
+            print(f"\r{self.line()}\x1b[K", end="\n" if last else "", file=sys.stderr, flush=True)
+        elif last or now - self.shown > _LOG_SECONDS:
+            self.shown = now
+            print(self.line(), file=sys.stderr, flush=True)
+
+    def line(self) -> str:
+        done = self.kept + self.made
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        facts = [
+            f"{done:,} units" if self.total is None else f"{_bar(done / self.total)}{done:,} of {self.total:,} units"
+        ]
+        if self.tokens:
+            facts.append(f"{self.tokens / seconds:,.0f} tokens/s")
+        if self.total is not None and self.made > 1:
+            facts.append(f"{_clock((self.total - done) * seconds / (self.made - 1))} left")
+        return f"[{self.name}] " + ", ".join(facts)
+
+
+def _bar(share: float) -> str:
+    full = round(share * _BAR_WIDTH)
+    return f"{'#' * full}{'.' * (_BAR_WIDTH - full)} " if sys.stderr.isatty() else ""
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class _StageRun:
@@ -118,28 +151,32 @@ class _StageRun:
         self.units: list[Unit] = []
         self._overwrite = overwrite
         self._entries: dict[int, PartEntry] = {}
-        self._kept = 0
         self._progress = _Progress(stage.name)
 
     def pending(self) -> Iterator[Unit]:
         """Units whose part is missing or damaged; the others are taken as they are."""
         remove_leftovers(self.stage.output)
         listed = _listed_hashes(self.stage)
-        for unit in self.stage.units():
+        units = self.stage.units()
+        self._progress = _Progress(self.stage.name, len(units) if isinstance(units, Sized) else None)
+        for unit in units:
             self.units.append(Unit(unit.index, unit.split, unit.inputs, unit.hashes))
             found = _finished_part(self.stage, unit, self._overwrite, listed.get(unit.part))
             if found is None:
                 _unmark(self.stage.output)
                 yield unit
             else:
-                self._kept += 1
+                self._progress.kept += 1
                 self._entries[unit.index] = found
+        self._progress.total = len(self.units)
 
     def take(self, unit: Unit, outcome: PartEntry | FusionXError) -> None:
         if isinstance(outcome, PartEntry):
             self._entries[unit.index] = outcome
             self._progress.add(outcome)
         else:
+            if not self.failures:  # at once; the others go on, and how many failed is said at the end
+                print(f"[{self.stage.name}] unit {unit.index} failed. {outcome}", file=sys.stderr, flush=True)
             self.failures.append((unit, outcome))
 
     def finish(self) -> StageReport:
@@ -147,7 +184,7 @@ class _StageRun:
         if not self.units:
             raise DataError(f"The stage {stage.name} has nothing to do.", file=stage.output, found="0 units")
         manifest = _mark(stage, self.units, self._entries, self._overwrite)
-        report = StageReport(stage.name, manifest, len(self.units) - self._kept, self._kept)
+        report = StageReport(stage.name, manifest, self._progress.made, self._progress.kept)
         print(_summary(report), file=sys.stderr, flush=True)
         return report
 
@@ -202,8 +239,7 @@ def _mark(stage: Stage, units: list[Unit], entries: dict[int, PartEntry], overwr
     if extra:
         _unmark(stage.output)
     for name in extra:
-        fs, inner = filesystem(join(stage.output, name))
-        fs.delete_file(inner)
+        delete(join(stage.output, name))
     provenance = stage.provenance(units[0])
     parts = [entries[unit.index] for unit in units]
     manifest = build_manifest(stage.kind, provenance.config, provenance.identity, parts)
@@ -225,12 +261,18 @@ def _standing_manifest(stage: Stage) -> Manifest | None:
         return None
 
 
+def _make_folder(folder: str) -> None:
+    """A local one must stand before any worker looks for it; an object store has no folders."""
+    if is_local(folder):
+        with explained(folder, "made"):
+            os.makedirs(plain(folder), exist_ok=True)
+
+
 def _unmark(folder: str) -> None:
     """Takes the manifest away before the first part changes, so that it never vouches for a half-made output."""
     path = join(folder, MANIFEST_NAME)
     if exists(path):
-        fs, inner = filesystem(path)
-        fs.delete_file(inner)
+        delete(path)
 
 
 def _incomplete(runs: list[_StageRun]) -> IncompleteError:

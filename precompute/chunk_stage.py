@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import pyarrow as pa
 
-from contract.encoder import Encoder, load_encoder
+from contract.encoder import load_encoder
 from contract.schema import CHUNKS, text_hash
 from contract.shard import PartEntry, Provenance, differences, write_part
 from contract.stage import Resources, Unit, Worker
 from contract.storage import join
 from contract.tokenization import valid_text
-from precompute.chunking import Ends, cut_document
+from precompute.chunking import Cutter, cutter_of
 from precompute.config import SPLITS, ChunkConfig, CorpusConfig, ModelConfig
 from precompute.corpus import Document, read_corpus
+
+_MOST_NAMED = 20
+"""Skipped documents that a part names for each reason; all are counted."""
 
 
 @dataclass(frozen=True)
@@ -78,36 +81,37 @@ class ChunkStage:
         return differences(_with_identity(found, kept), _with_identity(self.provenance(unit), known))
 
     def worker(self) -> Worker:
+        # One worker is one core; without this each would start a thread per core of the machine.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         encoders = [load_encoder(model.path, model.revision) for model in self.models]
-        return ChunkWorker(self, encoders)
+        return ChunkWorker(self, cutter_of(encoders, self.config.block_size))
 
 
 @dataclass(frozen=True)
 class ChunkWorker:
     stage: ChunkStage
-    encoders: list[Encoder]
+    cutter: Cutter
 
     def __call__(self, unit: Unit) -> PartEntry:
-        tokenizers: list[Ends] = [_ends_of(encoder) for encoder in self.encoders]
         rows: dict[str, list] = {name: [] for name in CHUNKS.names}
-        skipped: Counter[str] = Counter()
+        skipped: dict[str, list[int]] = {}
         for document in unit.payload:
             reason = _why_skipped(document.text)
             if reason is not None:
-                skipped[reason] += 1
+                skipped.setdefault(reason, []).append(document.doc_id)
                 continue
-            for number, text in enumerate(cut_document(document.text, tokenizers, self.stage.config.block_size)):
+            for number, text in enumerate(self.cutter.cut(document.text)):
                 row = (document.doc_id, number, text_hash(text), document.domain, text)
                 for name, value in zip(CHUNKS.names, row, strict=True):
                     rows[name].append(value)
         table = pa.table(rows, schema=CHUNKS)
-        stats = {"documents": len(unit.payload), "skipped": dict(skipped)}
+        stats = {
+            "documents": len(unit.payload),
+            "skipped": {reason: len(doc_ids) for reason, doc_ids in skipped.items()},
+            "skipped_doc_ids": {reason: doc_ids[:_MOST_NAMED] for reason, doc_ids in skipped.items()},
+        }
         path = join(self.stage.output, unit.part)
         return write_part(path, table, self.stage.provenance(unit), tokens=0, stats=stats)
-
-
-def _ends_of(encoder: Encoder) -> Ends:
-    return lambda text: encoder.encode([text])[0].ends
 
 
 def _why_skipped(text: str) -> str | None:

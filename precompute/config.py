@@ -13,17 +13,30 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 class ModelConfig(Config):
-    """One language model: a Hugging Face hub id or a local folder."""
+    """One language model: a Hugging Face hub id or a local folder.
+
+    `kind: fake` is a stand-in that needs a tokenizer only (`precompute.fake`), so that a pipeline can be tried without
+    any model; `delay` then adds seconds to each of its batches.
+
+    `window_overlap`: where the context is shorter than a chunk, the chunk is read in windows of the context that share
+    this many tokens; each position's distribution comes from the window in which most precedes it. Without it, such a
+    model is refused.
+    """
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     path: str
     revision: str | None = None
+    kind: Literal["causal-lm", "fake"] = "causal-lm"
+    delay: Operational[float] = Field(0.0, ge=0)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantization: Literal["none", "8bit", "4bit"] = "none"
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
+    window_overlap: int | None = Field(None, ge=0)
     trust_remote_code: bool = False
 
 
 class CorpusConfig(Config):
-    """Where the text comes from: a local file or folder (`path`) or a hub data set (`dataset`)."""
+    """Where the text comes from: a file or folder, local or behind any URI (`path`), or a hub data set (`dataset`)."""
 
     path: str | None = None
     dataset: str | None = None
@@ -39,7 +52,7 @@ class CorpusConfig(Config):
     @model_validator(mode="after")
     def _one_place(self) -> CorpusConfig:
         if (self.path is None) == (self.dataset is None):
-            raise ValueError("give exactly one of 'path' (local) and 'dataset' (hub id)")
+            raise ValueError("give exactly one of 'path' (file or folder) and 'dataset' (hub id)")
         if sum(self.holdout.values()) >= 1 or any(share <= 0 for share in self.holdout.values()):
             raise ValueError("'holdout' shares must be positive and sum to less than 1")
         return self
@@ -54,12 +67,20 @@ class ChunkConfig(Config):
 
 
 class PrecomputeConfig(Config):
-    """How distributions are computed. `threads` fixes the CPU threads of one worker, because sums depend on them."""
+    """How distributions are computed and kept.
+
+    `mass` keeps of the k only as many as reach this probability; `mantissa_bits` rounds the log-probabilities.
+    `threads` fixes the CPU threads of one worker, because sums depend on them. `resources` are what else one worker
+    takes of a Ray cluster, by the names that the cluster gives them.
+    """
 
     k: int = Field(32, ge=1, le=1024)
+    mass: float | None = Field(None, gt=0, le=1)
+    mantissa_bits: int | None = Field(None, ge=0, le=10)
     splits: list[Split] = ["train"]
     batch_tokens: int = Field(16384, ge=1)
     threads: int = Field(1, ge=1)
     workers: Operational[int] = Field(1, ge=1)
     num_gpus: Operational[float] = Field(0.0, ge=0)
+    resources: Operational[dict[str, float]] = {}
     device: Operational[Literal["auto", "cpu", "cuda"]] = "auto"

@@ -57,7 +57,7 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
 
 def _candidates(samples: Sequence[Sample], labels: np.ndarray) -> Candidates:
     ids = np.concatenate([sample.ids[:, :-1].transpose(1, 0, 2) for sample in samples]).astype(np.int64)
-    probs = np.concatenate([sample.probs[:, :-1].transpose(1, 0, 2) for sample in samples]).astype(np.float32)
+    probs = np.concatenate([sample.probs[:, :-1].transpose(1, 0, 2) for sample in samples])
     status = np.concatenate([sample.status[:, :-1].T for sample in samples])
     chunk_of = np.repeat(np.arange(len(samples)), [max(0, len(sample.input_ids) - 1) for sample in samples])
     # An aligned position whose every entry was dropped by the map says nothing.

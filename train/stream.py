@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 
+from contract.codec import Distributions, probabilities, read_distributions, read_tokens
 from contract.errors import DataError
 from contract.manifest import Manifest, read_manifest, verify_part
 from contract.shard import Ragged, match_rows, read_part
@@ -25,7 +26,8 @@ WINDOW_PARTS = 8
 class Sample:
     """One chunk.
 
-    input_ids: int32 [L]. ends: int32 [L]. ids: int32 [M, L, k]. probs: float16 [M, L, k]. status: uint8 [M, L].
+    input_ids: int32 [L]. ends: int32 [L]. ids: int32 [M, L, k], -1 fills up. probs: float32 [M, L, k], what they miss
+    to 1 is the tail as the source gave it. k is the largest of the candidates'. status: uint8 [M, L].
     nll_per_byte: float32 [M], nats per byte, NaN where a candidate scored no byte of the chunk (it is one token for
     its tokenizer); M is 0 for a stream without candidates.
     """
@@ -100,12 +102,14 @@ class ShardSet:
         verify_part(self.tokens, entry, "align")
         path = join(self.tokens, entry.name)
         tokens, _ = read_part(path, "tokens")
+        input_ids, ends = read_tokens(tokens)
         return _LoadedPart(
             keys=list(zip(tokens.column("doc_id").to_pylist(), tokens.column("chunk").to_pylist(), strict=True)),
             domains=tokens.column("domain").to_pylist(),
-            input_ids=Ragged.from_column(tokens.column("input_ids")),
-            ends=Ragged.from_column(tokens.column("ends")),
+            input_ids=input_ids,
+            ends=ends,
             candidates=[self._load_candidate(name, entry.name, tokens, path) for name in self.aligned],
+            k=max((manifest.config["k"] for manifest in self._manifests.values()), default=0),
         )
 
     def _load_candidate(self, name: str, part: str, tokens: pa.Table, tokens_path: str) -> _Candidate:
@@ -113,24 +117,27 @@ class ShardSet:
         entry = next(found for found in self._manifests[name].parts if found.name == part)
         verify_part(folder, entry, "align")
         path = join(folder, part)
-        table, provenance = read_part(path, "aligned")
-        table = table.take(match_rows(tokens, table, tokens_path, path))
-        ids, probs, status = (Ragged.from_column(table.column(column)) for column in ("ids", "probs", "status"))
+        table, _ = read_part(path, "aligned")
+        table = match_rows(tokens, table, tokens_path, path)
         covered = table.column("nll_bytes").to_numpy()
         nll = table.column("nll").to_numpy()
         nll_per_byte = np.where(covered > 0, nll / np.maximum(covered, 1), np.nan).astype(np.float32)
-        return _Candidate(ids, probs, status, nll_per_byte, provenance.config["k"])
+        return _Candidate(read_distributions(table), Ragged.from_column(table.column("status")), nll_per_byte)
 
 
 @dataclass(frozen=True)
 class _Candidate:
     """One candidate's columns of one part."""
 
-    ids: Ragged
-    probs: Ragged
+    distributions: Distributions
     status: Ragged
     nll_per_byte: np.ndarray
-    k: int
+
+    def row(self, row: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """ids int32 [L, k] and probs float32 [L, k] of one chunk."""
+        said = self.distributions[self.status.offsets[row] : self.status.offsets[row + 1]]
+        ids, logprobs = said.padded(k)
+        return ids, probabilities(logprobs, said.tail)
 
 
 @dataclass(frozen=True)
@@ -142,18 +149,20 @@ class _LoadedPart:
     input_ids: Ragged
     ends: Ragged
     candidates: list[_Candidate]
+    k: int
 
     def sample(self, row: int) -> Sample:
         tokens = (self.keys[row], self.domains[row], self.input_ids.row(row), self.ends.row(row))
         if not self.candidates:
             none = np.zeros((0, 0, 0))
             return Sample(
-                *tokens, none.astype(np.int32), none.astype(np.float16), np.zeros((0, 0), np.uint8), np.zeros(0)
+                *tokens, none.astype(np.int32), none.astype(np.float32), np.zeros((0, 0), np.uint8), np.zeros(0)
             )
+        ids, probs = zip(*(candidate.row(row, self.k) for candidate in self.candidates), strict=True)
         return Sample(
             *tokens,
-            np.stack([candidate.ids.row(row).reshape(-1, candidate.k) for candidate in self.candidates]),
-            np.stack([candidate.probs.row(row).reshape(-1, candidate.k) for candidate in self.candidates]),
+            np.stack(ids),
+            np.stack(probs),
             np.stack([candidate.status.row(row) for candidate in self.candidates]),
             np.stack([candidate.nll_per_byte[row] for candidate in self.candidates]),
         )

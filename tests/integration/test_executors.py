@@ -1,13 +1,17 @@
-"""The Ray executor: lost workers are retried, a unit that always kills its worker is named, the rest goes on."""
+"""The executors: several units in a worker's hands, lost workers, units that kill theirs, what can never be placed."""
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
 import warnings
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -15,9 +19,8 @@ from contract.errors import ConfigError, DataError, IncompleteError
 from contract.shard import PartEntry
 from contract.stage import Resources, Unit, Worker
 from pipelines.config import ExecutorConfig
-from pipelines.executors import RayExecutor
-
-pytest.importorskip("ray")
+from pipelines.executors import InlineExecutor, RayExecutor, Workshop, load
+from pipelines.runner import run_stages
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,21 @@ class DeadlyStage:
     broken_worker: str = ""
     num_cpus: float = 0.5
 
+    concurrency: int = 1
+    custom: tuple[str, ...] = ()
+
     name = "fake/source-a"
 
     @property
+    def output(self) -> str:
+        return self.folder
+
+    @property
     def resources(self) -> Resources:
-        return Resources(workers=2, num_cpus=self.num_cpus)
+        return Resources(2, self.num_cpus, concurrency=self.concurrency, custom=dict.fromkeys(self.custom, 1.0))
 
     def worker(self) -> Worker:
+        (Path(self.folder) / f"loaded-{uuid4()}").touch()
         if self.broken_worker == "error":
             raise ZeroDivisionError("cannot load")
         if self.broken_worker == "config":
@@ -59,6 +70,7 @@ class DeadlyStage:
 
 @pytest.fixture(scope="module")
 def executor() -> Iterator[RayExecutor]:
+    pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # Ray's workers must find this file's stage
         made = RayExecutor(ExecutorConfig(num_cpus=2, object_store_mb=100, retries=1))
@@ -67,10 +79,10 @@ def executor() -> Iterator[RayExecutor]:
 
 
 def run(executor: RayExecutor, stage: DeadlyStage, count: int = 5) -> dict[int, PartEntry | Exception]:
-    units = [Unit(index, "train", {}, {}) for index in range(count)]
+    jobs = [(0, Unit(index, "train", {}, {})) for index in range(count)]
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*deprecated.*Ray")
-        return {unit.index: outcome for unit, outcome in executor.map(stage, units)}  # type: ignore[arg-type]
+        return {unit.index: outcome for (_, unit), outcome in executor.map([stage], jobs)}  # type: ignore[list-item]
 
 
 @pytest.mark.slow
@@ -103,6 +115,147 @@ def test_workers_that_are_killed_while_loading_end_the_run(executor: RayExecutor
     assert all("lost while loading" in str(outcome) for outcome in found.values())
 
 
-def test_a_worker_that_the_machine_can_never_hold_is_refused(executor: RayExecutor, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="needs more than"):
-        run(executor, DeadlyStage(str(tmp_path), num_cpus=64))
+@pytest.mark.slow
+def test_a_deadly_unit_takes_none_of_its_neighbours_with_it(executor: RayExecutor, tmp_path: Path) -> None:
+    """A worker that dies with three units in its hands counts against each; from then on each goes alone."""
+    found = run(executor, DeadlyStage(str(tmp_path), deadly=(1,), concurrency=3), count=8)
+    assert {index for index, outcome in found.items() if not isinstance(outcome, PartEntry)} == {1}
+    assert (tmp_path / "died-1").read_text() == "xx"
+
+
+@pytest.mark.parametrize(("more", "said"), [({"num_cpus": 64}, "64 CPU"), ({"custom": ("tpu",)}, "0 tpu")])
+def test_a_worker_that_the_machine_can_never_hold_is_refused(
+    executor: RayExecutor, tmp_path: Path, more: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match="needs more than") as refused:
+        run(executor, DeadlyStage(str(tmp_path), **more))
+    assert said in str(refused.value)
+
+
+def test_units_are_listed_as_needed_and_an_error_in_that_ends_the_run_after_what_was_begun(
+    executor: RayExecutor, tmp_path: Path
+) -> None:
+    found: list[int] = []
+    ahead = 0
+
+    def jobs() -> Iterator[tuple[int, Unit]]:
+        nonlocal ahead
+        for index in range(30):
+            ahead = max(ahead, index + 1 - len(found))
+            yield 0, Unit(index, "train", {}, {})
+        raise DataError("This part is of another run.")
+
+    def run_all() -> None:
+        for (_, unit), _ in executor.map([DeadlyStage(str(tmp_path))], jobs()):  # type: ignore[list-item]
+            found.append(unit.index)
+
+    with pytest.raises(DataError, match="of another run"):
+        run_all()
+    assert sorted(found) == list(range(30))
+    assert ahead <= 4 * 2 + 2, "a bounded number of units exists at once"
+
+
+def test_a_worker_loads_each_of_several_sources_once(executor: RayExecutor, tmp_path: Path) -> None:
+    stages = [DeadlyStage(str(tmp_path / name), concurrency=2) for name in "abc"]
+    for stage in stages:
+        Path(stage.folder).mkdir()
+    jobs = [(number, Unit(index, "train", {}, {})) for number in range(3) for index in range(8)]
+    found = list(executor.map(stages, jobs))  # type: ignore[arg-type]
+    assert len(found) == len(jobs)
+    assert all(isinstance(outcome, PartEntry) for _, outcome in found)
+    assert all(len(list(Path(stage.folder).glob("loaded-*"))) <= 2 for stage in stages), "two workers"
+
+
+@dataclass
+class SlowStage:
+    """Notes in whose company each unit is made; every unit waits until `together` are under way."""
+
+    output: str
+    together: int = 1
+    loads: Counter[str] = field(default_factory=Counter)
+
+    name = "fake/source-b"
+
+    def __post_init__(self) -> None:
+        self.barrier = threading.Barrier(self.together)
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(concurrency=self.together)
+
+    def worker(self) -> Worker:
+        self.loads["worker"] += 1
+        return self.make
+
+    def make(self, unit: Unit) -> PartEntry:
+        self.barrier.wait(timeout=20)
+        return PartEntry(unit.part, unit.split, 1, 1, 1, "0" * 64)
+
+
+def test_inline_has_as_many_units_in_hand_as_the_worker_takes_and_reads_no_further(tmp_path: Path) -> None:
+    stage, listed = SlowStage(str(tmp_path), together=3), 0
+
+    def jobs() -> Iterator[tuple[int, Unit]]:
+        nonlocal listed
+        for index in range(6):
+            listed += 1
+            yield 0, Unit(index, "train", {}, {})
+
+    outcomes = InlineExecutor().map([stage], jobs())  # type: ignore[list-item]
+    first = next(outcomes)
+    assert listed <= 4, "a bounded number is in memory"
+    assert sorted(unit.index for (_, unit), _ in [first, *outcomes]) == list(range(6))
+    assert stage.loads["worker"] == 1
+
+
+def test_a_workshop_holds_the_worker_of_one_stage_at_a_time(tmp_path: Path) -> None:
+    inside: list[int] = []
+    mixed: list[list[int]] = []
+    loaded: list[int] = []
+    workshop = Workshop(lambda number: loaded.append(number) or DataError(str(number)))  # type: ignore[func-returns-value]
+    jobs = iter([0] * 40 + [1] * 40)
+    turn = threading.Lock()
+
+    def work() -> None:
+        while True:
+            with turn:
+                number = next(jobs, None)
+            if number is None:
+                return
+            with workshop.hold(number):
+                inside.append(number)
+                held = list(inside)
+                if len(set(held)) > 1:
+                    mixed.append(held)
+                inside.remove(number)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert mixed == []
+    assert loaded == [0, 1]
+
+
+def test_a_worker_that_does_not_see_the_output_refuses_it(tmp_path: Path) -> None:
+    assert callable(load(SlowStage(str(tmp_path))))  # type: ignore[arg-type]
+    assert callable(load(SlowStage("memory://run")))  # type: ignore[arg-type]
+    said = str(load(SlowStage(str(tmp_path / "elsewhere"))))  # type: ignore[arg-type]
+    assert "does not see the run's output folder" in said
+    assert "every machine of the cluster shares" in said
+
+
+def test_sigterm_ends_a_run_with_a_remedy(tmp_path: Path) -> None:
+    """Batch systems send it before they kill."""
+
+    class Terminated(InlineExecutor):
+        def map(self, stages: Any, jobs: Any) -> Iterator[Any]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield from super().map(stages, jobs)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(IncompleteError, match="finished parts are kept") as ended:
+        run_stages([SlowStage(str(tmp_path))], Terminated())  # type: ignore[list-item]
+    assert "SIGTERM" in str(ended.value)
+    assert signal.getsignal(signal.SIGTERM) == before

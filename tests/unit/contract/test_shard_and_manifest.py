@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from part_builder import table_of
 
 import contract.shard as shard
 from contract.errors import DataError
 from contract.manifest import Manifest, build_manifest, has_manifest, read_manifest, verify_part, write_manifest
-from contract.schema import SCHEMAS, text_hash
+from contract.schema import SCHEMA_VERSION, SCHEMAS, text_hash
 from contract.shard import (
     PartEntry,
     Provenance,
@@ -31,21 +32,6 @@ from contract.shard import (
     write_part,
 )
 from contract.weights import weights_identity
-
-
-def value_of(field: pa.Field, row: int, rng: np.random.Generator) -> Any:
-    if pa.types.is_list(field.type):
-        values = rng.integers(0, 200, row % 5)
-        return (values / 8).tolist() if pa.types.is_floating(field.type.value_type) else values.tolist()
-    if pa.types.is_string(field.type):
-        return f"text {row} é 你 \0 {rng.integers(99)}"
-    return row / 4 if pa.types.is_floating(field.type) else row
-
-
-def table_of(kind: str, rows: int = 40, seed: int = 0) -> pa.Table:
-    rng = np.random.default_rng(seed)
-    schema = SCHEMAS[kind]
-    return pa.table({f.name: [value_of(f, row, rng) for row in range(rows)] for f in schema}, schema=schema)
 
 
 def provenance_of(kind: str) -> Provenance:
@@ -66,7 +52,7 @@ def test_round_trip_and_identical_bytes(tmp_path: Path, kind: str, rows: int) ->
     path = str(tmp_path / "a" / "part-00000.parquet")
     assert Path(path).read_bytes() == (tmp_path / "b" / "part-00000.parquet").read_bytes()
     found, provenance = read_part(path, kind, sha256=entry.sha256)
-    assert found.replace_schema_metadata(None).equals(table_of(kind, rows))
+    assert found.replace_schema_metadata(None).equals(table_of(kind, rows).replace_schema_metadata(None))
     assert provenance == provenance_of(kind)
     info = inspect_part(path, entry.sha256)
     assert (info.entry, info.provenance) == (entry, provenance)
@@ -139,7 +125,7 @@ def test_wrong_kind_foreign_file_and_other_version_are_named(tmp_path: Path, mon
     with pytest.raises(DataError, match="another kind") as caught:
         read_part(path, "tokens")
     assert (caught.value.details["found"], caught.value.details["expected"]) == ("logits", "tokens")
-    monkeypatch.setattr(shard, "SCHEMA_VERSION", 2)
+    monkeypatch.setattr(shard, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
     for read in (lambda: read_part(path, "logits"), lambda: inspect_part(path)):
         with pytest.raises(DataError, match="another schema version"):
             read()
@@ -198,8 +184,9 @@ def keyed(keys: list[tuple[int, int]], mark: str = "") -> pa.Table:
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 3)), unique=True, min_size=1), st.randoms())
 def test_rows_are_matched_by_key_never_by_place(keys: list[tuple[int, int]], random: Any) -> None:
     shuffled = random.sample(keys, len(keys))
-    found = match_rows(keyed(keys), keyed(shuffled), "l", "r")
-    assert [shuffled[row] for row in found] == keys
+    more = keyed(shuffled).append_column("place", pa.array(range(len(keys))))
+    found = match_rows(keyed(keys), more, "l", "r")
+    assert [shuffled[row] for row in found.column("place").to_pylist()] == keys
 
 
 def test_missing_keys_and_other_texts_are_refused() -> None:

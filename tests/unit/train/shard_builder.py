@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from contract.codec import Distributions, add_distributions, add_tokens
 from contract.manifest import build_manifest, write_manifest
 from contract.schema import text_hash
 from contract.shard import Provenance, list_column, part_name, write_part
@@ -21,7 +22,7 @@ K = 4
 
 @dataclass(frozen=True)
 class Said:
-    """What one candidate says about a chunk: ids [L, k], probs [L, k], status [L]."""
+    """What one candidate says about a chunk: ids int32 [L, k], probs float32 [L, k], status uint8 [L]."""
 
     ids: np.ndarray
     probs: np.ndarray
@@ -50,16 +51,12 @@ Parts = list[tuple[str, list[Chunk]]]
 def write_tokens(folder: Path, parts: Parts) -> str:
     entries = []
     for index, (split, rows) in enumerate(parts):
-        columns = {
-            **_keys(rows),
-            "domain": [row.domain for row in rows],
-            "input_ids": list_column([row.input_ids for row in rows], pa.int32()),
-            "ends": list_column([row.ends for row in rows], pa.int32()),
-        }
+        table = pa.table({**_keys(rows), "domain": pa.array([row.domain for row in rows], pa.string())})
+        table = add_tokens(table, [row.input_ids for row in rows], [row.ends for row in rows])
         provenance = Provenance("tokens", split, {}, {})
         stats = {"domains": dict(Counter(row.domain for row in rows))}
         path = f"{folder}/{part_name(index)}"
-        entries.append(write_part(path, pa.table(columns), provenance, _tokens(rows), stats))
+        entries.append(write_part(path, table, provenance, _tokens(rows), stats))
     write_manifest(str(folder), build_manifest("tokens", {}, {"fingerprint": "f"}, entries))
     return str(folder)
 
@@ -70,25 +67,34 @@ def write_aligned(folder: Path, parts: Parts, candidate: str, skip_part: int | N
         if index == skip_part:
             continue
         said = [row.said[candidate] for row in rows]
-        columns = {
-            **_keys(rows),
-            "ids": list_column([one.ids for one in said], pa.int32()),
-            "probs": list_column([one.probs for one in said], pa.float16()),
-            "status": list_column([one.status for one in said], pa.uint8()),
-            "nll": [one.nll for one in said],
-            "nll_bytes": pa.array([one.nll_bytes for one in said], pa.int32()),
-        }
-        provenance = Provenance("aligned", split, {"k": K}, {})
-        entries.append(write_part(f"{folder}/{part_name(index)}", pa.table(columns), provenance, _tokens(rows)))
-    write_manifest(str(folder), build_manifest("aligned", {"k": K}, {"source": candidate}, entries))
+        table = add_distributions(
+            pa.table(_keys(rows)),
+            Distributions.concatenate([distributions_of(one) for one in said]),
+            [len(one.status) for one in said],
+        )
+        table = table.append_column("status", list_column([one.status for one in said], pa.uint8()))
+        table = table.append_column("nll", pa.array([one.nll for one in said], pa.float64()))
+        table = table.append_column("nll_bytes", pa.array([one.nll_bytes for one in said], pa.int32()))
+        k = max((one.ids.shape[1] for one in said), default=K)
+        provenance = Provenance("aligned", split, {"k": k}, {})
+        entries.append(write_part(f"{folder}/{part_name(index)}", table, provenance, _tokens(rows)))
+    write_manifest(str(folder), build_manifest("aligned", {"k": k}, {"source": candidate}, entries))
     return str(folder)
+
+
+def distributions_of(said: Said) -> Distributions:
+    """What the align stage would store of it."""
+    probs = said.probs.astype(np.float32)
+    with np.errstate(divide="ignore"):
+        logprobs = np.log(probs)
+    return Distributions.from_padded(said.ids, logprobs, (probs > 0).sum(axis=1), 1 - probs.sum(axis=1))
 
 
 def _keys(rows: list[Chunk]) -> dict[str, Any]:
     return {
-        "doc_id": [row.doc_id for row in rows],
+        "doc_id": pa.array([row.doc_id for row in rows], pa.int64()),
         "chunk": pa.array([row.chunk for row in rows], pa.int32()),
-        "text_hash": [text_hash(row.text) for row in rows],
+        "text_hash": pa.array([text_hash(row.text) for row in rows], pa.string()),
     }
 
 
@@ -107,8 +113,9 @@ def random_said(rng: np.random.Generator, input_ids: np.ndarray, expert: bool) -
         probs = np.concatenate([np.full((length, 1), 0.6), probs[:, 1:] * 0.2], 1)
     status = np.where(rng.random(length) < 1 / 7, 0, 1).astype(np.uint8)
     ids[status == 0], probs[status == 0] = -1, 0
+    ids[probs == 0] = -1
     nll = (5.0 if expert else 30.0) + rng.random()
-    return Said(ids.astype(np.int32), probs.astype(np.float16), status, nll, 20)
+    return Said(ids.astype(np.int32), probs.astype(np.float32), status, nll, 20)
 
 
 def random_chunk(rng: np.random.Generator, doc_id: int, candidates: list[str], length: int | None = None) -> Chunk:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from shard_builder import (
     Chunk,
     Parts,
+    Said,
     random_chunk,
     random_parts,
     with_text,
@@ -82,11 +84,34 @@ def test_samples_are_what_was_written(shards: ShardSet, parts: Parts) -> None:
             np.testing.assert_array_equal(sample.input_ids, chunk.input_ids)
             np.testing.assert_array_equal(sample.ends, chunk.ends)
             for j, name in enumerate(CANDIDATES):
-                np.testing.assert_array_equal(sample.ids[j], chunk.said[name].ids)
-                np.testing.assert_array_equal(sample.probs[j], chunk.said[name].probs)
+                said = chunk.said[name]
+                np.testing.assert_array_equal(sample.ids[j], said.ids)
+                np.testing.assert_allclose(sample.probs[j], said.probs, rtol=4e-3)  # fp16 log-probabilities
+                aligned = said.status > 0
+                np.testing.assert_allclose(  # nearer than the rounded entries alone would be
+                    sample.probs[j][aligned].sum(axis=1), said.probs[aligned].sum(axis=1), rtol=0, atol=3e-4
+                )
                 np.testing.assert_array_equal(sample.status[j], chunk.said[name].status)
                 assert sample.nll_per_byte[j] == np.float32(chunk.said[name].nll / 20)
     assert sorted(seen) == sorted((r.doc_id, r.chunk) for split, rows in parts if split == "train" for r in rows)
+
+
+def test_candidates_of_different_k_are_filled_up_to_the_largest(parts: Parts, tmp_path: Path) -> None:
+    def cut(said: Said) -> Said:
+        return replace(said, ids=said.ids[:, :2], probs=said.probs[:, :2])
+
+    narrow = [
+        (split, [replace(row, said={**row.said, "left": cut(row.said["left"])}) for row in rows])
+        for split, rows in parts
+    ]
+    wide = ShardSet(*write_set(tmp_path / "wide", parts, CANDIDATES), "train").sample(0, 0)
+    sample = ShardSet(*write_set(tmp_path / "narrow", narrow, CANDIDATES), "train").sample(0, 0)
+    left = CANDIDATES.index("left")
+    assert sample.ids.shape == wide.ids.shape
+    np.testing.assert_array_equal(sample.ids[left, :, :2], wide.ids[left, :, :2])
+    assert (sample.ids[left, :, 2:] == -1).all()
+    assert not sample.probs[left, :, 2:].any()
+    np.testing.assert_array_equal(np.delete(sample.probs, left, 0), np.delete(wide.probs, left, 0))
 
 
 def test_rows_are_joined_by_key_not_by_place(parts: Parts, tmp_path: Path) -> None:
@@ -236,7 +261,7 @@ def test_position_l_meets_the_token_after_it(lengths: list[int]) -> None:
         assert batch.labels[n] == batch.candidates.labels[n] == sample.input_ids[at + 1]
         assert batch.input_ids[row, at] == sample.input_ids[at]
         np.testing.assert_array_equal(batch.candidates.ids[n], sample.ids[:, at])
-        np.testing.assert_array_equal(batch.candidates.probs[n], sample.probs[:, at].astype(np.float32))
+        np.testing.assert_array_equal(batch.candidates.probs[n], sample.probs[:, at])
         np.testing.assert_array_equal(batch.candidates.aligned[n], sample.status[:, at] > 0)
         assert batch.candidates.chunk_of[n] == row
     np.testing.assert_array_equal(batch.candidates.nll_per_byte, np.stack([s.nll_per_byte for s in samples]))

@@ -1,0 +1,124 @@
+"""Cutting documents on one core under four real tokenizers, against one bare encoding pass and encoding every chunk.
+
+The text is what every installation has: the standard library's sources and the descriptions of installed packages.
+`mb_per_s` starts with nothing remembered; `mb_per_s_remembered` cuts the same text once more, which a long run nears.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import sysconfig
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from importlib.metadata import distributions
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from benchmarks.figure import Figure
+from benchmarks.map import byte_bpe_50k, llama_128k, mistral_32k, tekken_131k
+from contract.encoder import Encoder
+from contract.tokenization import adds_bos, token_table
+from precompute.chunking import Cutter, boundary, cutter_of
+
+BLOCKS = (2048, 256)
+TEXT_MB = 12.0
+REFERENCE_MB = 0.5
+ROUNDS = 3
+_MAKERS = (mistral_32k, byte_bpe_50k, llama_128k, tekken_131k)
+
+
+def figures(text_mb: float = TEXT_MB, rounds: int = ROUNDS) -> Iterator[Figure]:
+    """Megabytes of text per CPU second of one core."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    documents = installed_documents(text_mb)
+    sample = documents[: max(1, round(len(documents) * REFERENCE_MB / text_mb))]
+    encoders = [_encoder(make()) for make in _MAKERS]
+    bare = 0.0
+    for make, encoder in zip(_MAKERS, encoders, strict=True):
+        seconds, _ = _cpu_seconds(partial(encoder.count, documents), rounds)
+        bare += seconds
+        yield Figure("chunk", make.__name__, "bare_mb_per_s", _megabytes(documents) / seconds, "MB/s", n=rounds)
+    bare_speed = _megabytes(documents) / bare
+    yield Figure("chunk", "all", "bare_mb_per_s", bare_speed, "MB/s", n=rounds)
+    for block in BLOCKS:
+        case = f"block-{block}"
+        seconds, chunks = _cpu_seconds(partial(_cut_anew, encoders, block, documents), rounds)
+        speed = _megabytes(documents) / seconds
+        yield Figure(
+            "chunk", case, "mb_per_s", speed, "MB/s", "one bare encoding pass of all four", speed / bare_speed, rounds
+        )
+        cutter = cutter_of(encoders, block)
+        _cut(cutter, documents)
+        again, _ = _cpu_seconds(partial(_cut, cutter, documents), rounds)
+        remembered = _megabytes(documents) / again
+        yield Figure("chunk", case, "mb_per_s_remembered", remembered, "MB/s", n=rounds)
+        straight, _ = _cpu_seconds(partial(_cut_straightforward, encoders, block, sample), 1)
+        reference = _megabytes(sample) / straight
+        yield Figure("chunk", case, "mb_per_s_straightforward", reference, "MB/s", "mb_per_s", reference / speed)
+        tokens = [max(counts) for counts in zip(*(encoder.count(chunks) for encoder in encoders), strict=True)]
+        assert max(tokens) <= block, max(tokens)
+        yield Figure("chunk", case, "median_fill", statistics.median(tokens) / block, "of the block", n=len(tokens))
+
+
+def installed_documents(megabytes: float) -> list[str]:
+    """Sources of the standard library and descriptions of installed packages, in a fixed random order."""
+    sources = sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py"))
+    texts = [path.read_bytes().decode("utf-8", "replace") for path in sources if "site-packages" not in path.parts]
+    texts += sorted(found.read_text("METADATA") or "" for found in distributions())
+    random.Random(0).shuffle(texts)
+    sizes = accumulate(_megabytes([text]) for text in texts)
+    return [text for text, size in zip(texts, sizes, strict=True) if text and size <= megabytes]
+
+
+def straightforward(text: str, encoders: Sequence[Encoder], block_size: int) -> Iterator[str]:
+    """Encodes a window that is surely too long, cuts where the last token that fits ends, and encodes the result."""
+    start = 0
+    while start < len(text):
+        window = text[start : start + 6 * block_size]
+        limit = len(window)
+        for encoder in encoders:
+            ends = encoder.encode([window])[0].ends
+            if len(ends) > block_size:
+                limit = min(limit, len(window.encode()[: ends[block_size - 1]].decode(errors="ignore")))
+        end = limit
+        while True:
+            end = boundary(window, 0, end) if end < len(window) or limit < len(window) else end
+            if all(len(encoder.encode([window[:end]])[0].ends) <= block_size for encoder in encoders):
+                break
+            end = min(end - 1, int(end * 0.95))
+        yield window[:end]
+        start += end
+
+
+def _encoder(tokenizer: Any) -> Encoder:
+    return Encoder(tokenizer, token_table(tokenizer), adds_bos(tokenizer))
+
+
+def _cut(cutter: Cutter, documents: Sequence[str]) -> list[str]:
+    return [chunk for text in documents for chunk in cutter.cut(text)]
+
+
+def _cut_anew(encoders: Sequence[Encoder], block_size: int, documents: Sequence[str]) -> list[str]:
+    return _cut(cutter_of(encoders, block_size), documents)
+
+
+def _cut_straightforward(encoders: Sequence[Encoder], block_size: int, documents: Sequence[str]) -> list[str]:
+    return [chunk for text in documents for chunk in straightforward(text, encoders, block_size)]
+
+
+def _cpu_seconds(work: Callable[[], Any], rounds: int) -> tuple[float, Any]:
+    """Median CPU seconds of this process; unlike wall time it does not count the neighbours."""
+    seconds = []
+    for _ in range(rounds):
+        started = time.process_time()
+        result = work()
+        seconds.append(time.process_time() - started)
+    return statistics.median(seconds), result
+
+
+def _megabytes(documents: Sequence[str]) -> float:
+    return sum(len(text.encode("utf-8", "replace")) for text in documents) / 1e6
