@@ -12,17 +12,14 @@ import pyarrow as pa
 from align.config import AlignConfig, MapMode
 from align.positions import Status, align_positions
 from align.projection import project
-from align.vocab_map import VocabMap, build_vocab_map, identity_map
-from contract.codec import Distributions, add_distributions, read_distributions, read_token_nll, read_tokens
+from align.vocab_map import Ties, VocabMap, build_vocab_map, identity_map
+from contract.codec import add_distributions, read_distributions, read_token_nll, read_tokens
 from contract.encoder import Encoder, load_encoder
 from contract.errors import DataError
 from contract.manifest import Manifest, read_manifest
 from contract.shard import PartEntry, Provenance, Ragged, differences, list_column, match_rows, read_part, write_part
 from contract.stage import Resources, Unit, Worker
 from contract.storage import join
-
-_BLOCK_POSITIONS = 1 << 15
-"""Target positions projected at once; bounds the memory of the intermediate arrays."""
 
 
 @dataclass(frozen=True)
@@ -93,44 +90,53 @@ class AlignedStage:
                     remedy="restore the tokenizer, or make the shards again with --overwrite",
                 )
 
-    def units(self) -> Iterator[Unit]:
+    def units(self) -> list[Unit]:
         tokens = {part.name: part for part in self._tokens.parts}
+        units = []
         for part in self._logits.parts:
             if part.name not in tokens:
                 continue  # the target's tokens cover the splits that training reads
             inputs = {"logits": join(self.logits, part.name), "tokens": join(self.tokens, part.name)}
             hashes = {"logits": part.sha256, "tokens": tokens[part.name].sha256}
-            yield Unit(int(part.name[5:-8]), part.split, inputs, hashes)
+            units.append(Unit(int(part.name[5:-8]), part.split, inputs, hashes))
+        return units
 
     def provenance(self, unit: Unit) -> Provenance:
-        config = {"map": self.mode, "k": self.k, "span_matches": self.config.span_matches}
+        config = {"map": self.mode, "ties": self._ties, "k": self.k, "span_matches": self.config.span_matches}
         return Provenance(self.kind, unit.split, config, unit.hashes, self._identity)
 
     def differences(self, found: Provenance, unit: Unit) -> list[str]:
         return differences(found, self.provenance(unit))
 
+    @property
+    def _ties(self) -> Ties:
+        """Only an edit distance can be equally near to several."""
+        return self.config.ties if self.mode == "mined" else "first"
+
     def vocab_map(self) -> VocabMap:
         """The map of this pair, built once and kept beside the parts as `vocab_map.parquet`."""
         path = join(self.output, "vocab_map.parquet")
-        source, target = self._encoders()
-        cached = VocabMap.load_if_valid(path, source.table, target.table, self.mode)
+        source, target = self.encoders()
+        ties = self._ties
+        cached = VocabMap.load_if_valid(path, source.table, target.table, self.mode, ties)
         if cached is not None:
             return cached
         if source.fingerprint == target.fingerprint:
-            made = identity_map(source.table, self.mode)
+            made = identity_map(source.table, self.mode, ties)
         else:
-            made = build_vocab_map(source.table, target.table, self.mode, target_tokenizer=target.tokenizer)
+            made = build_vocab_map(source.table, target.table, self.mode, target.tokenizer, ties)
         made.save(path)
         return made
 
-    def _encoders(self) -> tuple[Encoder, Encoder]:
+    def encoders(self) -> tuple[Encoder, Encoder]:
+        """The source's and the target's."""
         return (
             load_encoder(self.source_path, self.source_revision),
             load_encoder(self.target_path, self.target_revision),
         )
 
     def worker(self) -> Worker:
-        source, target = self._encoders()
+        source, target = self.encoders()
         return AlignWorker(self, source, target, self.vocab_map())
 
 
@@ -161,9 +167,8 @@ class AlignWorker:
             # Row-wise positions become positions in the whole part's flat arrays.
             positions.append(np.where(index >= 0, index + source_ids.offsets[row], -1))
             statuses.append(status)
-        projected, mass = self._project(
-            distributions, np.concatenate(positions) if positions else np.zeros(0, np.int64)
-        )
+        source_index = np.concatenate([np.zeros(0, np.int64), *positions])
+        projected, probs = project(distributions, source_index, self.vocab_map, self.stage.k)
         nll = Ragged(read_token_nll(logits, distributions), source_ids.offsets)
         table = tokens.select(["doc_id", "chunk", "text_hash"]).replace_schema_metadata(None)
         table = add_distributions(table, projected, target_ids.lengths())
@@ -171,21 +176,12 @@ class AlignWorker:
         table = table.append_column("nll", pa.array([row.sum(dtype=np.float64) for row in _rows(nll)], pa.float64()))
         covered = [int(ends[-1] - ends[0]) if len(ends) else 0 for ends in _rows(source_ends)]
         table = table.append_column("nll_bytes", pa.array(covered, pa.int32()))
-        stats = {"status": _status_counts(statuses, tokens.column("domain").to_pylist()), "mass": mass}
+        stats = {
+            "status": _status_counts(statuses, tokens.column("domain").to_pylist()),
+            "mass": float(probs.sum(dtype=np.float64)),
+        }
         path = join(self.stage.output, unit.part)
         return write_part(path, table, self.stage.provenance(unit), int(target_ids.values.size), stats)
-
-    def _project(self, distributions: Distributions, positions: np.ndarray) -> tuple[Distributions, float]:
-        """The part's target positions' distributions, and the probability that they hold in all."""
-        top_ids, top_logprobs = distributions.padded(max(1, distributions.k))
-        pieces, mass = [], 0.0
-        for start in range(0, len(positions), _BLOCK_POSITIONS):
-            block = positions[start : start + _BLOCK_POSITIONS]
-            ids, probs, tail = project(top_ids, top_logprobs, distributions.tail, block, self.vocab_map, self.stage.k)
-            with np.errstate(divide="ignore"):  # the padding
-                pieces.append(Distributions.from_padded(ids, np.log(probs), (probs > 0).sum(axis=1), tail))
-            mass += float(probs.sum(dtype=np.float64))
-        return Distributions.concatenate(pieces), mass
 
 
 def _rows(column: Ragged) -> Iterator[np.ndarray]:

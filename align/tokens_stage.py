@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -42,10 +41,12 @@ class TokensStage:
     def _identity(self) -> dict[str, str]:
         return {"target": self.target, "fingerprint": load_encoder(self.path, self.revision).fingerprint}
 
-    def units(self) -> Iterator[Unit]:
-        for index, part in enumerate(self._chunks.parts):
-            if part.split in self.splits:
-                yield Unit(index, part.split, {"chunks": join(self.chunks, part.name)}, {"chunks": part.sha256})
+    def units(self) -> list[Unit]:
+        return [
+            Unit(index, part.split, {"chunks": join(self.chunks, part.name)}, {"chunks": part.sha256})
+            for index, part in enumerate(self._chunks.parts)
+            if part.split in self.splits
+        ]
 
     def provenance(self, unit: Unit) -> Provenance:
         return Provenance(self.kind, unit.split, {}, unit.hashes, self._identity)

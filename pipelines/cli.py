@@ -96,6 +96,20 @@ def align(config: str, overrides: tuple[str, ...], overwrite: bool, source: str 
         road.align(source)
 
 
+@main.command("explain-map")
+@_config_options
+@click.argument("text", required=False)
+@click.option("--source", required=True, metavar="ID", help="Whose tokens are mapped to the target's.")
+@click.option("--map", "mode", default=None, help="mined, exact or first-token; by default the config's first map.")
+def explain_map(
+    config: str, overrides: tuple[str, ...], overwrite: bool, text: str | None, source: str, mode: str | None
+) -> None:
+    """Where a source's tokens go in the target's vocabulary and why: those of TEXT, or counts and distances of all."""
+    with _road(config, overrides, overwrite) as road:
+        for line in road.explain_map(source, mode, text):
+            click.echo(line)
+
+
 @main.command()
 @_config_options
 def train(config: str, overrides: tuple[str, ...], overwrite: bool) -> None:

@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from align.aligned_stage import AlignedStage
+from align.config import MapMode
 from align.tokens_stage import TokensStage
 from contract.errors import ConfigError
 from contract.stage import Stage
@@ -58,6 +59,19 @@ class Road:
         for stage in stages:
             stage.check()
         self._run("align", stages)
+
+    def explain_map(self, source: str, mode: str | None, text: str | None) -> list[str]:
+        """Lines that say where the tokens of `text`, or of the whole vocabulary, go and why; needs no shards."""
+        from align.explain import description_lines, explain_text
+
+        model = next((model for model in self.config.models if model.id == source), None)
+        if model is None:
+            raise _no_source(self.config, source)
+        if mode not in (None, *get_args(MapMode)):
+            raise ConfigError("There is no such map.", field="--map", found=mode, expected=", ".join(get_args(MapMode)))
+        stage = self.aligned_stage(mode or self.config.align.maps[0], model)
+        vocab_map = stage.vocab_map()
+        return description_lines(vocab_map) if text is None else explain_text(*stage.encoders(), vocab_map, text)
 
     def train(self) -> None:
         from pipelines.training import train_all
