@@ -184,7 +184,7 @@ def describe_map(vocab_map: VocabMap) -> dict[str, Any]:
         "source_fingerprint": vocab_map.source_fingerprint,
         "target_fingerprint": vocab_map.target_fingerprint,
         "tokens": len(vocab_map.target_ids),
-        "targets": len(np.unique(vocab_map.shares.target_ids)),
+        "targets": len(np.setdiff1d(vocab_map.rows, DROPPED)),
         "kinds": vocab_map.counts(),
         "distances": dict(zip(map(str, distances.tolist()), counts.tolist(), strict=True)),
     }

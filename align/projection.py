@@ -11,6 +11,9 @@ from align.compiled import compiled
 from align.vocab_map import VocabMap
 from contract.codec import Distributions
 
+_BLOCK_POSITIONS = 1 << 12
+"""Positions projected at once: their entries stay in the processor's cache until their logarithms are taken."""
+
 
 def project(
     source: Distributions, source_index: npt.NDArray[np.integer], vocab_map: VocabMap, k_out: int
@@ -31,52 +34,48 @@ def project(
         position that is not aligned has no entry and tail 1. And the entries' probabilities before their rounding,
         float32 [E].
     """
-    shares = vocab_map.shares
-    widest = int(np.diff(shares.offsets).max(initial=0)) * source.k
-    room = len(source_index) * min(k_out, widest)
-    ids, probs = np.empty(room, np.int32), np.empty(room, np.float32)
+    rows = np.ascontiguousarray(vocab_map.rows)
+    widest = rows.shape[1] * source.k
+    width = min(k_out, widest)
+    offsets = np.append(0, np.cumsum(source.counts, dtype=np.int64))
+    bits, tails = source.logprobs.view(np.uint16), source.tail.astype(np.float64)
+    ids, probs, logprobs = (np.empty(len(source_index) * width, kind) for kind in (np.int32, np.float32, np.float16))
     counts, tail = np.empty(len(source_index), np.uint16), np.empty(len(source_index), np.float32)
-    size = _project(
-        np.append(0, np.cumsum(source.counts, dtype=np.int64)),
-        source.ids,
-        source.logprobs.view(np.uint16),
-        source.tail.astype(np.float64),
-        _probability_of_bits(),
-        source_index.astype(np.int64),
-        (shares.offsets, shares.target_ids, shares.weights),
-        k_out,
-        widest,
-        (ids, probs, counts, tail),
-    )
-    ids, probs = ids[:size], probs[:size]
-    return Distributions(ids, np.log(probs).astype(np.float16), counts, tail.astype(np.float16)), probs
+    size = 0
+    for start in range(0, len(source_index), _BLOCK_POSITIONS):
+        block = slice(start, start + _BLOCK_POSITIONS)
+        out = (ids[size:], probs[size:], counts[block], tail[block])
+        index = source_index[block].astype(np.int64)
+        made = _project(offsets, source.ids, bits, tails, _probability_of_bits(), index, rows, k_out, widest, out)
+        logprobs[size : size + made] = np.log(probs[size : size + made])
+        size += made
+    return Distributions(ids[:size], logprobs[:size], counts, tail.astype(np.float16)), probs[:size]
 
 
 @cache
-def _probability_of_bits() -> npt.NDArray[np.float64]:
-    """e^x for every fp16 bit pattern x, float64 [65536]; 0 for what is no log-probability."""
+def _probability_of_bits() -> npt.NDArray[np.float32]:
+    """e^x for every fp16 bit pattern x, float32 [65536]; 0 for what is no log-probability."""
     x = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float64)
-    return np.where(x <= 0, np.exp(np.minimum(x, 0)), 0.0)
+    return np.where(x <= 0, np.exp(np.minimum(x, 0)), 0.0).astype(np.float32)
 
 
 @compiled
-def _project(offsets, ids, logprobs, tails, probability, source_index, shares, k_out, widest, out):  # type: ignore[no-untyped-def]
+def _project(offsets, ids, logprobs, tails, probability, source_index, rows, k_out, widest, out):  # type: ignore[no-untyped-def]
     """Fills `out`; returns the number of entries. `widest`: the most target ids that one position can meet."""
-    share_offsets, share_ids, share_weights = shares
     out_ids, out_probs, out_counts, out_tails = out
-    found_ids, found = np.empty(widest, np.int32), np.empty(widest, np.float64)
-    found_probs = np.empty(widest, np.float32)
-    # A hash table from target id to its place in `found`; a slot is taken if it is stamped with this row.
+    found_ids, found_probs = np.empty(widest, np.int32), np.empty(widest, np.float32)
+    found = np.empty(widest, np.float64)
+    # A hash table from target id to its place in `found`; a slot is taken if it is stamped with this position.
     slots = 16
     while slots < 2 * widest:
         slots *= 2
     slot_id, slot_place = np.empty(slots, np.int32), np.empty(slots, np.int32)
-    slot_row = np.full(slots, -1, np.int64)
+    stamp = np.full(slots, -1, np.int64)
     size = 0
-    for row in range(len(source_index)):
-        position = source_index[row]
+    for at in range(len(source_index)):
+        position = source_index[at]
         if position < 0:
-            out_counts[row], out_tails[row] = 0, 1.0
+            out_counts[at], out_tails[at] = 0, 1.0
             continue
         start, stop = offsets[position], offsets[position + 1]
         stored = 0.0
@@ -87,30 +86,36 @@ def _project(offsets, ids, logprobs, tails, probability, source_index, shares, k
         met = 0
         for entry in range(start, stop):
             source_id = ids[entry]
-            if source_id < 0 or source_id >= len(share_offsets) - 1:
+            if source_id < 0 or source_id >= len(rows):
                 continue
+            shares = 0
+            while shares < rows.shape[1] and rows[source_id, shares] >= 0:
+                shares += 1
             mass = scale * probability[logprobs[entry]]
-            for share in range(share_offsets[source_id], share_offsets[source_id + 1]):
-                target_id = share_ids[share]
-                slot = (target_id * 40503) & (slots - 1)
-                while slot_row[slot] == row and slot_id[slot] != target_id:
+            if shares > 1:
+                mass /= shares
+            for share in range(shares):
+                target_id = rows[source_id, share]
+                slot = target_id & (slots - 1)
+                while stamp[slot] == at and slot_id[slot] != target_id:
                     slot = (slot + 1) & (slots - 1)
-                if slot_row[slot] != row:
-                    slot_row[slot], slot_id[slot], slot_place[slot] = row, target_id, met
-                    found_ids[met], found[met] = target_id, 0.0
+                if stamp[slot] == at:
+                    found[slot_place[slot]] += mass
+                else:
+                    stamp[slot], slot_id[slot], slot_place[slot] = at, target_id, met
+                    found_ids[met], found[met] = target_id, mass
                     met += 1
-                found[slot_place[slot]] += mass * share_weights[share]
 
         # The source's entries come in descending order, and few of them meet: almost sorted.
         for place in range(met):
             target_id, prob = found_ids[place], np.float32(found[place])
-            at = place
-            while at > 0 and (
-                found_probs[at - 1] < prob or (found_probs[at - 1] == prob and found_ids[at - 1] > target_id)
+            to = place
+            while to > 0 and (
+                found_probs[to - 1] < prob or (found_probs[to - 1] == prob and found_ids[to - 1] > target_id)
             ):
-                found_probs[at], found_ids[at] = found_probs[at - 1], found_ids[at - 1]
-                at -= 1
-            found_probs[at], found_ids[at] = prob, target_id
+                found_probs[to], found_ids[to] = found_probs[to - 1], found_ids[to - 1]
+                to -= 1
+            found_probs[to], found_ids[to] = prob, target_id
 
         kept, total = 0, 0.0
         while kept < min(met, k_out) and found_probs[kept] > 0:
@@ -118,5 +123,5 @@ def _project(offsets, ids, logprobs, tails, probability, source_index, shares, k
             total += found_probs[kept]
             size += 1
             kept += 1
-        out_counts[row], out_tails[row] = kept, max(1.0 - total, 0.0)
+        out_counts[at], out_tails[at] = kept, max(1.0 - total, 0.0)
     return size

@@ -13,7 +13,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -55,35 +54,6 @@ class MapKind(IntEnum):
 
 
 @dataclass(frozen=True)
-class Shares:
-    """Several target ids per source id, as a sparse matrix by rows (CSR).
-
-    Of a probability p of source id s, `weights[j] * p` goes to `target_ids[j]` for every j from `offsets[s]` up to
-    (not including) `offsets[s + 1]`; what then meets on one target id is summed. An empty row drops p.
-
-    Attributes:
-        offsets: int32 [Vs + 1], from 0 to E, never decreasing.
-        target_ids: int32 [E], the preferred one first in every row; no -1, none twice in a row.
-        weights: float32 [E], the same 1/n for all n of a row.
-    """
-
-    offsets: npt.NDArray[np.int32]
-    target_ids: npt.NDArray[np.int32]
-    weights: npt.NDArray[np.float32]
-
-    @classmethod
-    def of_rows(cls, rows: npt.NDArray[np.int32]) -> Shares:
-        """Equal shares among the ids of every row of an int32 [Vs, n] that is padded with -1."""
-        counts = np.count_nonzero(rows != DROPPED, axis=1)
-        return cls._of_counts(counts, rows[rows != DROPPED])
-
-    @classmethod
-    def _of_counts(cls, counts: npt.NDArray[np.int64], target_ids: npt.NDArray[np.int32]) -> Shares:
-        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-        return cls(offsets, target_ids, (1.0 / np.repeat(counts, counts)).astype(np.float32))
-
-
-@dataclass(frozen=True)
 class VocabMap:
     """A map from Vs source ids to target ids.
 
@@ -94,8 +64,8 @@ class VocabMap:
             -1 for dropped ones.
         mode: the rule for tokens without an equal.
         source_fingerprint, target_fingerprint: of the two tokenizers.
-        split: with ties "split" the shares of all equally near tokens; `target_ids` is the first of every row. None
-            with ties "first": everything goes to `target_ids`.
+        split: with ties "split" all that are equally near, int32 [Vs, n] padded with -1, `target_ids` first in every
+            row; they share the probability equally. None with ties "first": everything goes to `target_ids`.
     """
 
     target_ids: npt.NDArray[np.int32]
@@ -104,16 +74,16 @@ class VocabMap:
     mode: Mode
     source_fingerprint: str
     target_fingerprint: str
-    split: Shares | None = None
+    split: npt.NDArray[np.int32] | None = None
 
     @property
     def ties(self) -> Ties:
         return "first" if self.split is None else "split"
 
-    @cached_property
-    def shares(self) -> Shares:
-        """Where probabilities go, for either kind of ties; one share of weight 1 per kept id with ties "first"."""
-        return self.split or Shares.of_rows(self.target_ids[:, None])
+    @property
+    def rows(self) -> npt.NDArray[np.int32]:
+        """Where a source id's probability goes, in equal shares, for either kind of ties: [Vs, n] padded with -1."""
+        return self.target_ids[:, None] if self.split is None else self.split
 
     def counts(self) -> dict[str, int]:
         """Number of source ids (holes count as dropped) per kind."""
@@ -130,9 +100,7 @@ class VocabMap:
         }
         columns: dict[str, Any] = {name: getattr(self, name) for name in ("target_ids", "kind", "distance")}
         if self.split is not None:
-            columns["split_ids"] = pa.ListArray.from_arrays(
-                pa.array(self.split.offsets), pa.array(self.split.target_ids)
-            )
+            columns["split"] = pa.FixedSizeListArray.from_arrays(self.split.reshape(-1), self.split.shape[1])
         table = pa.table(columns)
         table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
         buffer = io.BytesIO()
@@ -154,11 +122,8 @@ class VocabMap:
         if metadata.get("schema_version") != _SCHEMA_VERSION or metadata["mode"] not in get_args(Mode):
             raise _unreadable(path, f"schema version {metadata.get('schema_version')}")
         split = None
-        if "split_ids" in table.column_names:
-            lists = table["split_ids"].combine_chunks()
-            split = Shares._of_counts(
-                lists.value_lengths().to_numpy().astype(np.int64), lists.flatten().to_numpy().astype(np.int32)
-            )
+        if "split" in table.column_names:
+            split = table["split"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
         return cls(
             table["target_ids"].to_numpy().astype(np.int32),
             table["kind"].to_numpy().astype(np.uint8),
@@ -203,7 +168,7 @@ def identity_map(table: TokenTable, mode: Mode, ties: Ties = "first") -> VocabMa
     kind[~kept] = MapKind.DROPPED
     ids = np.where(kept, np.arange(table.size), DROPPED).astype(np.int32)
     distance = np.where(kept, 0, -1).astype(np.int32)
-    split = Shares.of_rows(ids[:, None]) if ties == "split" else None
+    split = ids[:, None] if ties == "split" else None
     return VocabMap(ids, kind, distance, mode, table.fingerprint, table.fingerprint, split)
 
 
@@ -262,9 +227,8 @@ def build_vocab_map(
         target_ids[rest], distance[rest] = near.candidates[:, 0], near.distance
         kind[rest] = np.where(near.ties > 0, MapKind.EDITED, MapKind.DROPPED)
         if ties == "split":
-            rows = np.full((source.size, MAX_TIES), DROPPED, np.int32)
-            rows[:, 0], rows[rest] = target_ids, near.candidates
-            split = Shares.of_rows(rows)
+            split = np.full((source.size, MAX_TIES), DROPPED, np.int32)
+            split[:, 0], split[rest] = target_ids, near.candidates
     elif mode == "first-token":
         encoder = None if target_tokenizer is None else first_token_encoder(target_tokenizer, target)
         firsts = _first_tokens(pieces, target, representative, encoder)

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.projection import project
-from align.vocab_map import Shares, VocabMap
+from align.vocab_map import VocabMap
 from contract.codec import Distributions
 
 
-def map_of(target_ids: list[int], split: Shares | None = None) -> VocabMap:
+def map_of(target_ids: list[int], split: np.ndarray | None = None) -> VocabMap:
     ids = np.array(target_ids, np.int32)
     return VocabMap(ids, np.zeros(len(ids), np.uint8), np.zeros(len(ids), np.int32), "mined", "s", "t", split)
 
@@ -46,7 +46,7 @@ def oracle(
     for source_id, probability in zip(ids.tolist(), mass, strict=True):
         row = rows[source_id] if 0 <= source_id < len(rows) else []
         for target_id in row:
-            summed[target_id] += probability * float(np.float32(1 / len(row)))
+            summed[target_id] += probability / len(row)
     ranked = sorted((-float(np.float32(p)), target) for target, p in summed.items() if np.float32(p) > 0)
     return [(target, -p) for p, target in ranked[:k_out]]
 
@@ -73,7 +73,7 @@ def test_equals_the_dictionary_oracle(data: st.DataObject) -> None:
     tail = 1 - np.where(kept, mass, 0).sum(axis=1)
     source = Distributions.from_padded(top_ids, logprobs, counts, tail)
     index = generator.integers(-1, rows, data.draw(st.integers(0, 9))).tolist()
-    vocab_map = map_of(padded[:, 0].tolist(), Shares.of_rows(padded) if splits else None)
+    vocab_map = map_of(padded[:, 0].tolist(), padded if splits else None)
     ids, probs, tails = projected(source, index, vocab_map, k_out)
 
     for position, row in enumerate(index):
@@ -96,7 +96,7 @@ def test_collisions_are_summed_and_drops_go_to_the_tail() -> None:
 
 
 def test_equally_near_targets_share_a_probability() -> None:
-    shares = Shares.of_rows(np.array([[7, 3], [3, -1]], np.int32))
+    shares = np.array([[7, 3], [3, -1]], np.int32)
     ids, probs, _ = projected(source_of([[0, 1]], [[0.6, 0.4]], [0.0]), [0], map_of([7, 3], shares), 4)
     assert ids == [[3, 7]]
     np.testing.assert_allclose(probs[0], [0.7, 0.3], rtol=1e-3)

@@ -114,17 +114,16 @@ def test_mined_map_equals_brute_force(source: TokenTable, target: TokenTable, bl
         patch.setattr(module, "_BLOCK", block)
         found = build_vocab_map(source, target, "mined", ties=ties)
     for token, piece in enumerate(source.token_bytes):
-        share = slice(found.shares.offsets[token], found.shares.offsets[token + 1])
+        share = found.rows[token][found.rows[token] >= 0].tolist()
         if piece is None:
             assert (found.target_ids[token], found.kind[token]) == (-1, MapKind.DROPPED)
-            assert share.start == share.stop
+            assert share == []
             continue
         distance, ids = all_nearest(piece, target)
         assert (found.distance[token], found.target_ids[token]) == (distance, ids[0])
         assert (found.kind[token] == MapKind.EDITED) == (distance > 0)
         near = ids[:MAX_TIES] if ties == "split" else ids[:1]
-        assert found.shares.target_ids[share].tolist() == near
-        assert found.shares.weights[share].tolist() == [np.float32(1 / len(near))] * len(near)
+        assert share == near
         assert equally_near(source, target, [token]) == [(ids[:MAX_TIES], len(ids))]
 
 
@@ -295,22 +294,18 @@ def test_identity_map_keeps_every_id(ties: Ties) -> None:
     assert found.target_ids.tolist() == [0, 1, -1, 3, 4]
     assert found.counts()["special"] == 2
     assert found.ties == ties
-    assert found.shares.target_ids.tolist() == [0, 1, 3, 4]
+    assert found.rows.tolist() == [[0], [1], [-1], [3], [4]]
 
 
-def test_split_ties_share_equally() -> None:
+def test_split_ties_name_all_that_are_equally_near() -> None:
     source = table([b"abcd", b"abc", None, b"zz"], {2: "eos"})
     target = table([b"xbcd", b"abc", b"abd", None, b"bcd", *(bytes([97 + n]) for n in range(12))], {3: "eos"})
     found = build_vocab_map(source, target, "mined", ties="split")
-    shares = found.shares
-    assert shares.offsets.tolist() == [0, 4, 5, 6, 14]  # at most 8 of the twelve that are two edits from "zz"
-    assert shares.target_ids.tolist() == [1, 2, 0, 4, 1, 3, *range(5, 13)]
-    assert shares.weights.tolist() == [0.25] * 4 + [1.0] * 2 + [0.125] * 8
-    assert (shares.offsets.dtype, shares.target_ids.dtype, shares.weights.dtype) == (np.int32, np.int32, np.float32)
+    shares = [row[row >= 0].tolist() for row in found.rows]
+    assert shares == [[1, 2, 0, 4], [1], [3], [*range(5, 13)]]  # at most 8 of the twelve that are two edits from "zz"
     first = build_vocab_map(source, target, "mined")
     assert first.target_ids.tolist() == found.target_ids.tolist() == [1, 1, 3, 5]
-    assert first.shares.target_ids.tolist() == [1, 1, 3, 5]
-    assert first.shares.weights.tolist() == [1.0] * 4
+    assert first.rows.tolist() == [[1], [1], [3], [5]]
 
 
 def test_only_mined_has_ties_to_split() -> None:
@@ -361,9 +356,8 @@ def test_save_and_load(tmp_path: Path) -> None:
     split.save(tmp_path / "split.parquet")
     loaded = VocabMap.load(tmp_path / "split.parquet")
     assert loaded.ties == "split"
-    for name in ("offsets", "target_ids", "weights"):
-        assert np.array_equal(getattr(loaded.shares, name), getattr(split.shares, name))
-        assert getattr(loaded.shares, name).dtype == getattr(split.shares, name).dtype
+    assert np.array_equal(loaded.rows, split.rows)
+    assert loaded.rows.dtype == np.int32
     assert VocabMap.load_if_valid(tmp_path / "split.parquet", source, target, "mined", "split") is not None
     assert VocabMap.load_if_valid(tmp_path / "split.parquet", source, target, "mined") is None
 
