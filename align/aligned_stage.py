@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from align.config import AlignConfig, MapMode
+from align.fidelity import fidelity
 from align.positions import Status, align_positions
 from align.projection import project
 from align.vocab_map import Ties, VocabMap, build_vocab_map, identity_map
@@ -169,16 +170,20 @@ class AlignWorker:
             statuses.append(status)
         source_index = np.concatenate([np.zeros(0, np.int64), *positions])
         projected, probs = project(distributions, source_index, self.vocab_map, self.stage.k)
-        nll = Ragged(read_token_nll(logits, distributions), source_ids.offsets)
+        token_nll = Ragged(read_token_nll(logits, distributions), source_ids.offsets)
+        nll = np.array([row.sum(dtype=np.float64) for row in _rows(token_nll)])
+        covered = np.array([int(ends[-1] - ends[0]) if len(ends) else 0 for ends in _rows(source_ends)])
         table = tokens.select(["doc_id", "chunk", "text_hash"]).replace_schema_metadata(None)
         table = add_distributions(table, projected, target_ids.lengths())
         table = table.append_column("status", list_column(statuses, pa.uint8()))
-        table = table.append_column("nll", pa.array([row.sum(dtype=np.float64) for row in _rows(nll)], pa.float64()))
-        covered = [int(ends[-1] - ends[0]) if len(ends) else 0 for ends in _rows(source_ends)]
+        table = table.append_column("nll", pa.array(nll, pa.float64()))
         table = table.append_column("nll_bytes", pa.array(covered, pa.int32()))
+        domains = tokens.column("domain").to_pylist()
+        size = self.target.vocab_size
+        aligned = source_index >= 0
         stats = {
-            "status": _status_counts(statuses, tokens.column("domain").to_pylist()),
-            "mass": float(probs.sum(dtype=np.float64)),
+            "status": _status_counts(statuses, domains),
+            "fidelity": fidelity(domains, target_ids, target_ends, aligned, projected, probs, size, nll, covered),
         }
         path = join(self.stage.output, unit.part)
         return write_part(path, table, self.stage.provenance(unit), int(target_ids.values.size), stats)

@@ -49,6 +49,7 @@ def plots(inputs: ReportInputs, results: Mapping[str, Any]) -> list[Plot]:
     """Every figure for which there is data."""
     made = [*_validations(results), _groups(results)]
     made += [_changes(results, kind, step) for kind in ("domain", "task") for step in STEPS]
+    made.append(_fidelity(results))
     for method in inputs.methods():
         made += [_selection_course(inputs, method), _selection_heat(results, method)]
     return [plot for plot in made if plot is not None]
@@ -374,3 +375,28 @@ def _selection_heat(results: Mapping[str, Any], method: str) -> Plot | None:
     )
     title = f"{method_label(method)}: weight per domain and source, % (at the end of training)"
     return Plot(f"selection-domains-{method}", "selection", title, f"Heat map. Largest weight: {strongest}.", svg[0])
+
+
+def _fidelity(results: Mapping[str, Any]) -> Plot | None:
+    """Bars per source: bits per byte on its own tokens, and of the target's tokens through every map."""
+    maps = results["fidelity"]
+    sources = list(next(iter(maps.values()), {}))
+    if not sources:
+        return None
+    series = {"own tokens": [next(iter(maps.values()))[source][""]["own_bits_per_byte"] for source in sources]}
+    for vocab_map, by_source in maps.items():
+        series[f"aligned, {vocab_map}"] = [by_source[source][""]["aligned_bits_per_byte"] for source in sources]
+    thickness = 0.8 / len(series)
+    with _figure(0.9 + 0.2 * len(sources) * len(series)) as (figure, axes, svg):
+        for order, (label, values) in enumerate(series.items()):
+            places = [-row + 0.4 - (order + 0.5) * thickness for row in range(len(sources))]
+            axes.barh(places, values, thickness * 0.92, color=(INK, *SOURCE_COLOURS[1:])[order], label=label)
+        axes.set_yticks([-row for row in range(len(sources))], sources)
+        axes.set_ylim(-len(sources) + 0.5, 0.5)
+        _finish_bars(figure, axes, "Bits per byte (right: worse)")
+    costs = "; ".join(
+        f"{source} " + ", ".join(f"{found[source]['']['cost']:+.3f} ({name})" for name, found in maps.items())
+        for source in sources
+    )
+    title = "What alignment costs: each source on its own tokens and through every map"
+    return Plot("fidelity", "alignment", title, f"Bar chart. Cost in bits per byte: {costs}.", svg[0])

@@ -78,6 +78,8 @@ class ReportInputs:
         train_domains, absent_domains: domains that the continual corpus has and has not.
         stages: stage -> {seconds, parts, rows, tokens, bytes}, each optional.
         alignment: vocabulary map -> source -> {status: share of positions}.
+        fidelity: vocabulary map -> source -> domain ("" for all together) -> {own_bits_per_byte,
+            aligned_bits_per_byte, cost, hits}: how well the aligned distributions predict the target's next tokens.
         bootstrap: resamples behind "beyond noise"; `confidence` is its level.
         command: what reproduces the run.
     """
@@ -92,6 +94,7 @@ class ReportInputs:
     absent_domains: list[str] = field(default_factory=list)
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     alignment: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    fidelity: dict[str, dict[str, dict[str, dict[str, float]]]] = field(default_factory=dict)
     sources: list[SourceModel] = field(default_factory=list)
     bootstrap: int = 2000
     confidence: float = 0.95

@@ -48,6 +48,7 @@ def summarize(inputs: ReportInputs) -> dict[str, Any]:
         "tuning": inputs.tuning,
         "sources": [_source(inputs, index) for index in range(len(inputs.sources))],
         "alignment": inputs.alignment,
+        "fidelity": inputs.fidelity,
         "stages": inputs.stages,
         "judging": {"note": METHOD_NOTE, "bootstrap": inputs.bootstrap, "confidence": inputs.confidence},
         "provenance": inputs.provenance,

@@ -295,7 +295,46 @@ def _alignment(results: Mapping[str, Any]) -> Section | None:
     ]
     notes = ["Share of target positions by how they were aligned with each source; a source drops out where it is not."]
     header = ["Source (map)", *(status.replace("_", " ") for status in statuses)]
-    return Section("alignment", "Alignment", notes, [Table("Positions by status", header, rows)])
+    tables = [Table("Positions by status", header, rows)]
+    if results["fidelity"]:
+        notes.append(
+            "What alignment costs: bits per byte of the target's next tokens under the aligned distribution (a token "
+            "that is not among its entries gets an equal share of the tail), against the source's own bits per byte "
+            "on its own tokens. “Right”: the most probable aligned token is the next one."
+        )
+        tables += [_fidelity(results), *_fidelity_by_domain(results)]
+    return Section("alignment", "Alignment", notes, tables)
+
+
+def _fidelity(results: Mapping[str, Any]) -> Table:
+    rows = []
+    for vocab_map, by_source in results["fidelity"].items():
+        for source, by_domain in by_source.items():
+            found = by_domain[""]
+            lowest = min(maps[source][""]["cost"] for maps in results["fidelity"].values() if source in maps)
+            rows.append(
+                [
+                    Cell(source, vocab_map),
+                    Cell(f"{found['own_bits_per_byte']:.4f}"),
+                    Cell(f"{found['aligned_bits_per_byte']:.4f}"),
+                    Cell(f"{found['cost']:+.4f}", tone="best" if found["cost"] == lowest else ""),
+                    Cell(_percent(found["hits"])),
+                ]
+            )
+    return Table("What alignment costs", ["Source (map)", "Own bits/byte", "Aligned bits/byte", "Cost", "Right"], rows)
+
+
+def _fidelity_by_domain(results: Mapping[str, Any]) -> list[Table]:
+    """One table per map: the cost in every domain."""
+    tables = []
+    for vocab_map, by_source in results["fidelity"].items():
+        domains = sorted({domain for found in by_source.values() for domain in found} - {""})
+        rows = [
+            [Cell(domain), *(Cell(f"{by_source[source][domain]['cost']:+.3f}") for source in by_source)]
+            for domain in domains
+        ]
+        tables.append(Table(f"Cost by domain, map {vocab_map}", ["Domain", *by_source], rows, folded=True))
+    return tables
 
 
 def _share(value: Any) -> Cell:

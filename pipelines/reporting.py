@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from align.fidelity import Fidelity, summary
 from contract.manifest import read_manifest
 from eval.evaluation import Evaluation
 from eval.report import write_report
@@ -29,7 +30,7 @@ def report(config: FusionConfig, layout: Layout, command: str | None = None) -> 
 
 
 def report_inputs(config: FusionConfig, layout: Layout, command: str | None = None) -> ReportInputs:
-    status = _status_counts(config, layout)
+    status, sums = (_aligned_stats(config, layout, name) for name in ("status", "fidelity"))
     first_map = next(iter(status.values()))
     train_domains = sorted(next(iter(first_map.values())))
     original = Evaluation.load(layout.evaluation("models", config.target.id))
@@ -44,6 +45,7 @@ def report_inputs(config: FusionConfig, layout: Layout, command: str | None = No
         absent_domains=sorted(set(original.domains) - set(train_domains)),
         stages={name: _summed(parts) for name, parts in read_timings(layout).items()},
         alignment={mode: {name: _shares(found) for name, found in of.items()} for mode, of in status.items()},
+        fidelity={mode: {name: _fidelity(found) for name, found in of.items()} for mode, of in sums.items()},
         sources=[_source(config, layout, model) for model in config.models],
         bootstrap=config.eval.bootstrap,
         confidence=config.eval.confidence,
@@ -66,17 +68,20 @@ def _run(layout: Layout, job: TrainJob) -> MethodRun:
     )
 
 
-def _status_counts(config: FusionConfig, layout: Layout) -> dict[str, dict[str, dict[str, dict[str, int]]]]:
-    """map -> source -> domain -> status -> positions, from the aligned manifests."""
+def _aligned_stats(config: FusionConfig, layout: Layout, name: str) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+    """map -> source -> domain -> counts or sums, from the aligned manifests."""
     return {
         mode: {
-            model.id: read_manifest(layout.aligned(config.target.id, mode, model.id), "aligned", "align").stats[
-                "status"
-            ]
+            model.id: read_manifest(layout.aligned(config.target.id, mode, model.id), "aligned", "align").stats[name]
             for model in config.models
         }
         for mode in config.align.maps
     }
+
+
+def _fidelity(by_domain: Fidelity) -> dict[str, dict[str, float]]:
+    """Of all domains together under "", and of each."""
+    return {"": summary(by_domain)} | {domain: summary({domain: sums}) for domain, sums in by_domain.items()}
 
 
 def _shares(by_domain: dict[str, dict[str, int]]) -> dict[str, float]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from align.aligned_stage import AlignedStage
+from align.fidelity import summary
 from contract.errors import DataError, FusionXError
+from contract.manifest import has_manifest, read_manifest
 from contract.shard import inspect_part
 from contract.stage import Stage
 from contract.storage import exists, join
@@ -26,6 +30,7 @@ class StageStatus:
     damaged: int = 0
     stale: int = 0
     why: str = ""
+    note: str = ""
 
     @property
     def complete(self) -> bool:
@@ -38,7 +43,8 @@ class StageStatus:
             for name in ("done", "missing", "damaged", "stale")
             if (count := getattr(self, name)) or name == "done"
         )
-        return f"{self.name:<32} {state:<11} {counts}" + (f"  ({self.why})" if self.why else "")
+        remarks = "".join(f"  ({text})" for text in (self.why, self.note) if text)
+        return f"{self.name:<32} {state:<11} {counts}{remarks}"
 
 
 def status(road: Road) -> Iterator[StageStatus]:
@@ -50,7 +56,7 @@ def status(road: Road) -> Iterator[StageStatus]:
     yield _stage(road.tokens_stage())
     for mode in config.align.maps:
         for model in config.models:
-            yield _stage(road.aligned_stage(mode, model))
+            yield _aligned(road.aligned_stage(mode, model))
     yield from _trainings(road)
 
 
@@ -75,6 +81,23 @@ def _stage(stage: Stage) -> StageStatus:
                 found.done += 1
     except FusionXError as error:
         found.why = _reason(error)
+    return found
+
+
+def _aligned(stage: AlignedStage) -> StageStatus:
+    """With what the alignment costs, once it is complete."""
+    found = _stage(stage)
+    if found.complete and has_manifest(stage.output):
+        stats = read_manifest(stage.output, stage.kind, stage.name).stats
+        positions = Counter[str]()
+        for of_domain in stats["status"].values():
+            positions.update(of_domain)
+        share = 1 - positions["not_aligned"] / max(positions.total(), 1)
+        cost = summary(stats["fidelity"])
+        found.note = (
+            f"{share:.1%} of positions aligned; bits per byte: own {cost['own_bits_per_byte']:.3f}, "
+            f"aligned {cost['aligned_bits_per_byte']:.3f}"
+        )
     return found
 
 

@@ -215,6 +215,21 @@ def build_inputs(
             "train": {"seconds": 4000.0, "tokens": 6_400_000},
         },
         "alignment": {"first-token": dict.fromkeys(SOURCES[1:], shares)},
+        "fidelity": {
+            name: {
+                source: {
+                    domain: {
+                        "own_bits_per_byte": 1.2 + 0.1 * number,
+                        "aligned_bits_per_byte": 1.2 + 0.1 * number + cost,
+                        "cost": cost,
+                        "hits": 0.41,
+                    }
+                    for domain in ("", *TRAIN_DOMAINS)
+                }
+                for number, source in enumerate(SOURCES[1:])
+            }
+            for name, cost in (("first-token", 0.08), ("mined", 0.21))
+        },
         "sources": [
             SourceModel(
                 name, name.split("-")[0], 4_200_000, 4096, make_evaluation(name, (0.02 * i - 0.1, 0.05), seed=i)

@@ -76,6 +76,18 @@ def test_results_equal_recomputed_numbers(full: tuple[ReportInputs, Path]) -> No
     assert comparison["degraded_ratio_to_fusellm"] == pytest.approx(ratio)
 
 
+def test_what_alignment_costs_is_told_per_source_map_and_domain(full: tuple[ReportInputs, Path]) -> None:
+    inputs, folder = full
+    text = (folder / "report.md").read_text()
+    for vocab_map, by_source in inputs.fidelity.items():
+        for source, found in by_source.items():
+            row = next(line for line in text.splitlines() if line.startswith(f"| {source} ({vocab_map}) | 1."))
+            assert f"{found['']['aligned_bits_per_byte']:.4f} | " in row
+            assert f"{found['']['cost']:+.4f}" in row
+    assert "Cost by domain, map mined" in text
+    assert "](plots/fidelity.svg)" in text
+
+
 def test_curves_equal_recomputed_figures(full: tuple[ReportInputs, Path]) -> None:
     inputs, folder = full
     curves = json.loads((folder / "results.json").read_text())["curves"]
@@ -204,7 +216,7 @@ def test_page_is_self_contained(full: tuple[ReportInputs, Path]) -> None:
     page = Page()
     page.feed(text)
     drawn = sorted(path.name for path in (folder / "plots").iterdir())
-    assert page.drawings == len(drawn) == 11
+    assert page.drawings == len(drawn) == 12
     assert all(link.startswith("#") for link in page.links)
     assert {link[1:] for link in page.links} <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
@@ -217,7 +229,7 @@ def test_markdown_links_existing_plots_and_even_tables(full: tuple[ReportInputs,
     _, folder = full
     text = (folder / "report.md").read_text()
     linked = re.findall(r"\]\((plots/[^)]+)\)", text)
-    assert len(linked) == 11
+    assert len(linked) == 12
     assert all((folder / link).is_file() for link in linked)
     for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
         assert len({line.count("|") for line in block.splitlines()}) == 1
@@ -241,7 +253,15 @@ def test_one_seed_has_no_interval(make_inputs: MakeInputs, tmp_path: Path) -> No
 @pytest.mark.parametrize("methods", [("fusionx",), ("ct",), ("ct", "fusionx"), ()])
 def test_missing_methods_still_give_a_report(methods: tuple[str, ...], make_inputs: MakeInputs, tmp_path: Path) -> None:
     inputs = make_inputs(
-        methods=methods, seeds=(1,), bootstrap=100, tuning=[], stages={}, alignment={}, sources=[], absent_domains=[]
+        methods=methods,
+        seeds=(1,),
+        bootstrap=100,
+        tuning=[],
+        stages={},
+        alignment={},
+        fidelity={},
+        sources=[],
+        absent_domains=[],
     )
     results = write_report(inputs, tmp_path)
     assert set(results["methods"]) == {"target", *methods}

@@ -1,0 +1,101 @@
+"""What alignment costs: how well the aligned distributions predict the target's own next tokens.
+
+A source's bits per byte on its own tokens say what it knows; the bits per byte of the target's tokens under the aligned
+distribution say what is left of that. The difference, per source, domain and map, is the price of the alignment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from contract.codec import Distributions
+from contract.shard import Ragged
+
+Fidelity = dict[str, dict[str, float]]
+"""Domain -> sums: see `fidelity`."""
+
+
+def fidelity(
+    domains: Sequence[str],
+    input_ids: Ragged,
+    ends: Ragged,
+    aligned: npt.NDArray[np.bool_],
+    projected: Distributions,
+    probs: npt.NDArray[np.float32],
+    vocab_size: int,
+    own_nll: npt.NDArray[np.floating],
+    own_bytes: npt.NDArray[np.integer],
+) -> Fidelity:
+    """Sums per domain, which add up over parts.
+
+    Counted are the aligned positions that have a next token in their chunk. Where that token is not among a position's
+    entries, it gets an equal share of the tail with all others that are not: the tail costs what knowing nothing costs.
+
+    Args:
+        domains: of the rows. input_ids, ends: int32, the target's tokens and their end byte offsets.
+        aligned: bool [L]. projected: L distributions over target ids, `probs` float32 [E] their unrounded entries.
+        own_nll: nats [rows], the source's NLL of each chunk on its own tokens, over `own_bytes` [rows] bytes.
+
+    Returns:
+        domain -> gold_positions, gold_bytes (of these next tokens), gold_nll (nats), gold_hits (the most probable
+        entry is the next token), own_bytes, own_nll.
+    """
+    labels, sizes = _next_tokens(input_ids, ends)
+    counted = aligned & (labels >= 0)
+    gold, hit = _gold(projected, probs, labels, vocab_size)
+    columns = {
+        "gold_positions": counted,
+        "gold_bytes": np.where(counted, sizes, 0),
+        "gold_nll": np.where(counted, -np.log(gold), 0.0),
+        "gold_hits": counted & hit,
+    }
+    rows = np.repeat(np.arange(len(input_ids)), input_ids.lengths())
+    by_row = {name: np.bincount(rows, column, len(input_ids)) for name, column in columns.items()}
+    by_row |= {"own_bytes": own_bytes.astype(np.float64), "own_nll": own_nll.astype(np.float64)}
+    which = np.array(domains, dtype=object)
+    return {
+        domain: {name: float(values[which == domain].sum()) for name, values in by_row.items()}
+        for domain in sorted(set(domains))
+    }
+
+
+def summary(by_domain: Fidelity) -> dict[str, float]:
+    """Of all domains together: own and aligned bits per byte, what alignment `costs`, and the share of `hits`."""
+    total = {name: sum(sums[name] for sums in by_domain.values()) for name in next(iter(by_domain.values()))}
+    own = total["own_nll"] / max(total["own_bytes"], 1) / np.log(2)
+    gold = total["gold_nll"] / max(total["gold_bytes"], 1) / np.log(2)
+    return {
+        "own_bits_per_byte": float(own),
+        "aligned_bits_per_byte": float(gold),
+        "cost": float(gold - own),
+        "hits": total["gold_hits"] / max(total["gold_positions"], 1),
+    }
+
+
+def _next_tokens(input_ids: Ragged, ends: Ragged) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The next token of every position, -1 at the end of a row, and the bytes of text that it takes."""
+    labels, sizes = np.full(len(input_ids.values), -1, np.int64), np.zeros(len(input_ids.values), np.int64)
+    labels[:-1] = input_ids.values[1:]
+    sizes[:-1] = np.diff(ends.values)
+    last = input_ids.offsets[1:][input_ids.lengths() > 0] - 1
+    labels[last], sizes[last] = -1, 0
+    return labels, sizes
+
+
+def _gold(
+    projected: Distributions, probs: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], vocab_size: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """Probability of every position's label, and whether the label is its most probable entry."""
+    counts = projected.counts.astype(np.int64)
+    found = np.flatnonzero(projected.ids == np.repeat(labels, counts))
+    position = np.searchsorted(np.cumsum(counts), found, side="right")
+    gold = projected.tail.astype(np.float64) / np.maximum(vocab_size - counts, 1)
+    gold[position] = probs[found]
+    hit = np.zeros(len(labels), bool)
+    first = np.cumsum(counts) - counts
+    hit[position] = found == first[position]
+    # fp16 has no tail below 6e-8; what is not there at all counts as that.
+    return np.maximum(gold, np.finfo(np.float16).smallest_subnormal / vocab_size), hit
