@@ -48,10 +48,12 @@ def figures() -> Iterator[Figure]:
         if Path("data/demo/models/target").is_dir():
             yield from _demo(Path(folder) / "demo")
         tokenizer = _train_tokenizer(Path(folder) / "tokenizer", 32_000)
-        small = _llama(384, 8, 6, 1024)
-        yield from _random_llama(
-            "minipile 30M", small, tokenizer, Path(folder) / "minipile", 10_000, torch.device("cpu")
-        )
+        for case, shape, size in (
+            ("minipile 30M", _llama(384, 8, 6, 1024), 10_000),
+            ("minipile 160M", _llama(768, 12, 12, 3072), 4_000),
+        ):
+            place = Path(folder) / case.replace(" ", "-")
+            yield from _random_llama(case, shape, tokenizer, place, size, torch.device("cpu"))
         yield from _memory()
         if torch.cuda.is_available():
             gpu = torch.device("cuda")

@@ -451,8 +451,10 @@ def _lossy_ends(
     """Ids and ends of texts that the tokens do not spell: from character offsets where the tokenizer has them."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        for text, ids in zip(texts, _encode_ids(tokenizer, texts), strict=True):
-            yield ids, _ends_until_difference(table, ids, text.encode("utf-8"))
+        probe, *encoded = _encode_ids(tokenizer, ["a", *texts])
+        puts_space = table.joined(probe).startswith(b" ")
+        for text, ids in zip(texts, encoded, strict=True):
+            yield ids, _ends_until_difference(table, ids, text.encode("utf-8"), puts_space)
         return
     with _plain_backend(backend):
         encodings = backend.encode_batch(list(texts), add_special_tokens=False)
@@ -461,10 +463,15 @@ def _lossy_ends(
         yield ids, _ends_from_offsets(table, ids, np.array(encoding.offsets, np.int64).reshape(-1, 2), text)
 
 
-def _ends_until_difference(table: TokenTable, ids: Sequence[int], text: bytes) -> npt.NDArray[np.int32]:
-    """Exact ends as far as the tokens spell the text; beyond, nothing is known, so all ends are the text's end."""
+def _ends_until_difference(
+    table: TokenTable, ids: Sequence[int], text: bytes, puts_space: bool
+) -> npt.NDArray[np.int32]:
+    """Exact ends as far as the tokens spell the text; beyond, nothing is known, so all ends are the text's end.
+
+    `puts_space`: the tokenizer puts a space of its own in front of a text.
+    """
     joined = table.joined(ids)
-    prefix = int(joined[:1] == b" " and text[:1] != b" ")
+    prefix = int(puts_space and joined[:1] == b" ")
     spelled = np.frombuffer(joined[prefix : prefix + len(text)], np.uint8)
     given = np.frombuffer(text, np.uint8)[: len(spelled)]
     differs = np.flatnonzero(spelled != given)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -275,6 +275,7 @@ def test_lossless_tokenizers_spell_every_text(name: str, text: str) -> None:
 @pytest.mark.parametrize("name", MARKED)
 @relaxed
 @given(text=TEXT)
+@example(text=" ▁")
 def test_marked_tokenizers_spell_every_text_but_the_marker_itself(name: str, text: str) -> None:
     """The only loss is declared: a literal marker in the text reads as a space (and a byte's name as that byte)."""
     tokenizer, table = made(name)
