@@ -14,7 +14,6 @@ import sysconfig
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,13 +29,16 @@ from contract.shard import read_part
 from contract.stage import Unit
 from precompute.chunk_stage import ChunkStage
 from precompute.config import ChunkConfig, CorpusConfig, ModelConfig, PrecomputeConfig
+from precompute.corpus import read_corpus
 from precompute.logits_stage import LogitsStage, LogitsWorker, batches_by_length
 from precompute.model import load_model, split_model
 from precompute.top_k import top_k_statistics
 
 K = 32
 _REFERENCE_ROWS = 4
-"""Texts that the reference has in one batch."""
+"""Texts that the reference has in one batch, at most."""
+_MEDIAN_SHARE = 0.17
+"""Of MiniPile's documents half are shorter than this share of a block of 2048: about 350 tokens."""
 _PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10": 125e12, "4090": 165e12}
 """Dense bf16, by a part of the card's name."""
 
@@ -50,7 +52,7 @@ def figures() -> Iterator[Figure]:
         tokenizer = _train_tokenizer(Path(folder) / "tokenizer", 32_000)
         for case, shape, size in (
             ("minipile 30M", _llama(384, 8, 6, 1024), 10_000),
-            ("minipile 160M", _llama(768, 12, 12, 3072), 4_000),
+            ("minipile 160M", _llama(768, 12, 12, 3072), 3_000),
         ):
             place = Path(folder) / case.replace(" ", "-")
             yield from _random_llama(case, shape, tokenizer, place, size, torch.device("cpu"))
@@ -101,9 +103,10 @@ class _Contest:
     def reference(self, rows: list[torch.Tensor]) -> None:
         device = self.worker.source.device
         for start in range(0, len(rows), _REFERENCE_ROWS):
-            ids = torch.zeros((_REFERENCE_ROWS, self.block_size), dtype=torch.long)
+            together = rows[start : start + _REFERENCE_ROWS]
+            ids = torch.zeros((len(together), self.block_size), dtype=torch.long)
             mask = torch.zeros_like(ids)
-            for number, row in enumerate(rows[start : start + _REFERENCE_ROWS]):
+            for number, row in enumerate(together):
                 ids[number, : len(row)], mask[number, : len(row)] = row, 1
             logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
             for row_logits in logits.to(torch.float16).cpu():
@@ -149,11 +152,14 @@ def _contest(case: str, contests: list[_Contest], n: int, share: int) -> Iterato
 
 
 def _demo(folder: Path) -> Iterator[Figure]:
-    """The demo's four models over some of the demo's corpus."""
+    """The demo's four models over the demo's text in pieces as long, in shares of the block, as MiniPile's."""
     names = sorted(path.name for path in Path("data/demo/models").iterdir() if path.is_dir())
     models = [ModelConfig(id=name, path=f"data/demo/models/{name}") for name in names]
-    corpus = CorpusConfig(path="data/demo/corpus", splits=["train"], limit={"train": 30})
-    _chunk(corpus, ChunkConfig(block_size=256, part_bytes=60_000), models, folder)
+    texts = [document.text for document in read_corpus(CorpusConfig(path="data/demo/corpus", splits=["train"]))]
+    folder.mkdir()
+    _write_texts(folder / "corpus.jsonl", "".join(texts), 60_000, _MEDIAN_SHARE * 256 * 2.2)
+    corpus = CorpusConfig(path=str(folder / "corpus.jsonl"), splits=["train"])
+    _chunk(corpus, ChunkConfig(block_size=256, part_bytes=20_000), models, folder)
     contests = []
     for config in models:
         stage = _stage(config, folder, batch_tokens=4096)
@@ -170,7 +176,8 @@ def _random_llama(
 
     cuda = device.type == "cuda"
     folder.mkdir()
-    _write_texts(folder / "corpus.jsonl", tokens)
+    text = "".join(_source_text())
+    _write_texts(folder / "corpus.jsonl", text, int(3.7 * tokens), _MEDIAN_SHARE * 2048 * 3.7)
     models = [ModelConfig(id="llama", path=str(tokenizer), dtype="bfloat16" if cuda else "float32")]
     parts = ChunkConfig(block_size=2048, part_bytes=1_000_000 if cuda else 20_000)
     _chunk(CorpusConfig(path=str(folder / "corpus.jsonl"), splits=["train"]), parts, models, folder)
@@ -269,19 +276,16 @@ def _train_tokenizer(folder: Path, vocab_size: int) -> Path:
     return folder
 
 
-def _write_texts(path: Path, tokens: int) -> None:
-    """Documents as long as MiniPile's: log-normal, median about 350 tokens (1300 characters), a long tail."""
-    text = "".join(_source_text())
+def _write_texts(path: Path, text: str, characters: int, median: float) -> None:
+    """Pieces of `text`, log-normal in length as MiniPile's documents: a `median`, and a long tail beyond it."""
     rng = np.random.default_rng(0)
     with path.open("w", encoding="utf-8") as file:
         written = 0
-        for _ in count():
-            length = int(rng.lognormal(np.log(1300), 1.3)) + 1
+        while written < characters:
+            length = min(int(rng.lognormal(np.log(median), 1.3)) + 1, len(text) // 2)
             start = int(rng.integers(0, len(text) - length))
             file.write(json.dumps({"text": text[start : start + length]}) + "\n")
             written += length
-            if written > 3.7 * tokens:
-                return
 
 
 def _flops(model: Any, rows: list[torch.Tensor]) -> float:
