@@ -35,19 +35,21 @@ def project(
         float32 [E].
     """
     rows = np.ascontiguousarray(vocab_map.rows)
+    target = (rows, int(rows.max(initial=-1)) + 1)
     widest = rows.shape[1] * source.k
     width = min(k_out, widest)
     offsets = np.append(0, np.cumsum(source.counts, dtype=np.int64))
     bits, tails = source.logprobs.view(np.uint16), source.tail.astype(np.float64)
     ids, probs, logprobs = (np.empty(len(source_index) * width, kind) for kind in (np.int32, np.float32, np.float16))
     counts, tail = np.empty(len(source_index), np.uint16), np.empty(len(source_index), np.float32)
+    logs = np.empty(min(_BLOCK_POSITIONS, len(source_index)) * width, np.float32)
     size = 0
     for start in range(0, len(source_index), _BLOCK_POSITIONS):
         block = slice(start, start + _BLOCK_POSITIONS)
         out = (ids[size:], probs[size:], counts[block], tail[block])
         index = source_index[block].astype(np.int64)
-        made = _project(offsets, source.ids, bits, tails, _probability_of_bits(), index, rows, k_out, widest, out)
-        logprobs[size : size + made] = np.log(probs[size : size + made])
+        made = _project(offsets, source.ids, bits, tails, _probability_of_bits(), index, *target, k_out, widest, out)
+        logprobs[size : size + made] = np.log(probs[size : size + made], out=logs[:made])
         size += made
     return Distributions(ids[:size], logprobs[:size], counts, tail.astype(np.float16)), probs[:size]
 
@@ -60,17 +62,13 @@ def _probability_of_bits() -> npt.NDArray[np.float32]:
 
 
 @compiled
-def _project(offsets, ids, logprobs, tails, probability, source_index, rows, k_out, widest, out):  # type: ignore[no-untyped-def]
+def _project(offsets, ids, logprobs, tails, probability, source_index, rows, target_size, k_out, widest, out):  # type: ignore[no-untyped-def]
     """Fills `out`; returns the number of entries. `widest`: the most target ids that one position can meet."""
     out_ids, out_probs, out_counts, out_tails = out
     found_ids, found_probs = np.empty(widest, np.int32), np.empty(widest, np.float32)
-    found = np.empty(widest, np.float64)
-    # A hash table from target id to its place in `found`; a slot is taken if it is stamped with this position.
-    slots = 16
-    while slots < 2 * widest:
-        slots *= 2
-    slot_id, slot_place = np.empty(slots, np.int32), np.empty(slots, np.int32)
-    stamp = np.full(slots, -1, np.int64)
+    found, masses = np.empty(widest, np.float64), np.empty(widest, np.float32)
+    # Of every target id its place in `found`, plus `widest` for every position before: what is less is outdated.
+    place_of = np.full(target_size, -1, np.int32)
     size = 0
     for at in range(len(source_index)):
         position = source_index[at]
@@ -80,10 +78,11 @@ def _project(offsets, ids, logprobs, tails, probability, source_index, rows, k_o
         start, stop = offsets[position], offsets[position + 1]
         stored = 0.0
         for entry in range(start, stop):
-            stored += probability[logprobs[entry]]
+            masses[entry - start] = probability[logprobs[entry]]
+            stored += masses[entry - start]
         scale = (1.0 - tails[position]) / stored if stored > 0 else 0.0
 
-        met = 0
+        met, first = 0, at * widest
         for entry in range(start, stop):
             source_id = ids[entry]
             if source_id < 0 or source_id >= len(rows):
@@ -91,18 +90,15 @@ def _project(offsets, ids, logprobs, tails, probability, source_index, rows, k_o
             shares = 0
             while shares < rows.shape[1] and rows[source_id, shares] >= 0:
                 shares += 1
-            mass = scale * probability[logprobs[entry]]
+            mass = scale * masses[entry - start]
             if shares > 1:
                 mass /= shares
             for share in range(shares):
                 target_id = rows[source_id, share]
-                slot = target_id & (slots - 1)
-                while stamp[slot] == at and slot_id[slot] != target_id:
-                    slot = (slot + 1) & (slots - 1)
-                if stamp[slot] == at:
-                    found[slot_place[slot]] += mass
+                if place_of[target_id] >= first:
+                    found[place_of[target_id] - first] += mass
                 else:
-                    stamp[slot], slot_id[slot], slot_place[slot] = at, target_id, met
+                    place_of[target_id] = first + met
                     found_ids[met], found[met] = target_id, mass
                     met += 1
 
