@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
+from align.chain_rule import chain_rule_moves
 from align.config import AlignConfig, MapMode
 from align.fidelity import fidelity
 from align.positions import Status, align_positions
@@ -103,7 +104,13 @@ class AlignedStage:
         return units
 
     def provenance(self, unit: Unit) -> Provenance:
-        config = {"map": self.mode, "ties": self._ties, "k": self.k, "span_matches": self.config.span_matches}
+        config = {
+            "map": self.mode,
+            "ties": self._ties,
+            "k": self.k,
+            "span_matches": self.config.span_matches,
+            "chain_rule": self.config.chain_rule,
+        }
         return Provenance(self.kind, unit.split, config, unit.hashes, self._identity)
 
     def differences(self, found: Provenance, unit: Unit) -> list[str]:
@@ -169,8 +176,14 @@ class AlignWorker:
             positions.append(np.where(index >= 0, index + source_ids.offsets[row], -1))
             statuses.append(status)
         source_index = np.concatenate([np.zeros(0, np.int64), *positions])
-        projected, probs = project(distributions, source_index, self.vocab_map, self.stage.k)
         token_nll = Ragged(read_token_nll(logits, distributions), source_ids.offsets)
+        moves = None
+        if self.stage.config.chain_rule:
+            same_place = np.concatenate([np.zeros(0, np.uint8), *statuses]) == Status.EXACT_BOUNDARY
+            exact = np.where(same_place, source_index, -1)
+            map_ids = self.vocab_map.target_ids
+            moves = chain_rule_moves(exact, target_ids, source_ids.values, token_nll.values, map_ids)
+        projected, probs = project(distributions, source_index, self.vocab_map, self.stage.k, moves)
         nll = np.array([row.sum(dtype=np.float64) for row in _rows(token_nll)])
         covered = np.array([int(ends[-1] - ends[0]) if len(ends) else 0 for ends in _rows(source_ends)])
         table = tokens.select(["doc_id", "chunk", "text_hash"]).replace_schema_metadata(None)

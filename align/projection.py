@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +16,28 @@ _BLOCK_POSITIONS = 1 << 12
 """Positions projected at once: their entries stay in the processor's cache until their logarithms are taken."""
 
 
+class Moves(NamedTuple):
+    """Probability that moves from one target id to another at every target position, after the projection.
+
+    mass: float32 [L], 0 where nothing moves. giver, taker: int32 [L], target ids; what the giver (-1: nobody) does not
+    have among its entries comes from the tail.
+    """
+
+    mass: npt.NDArray[np.float32]
+    giver: npt.NDArray[np.int32]
+    taker: npt.NDArray[np.int32]
+
+    @classmethod
+    def none(cls, size: int) -> Moves:
+        return cls(np.zeros(size, np.float32), np.full(size, -1, np.int32), np.full(size, -1, np.int32))
+
+
 def project(
-    source: Distributions, source_index: npt.NDArray[np.integer], vocab_map: VocabMap, k_out: int
+    source: Distributions,
+    source_index: npt.NDArray[np.integer],
+    vocab_map: VocabMap,
+    k_out: int,
+    moves: Moves | None = None,
 ) -> tuple[Distributions, npt.NDArray[np.float32]]:
     """Distributions over target ids at target positions (paper section 3.1, distribution-wise alignment).
 
@@ -28,6 +49,7 @@ def project(
     Args:
         source: S distributions; ids outside the map (of a head larger than the tokenizer) are dropped.
         source_index: int [L], the source's position for every target position, -1 where not aligned.
+        moves: what moves to the next token by the chain rule (`align.chain_rule`), if anything.
 
     Returns:
         L distributions, descending by probability, equal ones by ascending id, without entries of probability 0; a
@@ -35,8 +57,9 @@ def project(
         float32 [E].
     """
     rows = np.ascontiguousarray(vocab_map.rows)
-    target = (rows, int(rows.max(initial=-1)) + 1)
-    widest = rows.shape[1] * source.k
+    moves = moves or Moves.none(len(source_index))
+    target_size = 1 + max(int(rows.max(initial=-1)), int(moves.taker.max(initial=-1)), int(moves.giver.max(initial=-1)))
+    widest = rows.shape[1] * source.k + 1
     width = min(k_out, widest)
     offsets = np.append(0, np.cumsum(source.counts, dtype=np.int64))
     bits, tails = source.logprobs.view(np.uint16), source.tail.astype(np.float64)
@@ -47,8 +70,15 @@ def project(
     for start in range(0, len(source_index), _BLOCK_POSITIONS):
         block = slice(start, start + _BLOCK_POSITIONS)
         out = (ids[size:], probs[size:], counts[block], tail[block])
-        index = source_index[block].astype(np.int64)
-        made = _project(offsets, source.ids, bits, tails, _probability_of_bits(), index, *target, k_out, widest, out)
+        made = _project(
+            (offsets, source.ids, bits, tails),
+            source_index[block].astype(np.int64),
+            rows,
+            tuple(column[block] for column in moves),
+            _probability_of_bits(),
+            (target_size, widest, k_out),
+            out,
+        )
         logprobs[size : size + made] = np.log(probs[size : size + made], out=logs[:made])
         size += made
     return Distributions(ids[:size], logprobs[:size], counts, tail.astype(np.float16)), probs[:size]
@@ -62,8 +92,11 @@ def _probability_of_bits() -> npt.NDArray[np.float32]:
 
 
 @compiled
-def _project(offsets, ids, logprobs, tails, probability, source_index, rows, target_size, k_out, widest, out):  # type: ignore[no-untyped-def]
+def _project(source, source_index, rows, moves, probability, sizes, out):  # type: ignore[no-untyped-def]
     """Fills `out`; returns the number of entries. `widest`: the most target ids that one position can meet."""
+    offsets, ids, logprobs, tails = source
+    move_mass, move_giver, move_taker = moves
+    target_size, widest, k_out = sizes
     out_ids, out_probs, out_counts, out_tails = out
     found_ids, found_probs = np.empty(widest, np.int32), np.empty(widest, np.float32)
     found, masses = np.empty(widest, np.float64), np.empty(widest, np.float32)
@@ -101,6 +134,16 @@ def _project(offsets, ids, logprobs, tails, probability, source_index, rows, tar
                     place_of[target_id] = first + met
                     found_ids[met], found[met] = target_id, mass
                     met += 1
+
+        if move_mass[at] > 0:
+            giver, taker, mass = move_giver[at], move_taker[at], float(move_mass[at])
+            if giver >= 0 and place_of[giver] >= first:
+                found[place_of[giver] - first] = max(found[place_of[giver] - first] - mass, 0.0)
+            if place_of[taker] >= first:
+                found[place_of[taker] - first] += mass
+            else:
+                found_ids[met], found[met] = taker, mass
+                met += 1
 
         # The source's entries come in descending order, and few of them meet: almost sorted.
         for place in range(met):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.projection import project
+from align.projection import Moves, project
 from align.vocab_map import VocabMap
 from contract.codec import Distributions
 
@@ -100,6 +100,20 @@ def test_equally_near_targets_share_a_probability() -> None:
     ids, probs, _ = projected(source_of([[0, 1]], [[0.6, 0.4]], [0.0]), [0], map_of([7, 3], shares), 4)
     assert ids == [[3, 7]]
     np.testing.assert_allclose(probs[0], [0.7, 0.3], rtol=1e-3)
+
+
+def test_what_moves_comes_from_the_giver_or_the_tail() -> None:
+    source = source_of([[0, 1]] * 4, [[0.5, 0.3]] * 4, [0.2] * 4)
+    moves = Moves(
+        np.array([0.2, 0.1, 0.1, 0.0], np.float32),
+        np.array([7, 7, 99, 7], np.int32),  # among the entries, again, nowhere, nothing moves
+        np.array([3, 9, 9, 9], np.int32),  # an entry, a newcomer, a newcomer
+    )
+    found, probs = project(source, np.arange(4), map_of([7, 3]), 4, moves)
+    rows = np.split(found.ids, np.cumsum(found.counts)[:-1])
+    assert [row.tolist() for row in rows] == [[3, 7], [7, 3, 9], [7, 3, 9], [7, 3]]
+    np.testing.assert_allclose(probs, [0.5, 0.3, 0.4, 0.3, 0.1, 0.5, 0.3, 0.1, 0.5, 0.3], rtol=2e-3)
+    np.testing.assert_allclose(found.tail, [0.2, 0.2, 0.1, 0.2], atol=1e-3)
 
 
 def test_what_is_cut_off_goes_to_the_tail() -> None:
