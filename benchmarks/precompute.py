@@ -7,7 +7,6 @@ writing. The reference pads every text to the block, brings the whole fp16 logit
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import sysconfig
@@ -212,13 +211,19 @@ def _peak_megabytes(vocab: int, parted: bool) -> float:
     source = split_model("llama", model, vocab)
     ids = torch.arange(8192).view(8, 1024) % vocab
     labels = torch.zeros(1 << 13, dtype=torch.long)
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    before = _resident("VmRSS")
     if parted:
         for logits in source.logits(ids, torch.arange(8192)):
             top_k_statistics(logits, labels[: len(logits)], K, vocab)
     else:
         model(input_ids=ids, use_cache=False)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 1e6
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> float:
+    """Megabytes now (VmRSS) or at most so far (VmHWM). Not `getrusage`: its peak begins with the parent process's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(field))) * 1024 / 1e6
 
 
 def _chunk(corpus: CorpusConfig, config: ChunkConfig, models: list[ModelConfig], folder: Path) -> None:
