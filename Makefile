@@ -7,12 +7,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 FUSIONX := $(BIN)/fusionx
 
-.PHONY: help setup demo test lint bench demo-inputs precompute align train eval chunk run clean
+.PHONY: help setup demo test lint bench demo-inputs plan status precompute align train eval chunk run clean
 help:
 	@echo "make demo [SEEDS=3]   the whole road on this machine, offline: from text to a report"
 	@echo "make test             lint, types and all tests"
 	@echo "make bench            every benchmark, written to benchmarks/results/"
-	@echo "make chunk | precompute | align | train | eval | run   CONFIG=configs/....yaml [ARGS=...]"
+	@echo "make plan | status | chunk | precompute | align | train | eval | run   CONFIG=configs/....yaml [ARGS=...]"
 
 setup: $(VENV)/.installed
 
@@ -39,7 +39,7 @@ bench: demo-inputs
 demo-inputs: setup
 	$(FUSIONX) demo-inputs configs/inputs/demo.yaml
 
-chunk precompute align train eval run: setup
+plan status chunk precompute align train eval run: setup
 	$(FUSIONX) $@ $(CONFIG) $(ARGS)
 
 clean:
