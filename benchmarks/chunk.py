@@ -10,15 +10,14 @@ import os
 import random
 import statistics
 import sysconfig
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib.metadata import distributions
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figure import Figure
+from benchmarks.figure import Figure, cpu_seconds
 from benchmarks.map import byte_bpe_50k, llama_128k, mistral_32k, tekken_131k
 from contract.encoder import Encoder
 from contract.tokenization import adds_bos, token_table
@@ -39,24 +38,24 @@ def figures(text_mb: float = TEXT_MB, rounds: int = ROUNDS) -> Iterator[Figure]:
     encoders = [_encoder(make()) for make in _MAKERS]
     bare = 0.0
     for make, encoder in zip(_MAKERS, encoders, strict=True):
-        seconds, _ = _cpu_seconds(partial(encoder.count, documents), rounds)
+        seconds, _ = cpu_seconds(partial(encoder.count, documents), rounds)
         bare += seconds
         yield Figure("chunk", make.__name__, "bare_mb_per_s", _megabytes(documents) / seconds, "MB/s", n=rounds)
     bare_speed = _megabytes(documents) / bare
     yield Figure("chunk", "all", "bare_mb_per_s", bare_speed, "MB/s", n=rounds)
     for block in BLOCKS:
         case = f"block-{block}"
-        seconds, chunks = _cpu_seconds(partial(_cut_anew, encoders, block, documents), rounds)
+        seconds, chunks = cpu_seconds(partial(_cut_anew, encoders, block, documents), rounds)
         speed = _megabytes(documents) / seconds
         yield Figure(
             "chunk", case, "mb_per_s", speed, "MB/s", "one bare encoding pass of all four", speed / bare_speed, rounds
         )
         cutter = cutter_of(encoders, block)
         _cut(cutter, documents)
-        again, _ = _cpu_seconds(partial(_cut, cutter, documents), rounds)
+        again, _ = cpu_seconds(partial(_cut, cutter, documents), rounds)
         remembered = _megabytes(documents) / again
         yield Figure("chunk", case, "mb_per_s_remembered", remembered, "MB/s", n=rounds)
-        straight, _ = _cpu_seconds(partial(_cut_straightforward, encoders, block, sample), 1)
+        straight, _ = cpu_seconds(partial(_cut_straightforward, encoders, block, sample), 1)
         reference = _megabytes(sample) / straight
         yield Figure("chunk", case, "mb_per_s_straightforward", reference, "MB/s", "mb_per_s", reference / speed)
         tokens = [max(counts) for counts in zip(*(encoder.count(chunks) for encoder in encoders), strict=True)]
@@ -108,16 +107,6 @@ def _cut_anew(encoders: Sequence[Encoder], block_size: int, documents: Sequence[
 
 def _cut_straightforward(encoders: Sequence[Encoder], block_size: int, documents: Sequence[str]) -> list[str]:
     return [chunk for text in documents for chunk in straightforward(text, encoders, block_size)]
-
-
-def _cpu_seconds(work: Callable[[], Any], rounds: int) -> tuple[float, Any]:
-    """Median CPU seconds of this process; unlike wall time it does not count the neighbours."""
-    seconds = []
-    for _ in range(rounds):
-        started = time.process_time()
-        result = work()
-        seconds.append(time.process_time() - started)
-    return statistics.median(seconds), result
 
 
 def _megabytes(documents: Sequence[str]) -> float:

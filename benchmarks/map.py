@@ -14,7 +14,7 @@ import statistics
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy as np
 
 from align.edit import bytes_as_text, text_of
 from align.vocab_map import MapKind, VocabMap, build_vocab_map
-from benchmarks.figure import Figure
+from benchmarks.figure import Figure, cpu_seconds
 from contract.errors import ConfigError
 from contract.tokenization import TokenTable, load_tokenizer, token_table
 
@@ -41,29 +41,19 @@ def figures() -> Iterator[Figure]:
 
 def _case(case: str, source: TokenTable, target: TokenTable, tokenizer: Any) -> Iterator[Figure]:
     build_vocab_map(_head(source), _head(target), "mined")  # warm-up: compiles the kernels, or loads them
-    seconds, made = _cpu_seconds(lambda: build_vocab_map(source, target, "mined"))
+    seconds, made = cpu_seconds(lambda: build_vocab_map(source, target, "mined"), ROUNDS)
     reference = _every_pair(source, target, made)
     yield Figure("map", case, "seconds", seconds, "s", _REFERENCE, seconds / reference, ROUNDS)
     yield Figure("map", case, "seconds_of_reference_extrapolated", reference, "s", n=SAMPLE)
-    split, _ = _cpu_seconds(lambda: build_vocab_map(source, target, "mined", ties="split"))
-    first, _ = _cpu_seconds(lambda: build_vocab_map(source, target, "first-token", tokenizer))
-    exact, _ = _cpu_seconds(lambda: build_vocab_map(source, target, "exact"))
+    split, _ = cpu_seconds(lambda: build_vocab_map(source, target, "mined", ties="split"), ROUNDS)
+    first, _ = cpu_seconds(lambda: build_vocab_map(source, target, "first-token", tokenizer), ROUNDS)
+    exact, _ = cpu_seconds(lambda: build_vocab_map(source, target, "exact"), ROUNDS)
     for name, value in (("split_ties", split), ("first_token", first), ("exact", exact)):
         yield Figure("map", case, f"seconds_{name}", value, "s", n=ROUNDS)
 
 
 def _head(table: TokenTable) -> TokenTable:
     return TokenTable(table.token_bytes[:1000], {}, frozenset(), table.fingerprint)
-
-
-def _cpu_seconds(build: Callable[[], VocabMap]) -> tuple[float, VocabMap]:
-    """Median of this process's CPU seconds over the rounds; unlike wall time it does not count the neighbours."""
-    seconds = []
-    for _ in range(ROUNDS):
-        started = time.process_time()
-        made = build()
-        seconds.append(time.process_time() - started)
-    return statistics.median(seconds), made
 
 
 def _every_pair(source: TokenTable, target: TokenTable, made: VocabMap) -> float:

@@ -48,12 +48,16 @@ def main() -> None:
     """
 
 
-def _config_options(command: Command) -> Command:
-    command = click.option("--overwrite", is_flag=True, help="Make stale output again instead of refusing it.")(command)
+def _config_argument(command: Command) -> Command:
     command = click.option(
         "--set", "overrides", multiple=True, metavar="a.b=value", help="Override a config field; repeatable."
     )(command)
     return click.argument("config", type=click.Path())(command)
+
+
+def _config_options(command: Command) -> Command:
+    command = click.option("--overwrite", is_flag=True, help="Make stale output again instead of refusing it.")(command)
+    return _config_argument(command)
 
 
 def _source_option(command: Command) -> Command:
@@ -61,12 +65,12 @@ def _source_option(command: Command) -> Command:
 
 
 @contextmanager
-def _road(config: str, overrides: tuple[str, ...], overwrite: bool) -> Iterator[Road]:
+def _road(config: str, overrides: tuple[str, ...], overwrite: bool = False, looks_only: bool = False) -> Iterator[Road]:
     from contract.config import load_config
     from pipelines.config import FusionConfig
     from pipelines.road import open_road
 
-    with open_road(load_config(FusionConfig, config, overrides), overwrite) as road:
+    with open_road(load_config(FusionConfig, config, overrides), overwrite, looks_only) as road:
         yield road
 
 
@@ -97,15 +101,13 @@ def align(config: str, overrides: tuple[str, ...], overwrite: bool, source: str 
 
 
 @main.command("explain-map")
-@_config_options
+@_config_argument
 @click.argument("text", required=False)
 @click.option("--source", required=True, metavar="ID", help="Whose tokens are mapped to the target's.")
 @click.option("--map", "mode", default=None, help="mined, exact or first-token; by default the config's first map.")
-def explain_map(
-    config: str, overrides: tuple[str, ...], overwrite: bool, text: str | None, source: str, mode: str | None
-) -> None:
+def explain_map(config: str, overrides: tuple[str, ...], text: str | None, source: str, mode: str | None) -> None:
     """Where a source's tokens go in the target's vocabulary and why: those of TEXT, or counts and distances of all."""
-    with _road(config, overrides, overwrite) as road:
+    with _road(config, overrides, looks_only=True) as road:
         for line in road.explain_map(source, mode, text):
             click.echo(line)
 
@@ -138,12 +140,12 @@ def run(config: str, overrides: tuple[str, ...], overwrite: bool) -> None:
 
 
 @main.command()
-@_config_options
-def status(config: str, overrides: tuple[str, ...], overwrite: bool) -> None:
+@_config_argument
+def status(config: str, overrides: tuple[str, ...]) -> None:
     """What is done, missing, damaged or stale, and why; exit code 1 unless all is complete."""
     from pipelines.status import status as status_of
 
-    with _road(config, overrides, overwrite) as road:
+    with _road(config, overrides, looks_only=True) as road:
         stages = list(status_of(road))
     for stage in stages:
         click.echo(stage.line())
@@ -152,10 +154,10 @@ def status(config: str, overrides: tuple[str, ...], overwrite: bool) -> None:
 
 
 @main.command()
-@_config_options
+@_config_argument
 @click.option("--documents", default=200, show_default=True, help="Documents of the sample that is measured.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
-def plan(config: str, overrides: tuple[str, ...], overwrite: bool, documents: int, as_json: bool) -> None:
+def plan(config: str, overrides: tuple[str, ...], documents: int, as_json: bool) -> None:
     """Measure a small sample and say what the whole corpus will take: tokens, hours, bytes. Writes nothing."""
     from contract.config import load_config
     from pipelines.config import FusionConfig

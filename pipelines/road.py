@@ -145,12 +145,12 @@ class Road:
 
 
 @contextmanager
-def open_road(config: FusionConfig, overwrite: bool = False) -> Iterator[Road]:
-    """A road with its executor; keeps a copy of the resolved config beside the outputs."""
+def open_road(config: FusionConfig, overwrite: bool = False, looks_only: bool = False) -> Iterator[Road]:
+    """A road with its executor; keeps a copy of the resolved config beside the outputs, unless it `looks_only`."""
     layout = Layout(plain(config.output))
-    resolved = config.model_dump(mode="json")
-    content = {"digest": config.digest(), "config": resolved}
-    write_bytes(join(layout.root, "config.json"), (json.dumps(content, indent=1) + "\n").encode())
+    if not looks_only:
+        content = {"digest": config.digest(), "config": config.model_dump(mode="json")}
+        write_bytes(join(layout.root, "config.json"), (json.dumps(content, indent=1) + "\n").encode())
     executor = make_executor(config.executor)
     try:
         yield Road(config, layout, executor, overwrite)

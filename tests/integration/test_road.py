@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
+
+from pipelines.cli import main
 
 METHODS = ("ct", "fusellm", "paper", "fusionx")
 DATA_STAGES = ("chunk", "precompute", "align")
@@ -78,6 +81,7 @@ def test_status_says_what_is_done_and_what_is_not(world: Any, finished: Path, co
     complete = world.here(finished, "status")
     assert complete.returncode == 0, complete.stdout
     assert "incomplete" not in complete.stdout
+    assert lines_about(complete.stdout, "align/mined/coder", "bits per byte: own ")
     (copied / "logits" / "coder" / "part-00000.parquet").unlink()
     (copied / "logits" / "writer" / "part-00000.parquet").write_bytes(b"PAR1")
     lines = {line.split()[0]: line for line in world.here(copied, "status", "precompute.k=4").stdout.splitlines()}
@@ -86,6 +90,21 @@ def test_status_says_what_is_done_and_what_is_not(world: Any, finished: Path, co
     assert "1 damaged" in lines["precompute/writer"]
     assert "complete" in lines["chunk"]
     assert world.here(copied, "status", "precompute.k=4").returncode == 1
+    assert not (copied / "config.json").exists(), "looking changes nothing"
+
+
+def lines_about(text: str, *words: str) -> list[str]:
+    return [line for line in text.splitlines() if all(word in line for word in words)]
+
+
+def test_a_map_is_explained_for_a_text_and_as_a_whole(world: Any, tmp_path: Path) -> None:
+    command = world.command(tmp_path, "explain-map --source coder --map mined")[3:]
+    said = CliRunner().invoke(main, [*command, "x+1"]).stdout
+    assert lines_about(said, "target positions take a source position")
+    assert lines_about(world.here(tmp_path, "explain-map --source coder").stdout, "map first-token", "source ids")
+    assert not (tmp_path / "config.json").exists()
+    for wrong in ("--source nobody", "--source coder --map nearest"):
+        assert world.here(tmp_path, f"explain-map {wrong}").returncode == 2
 
 
 @pytest.mark.slow
