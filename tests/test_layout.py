@@ -50,7 +50,7 @@ def test_a_stage_imports_only_the_contract(stage: str) -> None:
 
 
 def test_ray_is_imported_in_one_file_only() -> None:
-    assert [path.name for path in modules(*PACKAGES) if "ray" in tops(path)] == ["executors.py"]
+    assert [path.name for path in modules(*PACKAGES) if "ray" in tops(path)] == ["ray_executor.py"]
 
 
 @pytest.mark.parametrize("stage", ["train", "align", "eval"])

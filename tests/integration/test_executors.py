@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -19,8 +20,11 @@ from contract.errors import ConfigError, DataError, IncompleteError
 from contract.shard import PartEntry
 from contract.stage import Resources, Unit, Worker
 from pipelines.config import ExecutorConfig
-from pipelines.executors import InlineExecutor, RayExecutor, Workshop, load
+from pipelines.executors import InlineExecutor
+from pipelines.ledger import Ledger, unit_name
+from pipelines.ray_executor import RayExecutor
 from pipelines.runner import run_stages
+from pipelines.workshop import Workshop, load
 
 
 @dataclass(frozen=True)
@@ -238,6 +242,37 @@ def test_a_workshop_holds_the_worker_of_one_stage_at_a_time(tmp_path: Path) -> N
         thread.join(20)
     assert mixed == []
     assert loaded == [0, 1]
+
+
+def test_the_ledger_sets_an_end_to_repeats_and_forgives_what_ended_well() -> None:
+    async def account() -> None:
+        ledger = Ledger(retries=1, workers=2)
+        unit = unit_name(0)
+        assert [await ledger.begin(unit, at_once=False) for _ in range(3)] == [None, None, 2]
+        assert await ledger.begin(unit_name(1), at_once=False) is None, "one unit's losses are no other's"
+        assert [await ledger.begin("loading 0", at_once=True) for _ in range(4)] == [None, None, None, 3]
+        await ledger.end("loading 0")
+        assert await ledger.begin("loading 0", at_once=True) is None, "a worker that loads shows that it can be done"
+
+    asyncio.run(account())
+
+
+def test_the_ledger_knows_a_ticket_once_it_is_there_or_no_more_come() -> None:
+    async def account() -> None:
+        ledger = Ledger(retries=1, workers=1)
+        asked = [asyncio.create_task(ledger.has(ticket)) for ticket in range(2)]
+        await ledger.add(0, b"job")
+        await asked[0]
+        assert not asked[1].done()
+        await ledger.no_more()
+        assert await asyncio.gather(*asked) == [True, False]
+        await ledger.begin(unit_name(0), at_once=False)
+        assert await ledger.take(0) == (b"job", 1)
+        await ledger.forget(0)
+        assert await ledger.has(0), "Ray may count the tickets once more"
+        assert (await ledger.take(0))[0] is None
+
+    asyncio.run(account())
 
 
 def test_a_worker_that_does_not_see_the_output_refuses_it(tmp_path: Path) -> None:
