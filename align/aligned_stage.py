@@ -18,7 +18,7 @@ from align.vocab_map import Ties, VocabMap, build_vocab_map, identity_map
 from contract.codec import add_distributions, read_distributions, read_token_nll, read_tokens
 from contract.encoder import Encoder, load_encoder
 from contract.errors import DataError
-from contract.manifest import Manifest, read_manifest
+from contract.manifest import MANIFEST_NAME, Manifest, read_manifest
 from contract.shard import PartEntry, Provenance, Ragged, differences, list_column, match_rows, read_part, write_part
 from contract.stage import Resources, Unit, Worker
 from contract.storage import join
@@ -85,10 +85,10 @@ class AlignedStage:
             if found != recorded:
                 raise DataError(
                     f"A tokenizer changed since its shards were made (the {role}, '{getattr(self, role)}').",
-                    file=path,
+                    file=f"{path} and {join(folder, MANIFEST_NAME)}",
                     field="tokenizer fingerprint",
-                    found=found,
-                    expected=f"{recorded} (recorded in {folder})",
+                    found=f"{found} in {path}",
+                    expected=f"{recorded}, as in {join(folder, MANIFEST_NAME)}",
                     remedy="restore the tokenizer, or make the shards again with --overwrite",
                 )
 

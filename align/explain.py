@@ -15,7 +15,7 @@ from align.edit import text_of
 from align.positions import Status, align_positions
 from align.vocab_map import DROPPED, MAX_TIES, MapKind, Mode, VocabMap, equally_near
 from contract.encoder import Encoder
-from contract.tokenization import OTHER_SPECIAL, TokenTable
+from contract.token_table import OTHER_SPECIAL, TokenTable
 
 _BAR = 40
 _NAMED_TIES = 3

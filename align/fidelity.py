@@ -75,6 +75,14 @@ def summary(by_domain: Fidelity) -> dict[str, float]:
     }
 
 
+def shares(by_domain: dict[str, dict[str, int]]) -> dict[str, float]:
+    """Status -> share of the positions of all domains, from counts per domain."""
+    names = next(iter(by_domain.values()))
+    counts = {name: sum(of_domain[name] for of_domain in by_domain.values()) for name in names}
+    total = max(1, sum(counts.values()))
+    return {name: count / total for name, count in counts.items()}
+
+
 def _next_tokens(input_ids: Ragged, ends: Ragged) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The next token of every position, -1 at the end of a row, and the bytes of text that it takes."""
     labels, sizes = np.full(len(input_ids.values), -1, np.int64), np.zeros(len(input_ids.values), np.int64)

@@ -7,15 +7,20 @@ are the same place exactly where both tokenizations have consumed the same bytes
 from __future__ import annotations
 
 from enum import IntEnum
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
 
 from align.edit import text_of, token_distance
 from align.vocab_map import VocabMap
-from contract.tokenization import TokenTable
+from contract.token_table import TokenTable
 
 Int32Array = npt.NDArray[np.int32]
+
+_MATCH, _SKIP_SOURCE, _SKIP_TARGET = range(3)
+_MOST_PAIRS = 1 << 22
+"""Source times target tokens of the longest span that is matched: seconds of time, and a byte each."""
 
 
 class Status(IntEnum):
@@ -43,7 +48,7 @@ def align_positions(
 
     With a `vocab_map` (the paper's procedure, section 3.1), each disagreeing span between two agreeing boundaries is
     also matched by `_match_span`. Such a match joins places that have consumed different bytes; without a map these
-    positions stay not aligned.
+    positions stay not aligned. So do those of a span of more than 2048 x 2048 tokens, which no block of that size has.
 
     Args:
         source_ends, target_ends: int32 [Ls] and [Lt], bytes consumed after each token, never decreasing.
@@ -113,36 +118,40 @@ def _match_span(source: list[bytes], target: list[bytes]) -> list[tuple[int, int
     Matching two tokens costs their edit distance (`align.edit`), leaving a token unmatched costs its length in
     characters (in bytes where it is no valid UTF-8). This is the paper's and FuseLLM's program with explicit costs
     for unmatched tokens, so that a token takes part in one match at most. Read from the end, ties prefer a match,
-    then an unmatched source token, then an unmatched target token.
+    then an unmatched source token, then an unmatched target token. A span of more than `_MOST_PAIRS` has no matches.
     """
-    cost = _span_costs(source, target)
+    if not 0 < len(source) * len(target) <= _MOST_PAIRS:
+        return []
+    moves = _span_moves(source, target)
     matches = []
     row, column = len(source), len(target)
     while row and column:
-        if cost[row][column] == cost[row - 1][column - 1] + token_distance(source[row - 1], target[column - 1]):
-            row, column = row - 1, column - 1
-            matches.append((row, column))
-        elif cost[row][column] == cost[row - 1][column] + _length(source[row - 1]):
-            row -= 1
-        else:
-            column -= 1
+        move = moves[row - 1, column - 1]
+        if move == _MATCH:
+            matches.append((row - 1, column - 1))
+        row -= move != _SKIP_TARGET
+        column -= move != _SKIP_SOURCE
     return matches[::-1]
 
 
-def _span_costs(source: list[bytes], target: list[bytes]) -> list[list[int]]:
-    """Minimum cost of every pair of prefixes, (len(source) + 1) x (len(target) + 1)."""
-    first = [0]
-    for piece in target:
-        first.append(first[-1] + _length(piece))
-    cost = [first]
-    for piece in source:
-        above, unmatched = cost[-1], _length(piece)
-        row = [above[0] + unmatched]
-        for column, other in enumerate(target):
-            matched = above[column] + token_distance(piece, other)
-            row.append(min(matched, above[column + 1] + unmatched, row[column] + _length(other)))
-        cost.append(row)
-    return cost
+def _span_moves(source: list[bytes], target: list[bytes]) -> npt.NDArray[np.uint8]:
+    """How the cheapest way to every pair of non-empty prefixes ends, uint8 [len(source), len(target)].
+
+    The costs themselves are kept of one row only, so that a long span takes a byte a pair.
+    """
+    distinct = {piece: rank for rank, piece in enumerate(dict.fromkeys(target))}  # a long span repeats few tokens
+    rank_of = np.array([distinct[piece] for piece in target])
+    skipped = np.array([0, *accumulate(map(_length, target))])
+    moves = np.empty((len(source), len(target)), np.uint8)
+    cost = skipped
+    for row, piece in enumerate(source):
+        matching = cost[:-1] + np.array([token_distance(piece, other) for other in distinct])[rank_of]
+        skipping_source = cost + _length(piece)
+        best = np.append(skipping_source[0], np.minimum(matching, skipping_source[1:]))
+        cost = np.minimum.accumulate(best - skipped) + skipped  # with any number of target tokens skipped after it
+        moves[row] = np.where(cost[1:] == skipping_source[1:], _SKIP_SOURCE, _SKIP_TARGET)
+        moves[row, cost[1:] == matching] = _MATCH
+    return moves
 
 
 def _length(piece: bytes) -> int:

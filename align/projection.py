@@ -57,13 +57,13 @@ def project(
         float32 [E].
     """
     rows = np.ascontiguousarray(vocab_map.rows)
+    goals = (rows, (rows >= 0).sum(axis=1))
     moves = moves or Moves.none(len(source_index))
     target_size = 1 + max(int(rows.max(initial=-1)), int(moves.taker.max(initial=-1)), int(moves.giver.max(initial=-1)))
     widest = rows.shape[1] * source.k + 1
     width = min(k_out, widest)
-    offsets = np.append(0, np.cumsum(source.counts, dtype=np.int64))
     bits, tails = source.logprobs.view(np.uint16), source.tail.astype(np.float64)
-    ids, probs, logprobs = (np.empty(len(source_index) * width, kind) for kind in (np.int32, np.float32, np.float16))
+    ids, probs, logprobs = (np.empty(len(source_index) * width, kind) for kind in (np.int32, np.float32, np.uint16))
     counts, tail = np.empty(len(source_index), np.uint16), np.empty(len(source_index), np.float32)
     logs = np.empty(min(_BLOCK_POSITIONS, len(source_index)) * width, np.float32)
     size = 0
@@ -71,17 +71,19 @@ def project(
         block = slice(start, start + _BLOCK_POSITIONS)
         out = (ids[size:], probs[size:], counts[block], tail[block])
         made = _project(
-            (offsets, source.ids, bits, tails),
+            (source.starts, source.ids, bits, tails),
             source_index[block].astype(np.int64),
-            rows,
+            goals,
             tuple(column[block] for column in moves),
             _probability_of_bits(),
             (target_size, widest, k_out),
             out,
         )
-        logprobs[size : size + made] = np.log(probs[size : size + made], out=logs[:made])
+        np.log(probs[size : size + made], out=logs[:made])
+        _round_to_half(logs[:made], logprobs[size:])
         size += made
-    return Distributions(ids[:size], logprobs[:size], counts, tail.astype(np.float16)), probs[:size]
+    half = logprobs[:size].view(np.float16)
+    return Distributions(ids[:size], half, counts, tail.astype(np.float16)), probs[:size]
 
 
 @cache
@@ -92,14 +94,20 @@ def _probability_of_bits() -> npt.NDArray[np.float32]:
 
 
 @compiled
-def _project(source, source_index, rows, moves, probability, sizes, out):  # type: ignore[no-untyped-def]
-    """Fills `out`; returns the number of entries. `widest`: the most target ids that one position can meet."""
+def _project(source, source_index, goals, moves, probability, sizes, out):  # type: ignore[no-untyped-def]
+    """Fills `out`; returns the number of entries.
+
+    `goals`: the target ids of every source id, and how many they are. `sizes`: the number of target ids, the most that
+    one position can meet, and `k_out`.
+    """
     offsets, ids, logprobs, tails = source
+    rows, shares = goals
     move_mass, move_giver, move_taker = moves
     target_size, widest, k_out = sizes
     out_ids, out_probs, out_counts, out_tails = out
-    found_ids, found_probs = np.empty(widest, np.int32), np.empty(widest, np.float32)
-    found, masses = np.empty(widest, np.float64), np.empty(widest, np.float32)
+    found_ids, found = np.empty(widest, np.int32), np.empty(widest, np.float64)
+    rounded, ranking = np.empty(widest, np.float32), np.empty(widest, np.uint64)
+    rounded_bits = rounded.view(np.uint32)
     # Of every target id its place in `found`, plus `widest` for every position before: what is less is outdated.
     place_of = np.full(target_size, -1, np.int32)
     size = 0
@@ -108,25 +116,16 @@ def _project(source, source_index, rows, moves, probability, sizes, out):  # typ
         if position < 0:
             out_counts[at], out_tails[at] = 0, 1.0
             continue
-        start, stop = offsets[position], offsets[position + 1]
-        stored = 0.0
-        for entry in range(start, stop):
-            masses[entry - start] = probability[logprobs[entry]]
-            stored += masses[entry - start]
-        scale = (1.0 - tails[position]) / stored if stored > 0 else 0.0
-
-        met, first = 0, at * widest
-        for entry in range(start, stop):
+        met, first, stored = 0, at * widest, 0.0
+        for entry in range(offsets[position], offsets[position + 1]):
+            mass = np.float64(probability[logprobs[entry]])
+            stored += mass
             source_id = ids[entry]
             if source_id < 0 or source_id >= len(rows):
                 continue
-            shares = 0
-            while shares < rows.shape[1] and rows[source_id, shares] >= 0:
-                shares += 1
-            mass = scale * masses[entry - start]
-            if shares > 1:
-                mass /= shares
-            for share in range(shares):
+            if shares[source_id] > 1:
+                mass /= shares[source_id]
+            for share in range(shares[source_id]):
                 target_id = rows[source_id, share]
                 if place_of[target_id] >= first:
                     found[place_of[target_id] - first] += mass
@@ -134,33 +133,52 @@ def _project(source, source_index, rows, moves, probability, sizes, out):  # typ
                     place_of[target_id] = first + met
                     found_ids[met], found[met] = target_id, mass
                     met += 1
+        scale = (1.0 - tails[position]) / stored if stored > 0 else 0.0
+        for place in range(met):
+            found[place] *= scale
 
         if move_mass[at] > 0:
-            giver, taker, mass = move_giver[at], move_taker[at], float(move_mass[at])
+            giver, taker, moved = move_giver[at], move_taker[at], float(move_mass[at])
             if giver >= 0 and place_of[giver] >= first:
-                found[place_of[giver] - first] = max(found[place_of[giver] - first] - mass, 0.0)
+                found[place_of[giver] - first] = max(found[place_of[giver] - first] - moved, 0.0)
             if place_of[taker] >= first:
-                found[place_of[taker] - first] += mass
+                found[place_of[taker] - first] += moved
             else:
-                found_ids[met], found[met] = taker, mass
+                found_ids[met], found[met] = taker, moved
                 met += 1
 
-        # The source's entries come in descending order, and few of them meet: almost sorted.
+        # One integer ranks by probability, then by falling id: the bits of a float that is not negative grow with it.
         for place in range(met):
-            target_id, prob = found_ids[place], np.float32(found[place])
-            to = place
-            while to > 0 and (
-                found_probs[to - 1] < prob or (found_probs[to - 1] == prob and found_ids[to - 1] > target_id)
-            ):
-                found_probs[to], found_ids[to] = found_probs[to - 1], found_ids[to - 1]
+            rounded[place] = found[place]
+        for place in range(met):
+            ranking[place] = (np.uint64(rounded_bits[place]) << np.uint64(32)) | np.uint64(~np.uint32(found_ids[place]))
+        # The source's entries come in descending order, and few of them meet: almost sorted.
+        for place in range(1, met):
+            rank, to = ranking[place], place
+            while to > 0 and ranking[to - 1] < rank:
+                ranking[to] = ranking[to - 1]
                 to -= 1
-            found_probs[to], found_ids[to] = prob, target_id
+            ranking[to] = rank
 
         kept, total = 0, 0.0
-        while kept < min(met, k_out) and found_probs[kept] > 0:
-            out_ids[size], out_probs[size] = found_ids[kept], found_probs[kept]
-            total += found_probs[kept]
+        while kept < min(met, k_out) and ranking[kept] >> np.uint64(32) > 0:
+            rounded_bits[kept] = ranking[kept] >> np.uint64(32)
+            out_ids[size], out_probs[size] = np.int32(~np.uint32(ranking[kept])), rounded[kept]
+            total += rounded[kept]
             size += 1
             kept += 1
         out_counts[at], out_tails[at] = kept, max(1.0 - total, 0.0)
     return size
+
+
+@compiled
+def _round_to_half(values, out):  # type: ignore[no-untyped-def]
+    """fp16 bits of float32 values below 65504 in size, to nearest, ties to even; numpy converts one value at a time."""
+    bits = values.view(np.uint32)
+    for at in range(len(values)):
+        size = np.int32(bits[at] & np.uint32(0x7FFFFFFF))
+        if size >= 0x38800000:  # 2^-14, fp16's smallest normal value: a smaller exponent, ten bits of the fraction
+            half = (size + 0xFFF + ((size >> 13) & 1) - (112 << 23)) >> 13
+        else:
+            half = np.int32(np.rint(np.abs(values[at]) * np.float32(1 << 24)))
+        out[at] = np.uint16(half | ((bits[at] >> np.uint32(16)) & np.uint32(0x8000)))

@@ -22,9 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align.edit import text_of, token_distance
+from contract.encoding import encode_batch
 from contract.errors import DataError
 from contract.storage import read_bytes, write_bytes
-from contract.tokenization import ROLES, TokenTable, encode_batch
+from contract.token_table import TokenTable
+from contract.tokenizer import ROLES
 
 if TYPE_CHECKING:
     from align.nearest import Nearest

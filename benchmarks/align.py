@@ -2,7 +2,8 @@
 
 Real shards: one of the demo's models over the demo's training corpus, mapped to the demo's target. The reference does
 as the published code, plainly written: one dynamic program over the whole of both token sequences (edit distance as the
-cost of a pair), then every position's entries through a dictionary, in Python.
+cost of a pair), then every position's entries through a dictionary, in Python. Its cost per token grows with the
+sequence, so it is timed over one chunk, and once over as many chunks in a row as have `LONG` tokens.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from align.aligned_stage import AlignedStage, AlignWorker
-from align.config import AlignConfig
+from align.config import AlignConfig, MapMode
 from align.edit import token_distance
 from align.positions import align_positions
 from align.projection import project
 from align.tokens_stage import TokensStage
-from benchmarks.figure import Figure, interleaved_seconds
+from benchmarks.figure import Figure, cpu_seconds
 from contract.codec import Distributions, read_distributions, read_tokens
 from contract.errors import DataError
-from contract.manifest import build_manifest, write_manifest
+from contract.manifest import Manifest, build_manifest, write_manifest
 from contract.shard import read_part
 from contract.stage import Stage, Unit
 from precompute.chunk_stage import ChunkStage
@@ -34,12 +35,14 @@ RANKS = (10, 64)
 DATA = "data/demo"
 SOURCE, TARGET = "coder", "target"
 BLOCK = 256
+LONG = 2048
+"""Tokens of the paper's block, which the published figures are of."""
 _REPEATS = 8
 """How often the part's positions stand one after the other in what the kernel is given."""
 
 
 def figures() -> Iterator[Figure]:
-    """Target tokens per second of one core, for every k in `RANKS`.
+    """Target tokens per CPU second of one core, for every k in `RANKS`.
 
     Raises:
         DataError: the demo's models or corpus are not there.
@@ -52,35 +55,41 @@ def figures() -> Iterator[Figure]:
     with TemporaryDirectory() as folder:
         models = [ModelConfig(id=name, path=f"{DATA}/models/{name}") for name in (TARGET, SOURCE)]
         corpus = CorpusConfig(path=f"{DATA}/corpus", splits=["train"])
-        _make(ChunkStage(corpus, ChunkConfig(block_size=BLOCK, part_bytes=1_000_000), models, f"{folder}/chunks"))
-        _make(TokensStage(TARGET, models[0].path, None, ["train"], f"{folder}/chunks", f"{folder}/tokens"))
+        make(ChunkStage(corpus, ChunkConfig(block_size=BLOCK, part_bytes=1_000_000), models, f"{folder}/chunks"))
+        make(TokensStage(TARGET, models[0].path, None, ["train"], f"{folder}/chunks", f"{folder}/tokens"))
         for k in RANKS:
             logits = LogitsStage(models[1], PrecomputeConfig(k=k), f"{folder}/chunks", f"{folder}/logits-{k}")
-            _make(logits)
-            yield from _figures_at(k, _aligned_stage(k, folder))
+            make(logits)
+            yield from _figures_at(
+                k, aligned_stage(models[1], models[0], "first-token", logits.output, f"{folder}/tokens")
+            )
 
 
-def _aligned_stage(k: int, folder: str) -> AlignedStage:
+def aligned_stage(source: ModelConfig, target: ModelConfig, mode: MapMode, logits: str, tokens: str) -> AlignedStage:
+    """Of two model folders and their shards; what it makes lies beside the shards."""
     return AlignedStage(
-        source=SOURCE,
-        source_path=f"{DATA}/models/{SOURCE}",
+        source=source.id,
+        source_path=source.path,
         source_revision=None,
-        target=TARGET,
-        target_path=f"{DATA}/models/{TARGET}",
+        target=target.id,
+        target_path=target.path,
         target_revision=None,
-        mode="first-token",
+        mode=mode,
         config=AlignConfig(),
-        logits=f"{folder}/logits-{k}",
-        tokens=f"{folder}/tokens",
-        output=f"{folder}/aligned-{k}",
+        logits=logits,
+        tokens=tokens,
+        output=f"{logits}-{mode}-{target.id}",
     )
 
 
-def _make(stage: Stage) -> None:
+def make(stage: Stage) -> Manifest:
+    """Runs a stage in this process, unit after unit."""
     units, worker = list(stage.units()), stage.worker()
     provenance = stage.provenance(units[0])
     entries = [worker(unit) for unit in units]
-    write_manifest(stage.output, build_manifest(stage.kind, provenance.config, provenance.identity, entries))
+    manifest = build_manifest(stage.kind, provenance.config, provenance.identity, entries)
+    write_manifest(stage.output, manifest)
+    return manifest
 
 
 def _figures_at(k: int, stage: AlignedStage) -> Iterator[Figure]:
@@ -89,25 +98,29 @@ def _figures_at(k: int, stage: AlignedStage) -> Iterator[Figure]:
     part = _Part(worker, units[0])
     tokens, many, n = len(part.target_ids), len(part.index) * _REPEATS, 5
     index = np.tile(part.index, _REPEATS)
+    chunk, block = part.longest_chunk(), part.chunks_of(LONG)
     works: dict[str, Callable[[], object]] = {
         "kernel": partial(project, part.distributions, index, worker.vocab_map, k),
         "positions": part.positions,
         "parquet": partial(worker, units[0]),
-        "reference": part.reference,
+        "reference": partial(part.reference, chunk),
     }
-    seconds = interleaved_seconds(works, n)
+    seconds = {name: cpu_seconds(work, n)[0] for name, work in works.items()}
     rates = {
         "kernel": many / seconds["kernel"],
         "positions": tokens / seconds["positions"],
         "parquet": tokens / seconds["parquet"],
-        "reference": part.first_row / seconds["reference"],
     }
-    against = "one dynamic program over the chunk, and dictionaries"
-    for name in ("kernel", "positions", "parquet"):
-        ratio = rates[name] / rates["reference"]
-        yield Figure("align", f"k{k}", f"{name}_tokens_per_s", rates[name], "tokens/s", against, ratio, n)
-    yield Figure("align", f"k{k}", "reference_tokens_per_s", rates["reference"], "tokens/s", n=n)
-    yield Figure("align", f"k{k}", "reference_length", part.first_row, "tokens", n=n)
+    once, _ = cpu_seconds(partial(part.reference, block), 1)
+    long_rate = part.length(block) / once
+    against = f"one dynamic program over {part.length(block)} tokens, and dictionaries"
+    for name, rate in rates.items():
+        yield Figure("align", f"k{k}", f"{name}_tokens_per_s", rate, "tokens/s", against, rate / long_rate, n)
+    yield Figure("align", f"k{k}", "reference_tokens_per_s", long_rate, "tokens/s")
+    yield Figure("align", f"k{k}", "reference_length", part.length(block), "tokens")
+    chunk_rate = part.length(chunk) / seconds["reference"]
+    yield Figure("align", f"k{k}", "reference_chunk_tokens_per_s", chunk_rate, "tokens/s", n=n)
+    yield Figure("align", f"k{k}", "reference_chunk_length", part.length(chunk), "tokens")
 
 
 class _Part:
@@ -120,9 +133,18 @@ class _Part:
         (self._target, self._target_ends), (self._source, self._source_ends) = read_tokens(tokens), read_tokens(logits)
         self.target_ids = self._target.values
         self.index = self.positions()
-        lengths = self._target.lengths()
-        self._row = int(np.argmax(lengths))
-        self.first_row = int(lengths[self._row])
+
+    def longest_chunk(self) -> range:
+        longest = int(np.argmax(self._target.lengths()))
+        return range(longest, longest + 1)
+
+    def chunks_of(self, tokens: int) -> range:
+        """The first chunks that have so many target tokens together, or nearly."""
+        return range(max(1, int(np.searchsorted(self._target.offsets, tokens, side="right")) - 1))
+
+    def length(self, chunks: range) -> int:
+        """Target tokens."""
+        return int(self._target.offsets[chunks.stop] - self._target.offsets[chunks.start])
 
     def positions(self) -> np.ndarray:
         """Source positions of all the part's target positions, as the stage finds them."""
@@ -139,12 +161,13 @@ class _Part:
             found.append(np.where(index >= 0, index + self._source.offsets[row], -1))
         return np.concatenate(found)
 
-    def reference(self) -> list[list[tuple[float, int]]]:
-        """The longest chunk, the straightforward way."""
-        source, target = self._worker.source.table, self._worker.target.table
-        source_pieces = [source.token_bytes[token] or b"" for token in self._source.row(self._row).tolist()]
-        target_pieces = [target.token_bytes[token] or b"" for token in self._target.row(self._row).tolist()]
-        first = int(self._source.offsets[self._row])
+    def reference(self, chunks: range) -> list[list[tuple[float, int]]]:
+        """Neighbouring chunks, as if they were one sequence, the straightforward way."""
+        first = int(self._source.offsets[chunks.start])
+        source_pieces, target_pieces = (
+            [table.token_bytes[token] or b"" for row in chunks for token in tokens.row(row).tolist()]
+            for table, tokens in ((self._worker.source.table, self._source), (self._worker.target.table, self._target))
+        )
         ids, logprobs = self.distributions.padded()
         mapped = self._worker.vocab_map.target_ids
         found = []

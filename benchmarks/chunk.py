@@ -10,7 +10,7 @@ import os
 import random
 import statistics
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import distributions
 from itertools import accumulate
@@ -20,47 +20,62 @@ from typing import Any
 from benchmarks.figure import Figure, cpu_seconds
 from benchmarks.map import byte_bpe_50k, llama_128k, mistral_32k, tekken_131k
 from contract.encoder import Encoder
-from contract.tokenization import adds_bos, token_table
+from contract.token_table import token_table
+from contract.tokenizer import adds_bos
 from precompute.chunking import Cutter, boundary, cutter_of
 
 BLOCKS = (2048, 256)
 TEXT_MB = 12.0
 REFERENCE_MB = 0.5
 ROUNDS = 3
-_MAKERS = (mistral_32k, byte_bpe_50k, llama_128k, tekken_131k)
+TOKENIZERS: Mapping[str, Callable[[], Any]] = {
+    "mistral_32k": mistral_32k,
+    "byte_bpe_50k": byte_bpe_50k,
+    "llama_128k": llama_128k,
+    "tekken_131k": tekken_131k,
+}
 
 
-def figures(text_mb: float = TEXT_MB, rounds: int = ROUNDS) -> Iterator[Figure]:
+def figures(
+    text_mb: float = TEXT_MB,
+    reference_mb: float = REFERENCE_MB,
+    rounds: int = ROUNDS,
+    tokenizers: Mapping[str, Callable[[], Any]] = TOKENIZERS,
+) -> Iterator[Figure]:
     """Megabytes of text per CPU second of one core."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     documents = installed_documents(text_mb)
-    sample = documents[: max(1, round(len(documents) * REFERENCE_MB / text_mb))]
-    encoders = [_encoder(make()) for make in _MAKERS]
+    encoders = {name: _encoder(make()) for name, make in tokenizers.items()}
     bare = 0.0
-    for make, encoder in zip(_MAKERS, encoders, strict=True):
+    for name, encoder in encoders.items():
         seconds, _ = cpu_seconds(partial(encoder.count, documents), rounds)
         bare += seconds
-        yield Figure("chunk", make.__name__, "bare_mb_per_s", _megabytes(documents) / seconds, "MB/s", n=rounds)
+        yield Figure("chunk", name, "bare_mb_per_s", _megabytes(documents) / seconds, "MB/s", n=rounds)
     bare_speed = _megabytes(documents) / bare
     yield Figure("chunk", "all", "bare_mb_per_s", bare_speed, "MB/s", n=rounds)
+    sample = documents[: max(1, round(len(documents) * reference_mb / text_mb))]
     for block in BLOCKS:
-        case = f"block-{block}"
-        seconds, chunks = cpu_seconds(partial(_cut_anew, encoders, block, documents), rounds)
-        speed = _megabytes(documents) / seconds
-        yield Figure(
-            "chunk", case, "mb_per_s", speed, "MB/s", "one bare encoding pass of all four", speed / bare_speed, rounds
-        )
-        cutter = cutter_of(encoders, block)
-        _cut(cutter, documents)
-        again, _ = cpu_seconds(partial(_cut, cutter, documents), rounds)
-        remembered = _megabytes(documents) / again
-        yield Figure("chunk", case, "mb_per_s_remembered", remembered, "MB/s", n=rounds)
-        straight, _ = cpu_seconds(partial(_cut_straightforward, encoders, block, sample), 1)
-        reference = _megabytes(sample) / straight
-        yield Figure("chunk", case, "mb_per_s_straightforward", reference, "MB/s", "mb_per_s", reference / speed)
-        tokens = [max(counts) for counts in zip(*(encoder.count(chunks) for encoder in encoders), strict=True)]
-        assert max(tokens) <= block, max(tokens)
-        yield Figure("chunk", case, "median_fill", statistics.median(tokens) / block, "of the block", n=len(tokens))
+        yield from _figures_at(block, list(encoders.values()), documents, sample, rounds, bare_speed)
+
+
+def _figures_at(
+    block: int, encoders: list[Encoder], documents: list[str], sample: list[str], rounds: int, bare_speed: float
+) -> Iterator[Figure]:
+    """With blocks of so many tokens; the straightforward way cuts only the `sample`, for it takes long."""
+    case, against = f"block-{block}", "one bare encoding pass of all tokenizers"
+    seconds, chunks = cpu_seconds(partial(_cut_anew, encoders, block, documents), rounds)
+    speed = _megabytes(documents) / seconds
+    yield Figure("chunk", case, "mb_per_s", speed, "MB/s", against, speed / bare_speed, rounds)
+    cutter = cutter_of(encoders, block)
+    _cut(cutter, documents)
+    again, _ = cpu_seconds(partial(_cut, cutter, documents), rounds)
+    yield Figure("chunk", case, "mb_per_s_remembered", _megabytes(documents) / again, "MB/s", n=rounds)
+    straight, _ = cpu_seconds(partial(_cut_straightforward, encoders, block, sample), 1)
+    reference = _megabytes(sample) / straight
+    yield Figure("chunk", case, "mb_per_s_straightforward", reference, "MB/s", "mb_per_s", reference / speed)
+    tokens = [max(counts) for counts in zip(*(encoder.count(chunks) for encoder in encoders), strict=True)]
+    assert max(tokens) <= block, max(tokens)
+    yield Figure("chunk", case, "median_fill", statistics.median(tokens) / block, "of the block", n=len(tokens))
 
 
 def installed_documents(megabytes: float) -> list[str]:

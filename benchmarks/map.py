@@ -24,7 +24,8 @@ from align.edit import bytes_as_text, text_of
 from align.vocab_map import MapKind, VocabMap, build_vocab_map
 from benchmarks.figure import Figure, cpu_seconds
 from contract.errors import ConfigError
-from contract.tokenization import TokenTable, load_tokenizer, token_table
+from contract.token_table import TokenTable, token_table
+from contract.tokenizer import load_tokenizer
 
 SAMPLE = 24
 ROUNDS = 3

@@ -7,15 +7,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from contract.tokenization import (
-    Encoding,
-    TokenTable,
-    adds_bos,
-    count_tokens,
-    encode_batch,
-    load_tokenizer,
-    token_table,
-)
+from contract.encoding import Encoding, encode_batch
+from contract.token_table import TokenTable, token_table
+from contract.tokenizer import adds_bos, count_tokens, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -33,7 +27,7 @@ class Encoder:
     @property
     def vocab_size(self) -> int:
         """Ids that the tokenizer knows; a model's head may be larger."""
-        return len(self.table.token_bytes)
+        return self.table.size
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         return encode_batch(self.tokenizer, self.table, texts, self.add_bos)

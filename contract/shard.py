@@ -285,8 +285,8 @@ def match_rows(left: pa.Table, right: pa.Table, left_path: str, right_path: str)
             "Two parts hold different texts under one key.",
             file=f"{left_path} and {right_path}",
             field="text_hash",
-            found=right_hashes[wrong[0]],
-            expected=left_hashes[wrong[0]],
+            found=f"{right_hashes[wrong[0]]} in {right_path}, (doc_id, chunk) {_keys(left)[wrong[0]]}",
+            expected=f"{left_hashes[wrong[0]]}, as in {left_path}",
             remedy="one of them was made from another corpus: make it again with --overwrite",
         )
     return right

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contract.errors import ConfigError, DataError
-from contract.tokenization import TokenTable, adds_bos, load_tokenizer, token_table
+from contract.token_table import TokenTable, token_table
+from contract.tokenizer import adds_bos, load_tokenizer
 
 if TYPE_CHECKING:
     import torch

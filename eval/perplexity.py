@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from contract.encoding import Encoding, encode_batch, valid_text
 from contract.errors import DataError
-from contract.tokenization import Encoding, encode_batch, valid_text
 from eval.model import LoadedModel, batches_by_length
 
 if TYPE_CHECKING:

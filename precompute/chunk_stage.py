@@ -11,11 +11,11 @@ from functools import cached_property
 import pyarrow as pa
 
 from contract.encoder import load_encoder
+from contract.encoding import valid_text
 from contract.schema import CHUNKS, text_hash
 from contract.shard import PartEntry, Provenance, differences, write_part
 from contract.stage import Resources, Unit, Worker
 from contract.storage import join
-from contract.tokenization import valid_text
 from precompute.chunking import Cutter, cutter_of
 from precompute.config import SPLITS, ChunkConfig, CorpusConfig, ModelConfig
 from precompute.corpus import Document, read_corpus

@@ -16,12 +16,12 @@ import pyarrow as pa
 
 from contract.codec import Distributions, add_distributions, add_token_nll, add_tokens, divergence
 from contract.encoder import Encoder, load_encoder
+from contract.encoding import Encoding
 from contract.errors import ConfigError, DataError
 from contract.manifest import Manifest, read_manifest
 from contract.shard import PartEntry, Provenance, differences, read_part, write_part
 from contract.stage import Resources, Unit, Worker
 from contract.storage import join
-from contract.tokenization import Encoding
 from contract.weights import weights_identity
 from precompute.config import ModelConfig, PrecomputeConfig
 from precompute.model import SourceModel, choose_device, context_length, load_model_config, load_source

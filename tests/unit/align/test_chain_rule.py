@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from align.chain_rule import chain_rule_moves
 from align.positions import Status, align_positions
 from contract.shard import Ragged
-from contract.tokenization import TokenTable
+from contract.token_table import TokenTable
 
 NO_TABLE = TokenTable([], {}, frozenset(), "")
 

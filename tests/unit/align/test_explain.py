@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from align.explain import describe_map, description_lines, explain_positions, explain_text, mapped_tokens, shown
 from align.vocab_map import Mode, build_vocab_map, identity_map
 from contract.encoder import Encoder, load_encoder
-from contract.tokenization import TokenTable
+from contract.token_table import TokenTable
 
 Pair = tuple[Encoder, Encoder]
 

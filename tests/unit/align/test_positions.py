@@ -1,6 +1,8 @@
 """Positions: exact boundaries against a set-wise oracle, span matches against full enumeration."""
 
-from itertools import combinations
+import time
+import tracemalloc
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from align.edit import token_distance
 from align.positions import Status, _length, _match_span, align_positions
 from align.vocab_map import build_vocab_map
-from contract.tokenization import TokenTable
+from contract.token_table import TokenTable
 
 N, E, M = Status.NOT_ALIGNED, Status.EXACT_BOUNDARY, Status.MINED_MATCH
 
@@ -122,6 +124,99 @@ def test_span_program_is_optimal(source: list[bytes], target: list[bytes]) -> No
     for row, column in matches:
         cost += token_distance(source[row], target[column]) - _length(source[row]) - _length(target[column])
     assert cost == enumerated(source, target)
+
+
+def full_program(source: list[bytes], target: list[bytes]) -> list[tuple[int, int]]:
+    """The paper's program over whole sequences: every cell of the full table, one of the cheapest ways through it.
+
+    Special tokens are written as b"": nothing to edit, so they match each other for nothing.
+    """
+    cost = {(0, 0): (0, [])}
+    for i in range(len(source) + 1):
+        for j in range(len(target) + 1):
+            ways = []
+            if i and j:
+                before, matches = cost[i - 1, j - 1]
+                edits = token_distance(source[i - 1], target[j - 1])
+                ways.append((before + edits, [*matches, (i - 1, j - 1)]))
+            if i:
+                before, matches = cost[i - 1, j]
+                ways.append((before + _length(source[i - 1]), matches))
+            if j:
+                before, matches = cost[i, j - 1]
+                ways.append((before + _length(target[j - 1]), matches))
+            if ways:
+                cost[i, j] = min(ways, key=lambda way: way[0])
+    return cost[len(source), len(target)][1]
+
+
+@st.composite
+def two_segmentations(draw: st.DrawFn) -> tuple[list[bytes], list[bytes]]:
+    """One text (few letters, so that tokens repeat; characters of several bytes) cut twice at random bytes."""
+    text = draw(st.text(st.sampled_from("aab é你"), max_size=14)).encode()
+    sides = []
+    for _ in range(2):
+        cuts = sorted(draw(st.sets(st.integers(1, max(1, len(text) - 1)), max_size=len(text))))
+        places = [0, *(cut for cut in cuts if cut < len(text)), len(text)]
+        bos = [b""] if draw(st.booleans()) else []
+        sides.append([*bos, *(text[start:end] for start, end in pairwise(places) if start < end)])
+    return sides[0], sides[1]
+
+
+@settings(max_examples=300, deadline=None)
+@given(two_segmentations())
+def test_span_by_span_equals_the_full_program_at_the_same_places(sides: tuple[list[bytes], list[bytes]]) -> None:
+    """Wherever the full program transfers from a place that has consumed the same bytes, so do we.
+
+    Its other transfers come from places that have consumed other bytes; of ours only those marked as such do.
+    """
+    source, target = (tokens(*(piece or None for piece in side)) for side in sides)
+    index, status = aligned(source, target, mined=True)
+    for source_at, target_at in full_program(*sides):
+        if source[0][source_at] == target[0][target_at]:
+            assert (index[target_at], status[target_at]) == (source_at, E)
+    for target_at, source_at in enumerate(index):
+        assert (status[target_at] == N) == (source_at < 0)
+        if source_at >= 0:
+            assert (source[0][source_at] == target[0][target_at]) == (status[target_at] == E)
+    taken = [at for at in index if at >= 0]
+    assert taken == sorted(set(taken))  # one-to-one, and the order kept across spans too
+
+
+def test_the_full_program_matches_across_whole_sequences() -> None:
+    source, target = [b"", b"ab", b"a", b"b"], [b"", b"a", b"b", b"ab"]
+    assert (0, 0) in full_program(source, target)
+    assert full_program([b"ab", b"c", b"de"], [b"a", b"b", b"c", b"de"])[-2:] == [(1, 2), (2, 3)]
+
+
+def out_of_step(pairs: int) -> tuple[tuple, tuple]:
+    """A text of 2 x `pairs` bytes whose two tokenizations agree at its end only."""
+    source = [b"a", *[b"ba"] * (pairs - 1), b"b"]
+    vocabulary = table(b"a", b"ba", b"b"), table(b"ab")
+    ends = np.cumsum([len(piece) for piece in source]).astype(np.int32)
+    ids = np.array([vocabulary[0].token_bytes.index(piece) for piece in source], np.int32)
+    target = np.arange(2, 2 * pairs + 2, 2, dtype=np.int32), np.zeros(pairs, np.int32), vocabulary[1]
+    return (ends, ids, vocabulary[0]), target
+
+
+def test_a_block_without_agreement_takes_a_byte_a_pair() -> None:
+    source, target = out_of_step(1024)
+    vocab_map = build_vocab_map(source[2], target[2], "mined")
+    tracemalloc.start()
+    _, status = align_positions(*source[:2], *target[:2], source[2], target[2], vocab_map)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert status.tolist() == [M] * 1023 + [E]
+    assert peak < 3 * 1024 * 1024
+
+
+def test_a_span_beyond_any_block_is_left_alone_at_once() -> None:
+    source, target = out_of_step(500_000)
+    start = time.process_time()
+    index, status = aligned(source, target, mined=True)
+    assert time.process_time() - start < 5
+    assert (index[-1], status[-1]) == (500_000, E)
+    assert set(status[:-1]) == {N}
 
 
 @pytest.mark.parametrize("mined", [False, True])

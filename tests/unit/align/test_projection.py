@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.projection import Moves, project
+from align.projection import Moves, _round_to_half, project
 from align.vocab_map import VocabMap
 from contract.codec import Distributions
 
@@ -134,6 +134,18 @@ def test_the_tail_is_the_sources_own_not_what_rounded_entries_leave(probability:
 def test_ties_are_ordered_by_id() -> None:
     ids, _, _ = projected(source_of([[0, 1, 2]], [[0.25] * 3], [0.25]), [0], map_of([9, 3, 6]), 3)
     assert ids == [[3, 6, 9]]
+
+
+def test_rounding_to_half_is_numpys_own() -> None:
+    """Over every fp16 value from 0 down to the lowest: itself, half way to the next, and just beside that."""
+    lowest = 0xFBFF
+    half = np.arange(0x8000, lowest + 1, dtype=np.uint16).view(np.float16).astype(np.float32)
+    between = (half[1:] + half[:-1]) / 2
+    beside = [np.nextafter(between, np.float32(limit)) for limit in (-np.inf, np.inf)]
+    values = np.concatenate([[np.float32(0)], half, between, *beside])
+    out = np.empty(len(values), np.uint16)
+    _round_to_half(values, out)
+    np.testing.assert_array_equal(out, values.astype(np.float16).view(np.uint16))
 
 
 def test_no_positions() -> None:

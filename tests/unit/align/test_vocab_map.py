@@ -33,7 +33,7 @@ from align.vocab_map import (
     identity_map,
 )
 from contract.errors import DataError
-from contract.tokenization import TokenTable, token_table
+from contract.token_table import TokenTable, token_table
 
 
 def table(

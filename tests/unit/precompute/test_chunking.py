@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from contract.encoder import Encoder, load_encoder
-from contract.tokenization import token_table
+from contract.token_table import token_table
 from precompute import chunking, counting
 from precompute.chunking import Cutter, Ends, cutter_of
 from precompute.counting import PieceCounter

@@ -1,0 +1,233 @@
+"""Alignment of odd texts, odd vocabularies, and of shards that do not belong together, through the real stages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from align.aligned_stage import AlignedStage
+from align.config import AlignConfig, MapMode
+from align.positions import Status, align_positions
+from align.projection import project
+from align.tokens_stage import TokensStage
+from align.vocab_map import build_vocab_map
+from contract.codec import Distributions, read_distributions, read_tokens
+from contract.encoder import Encoder, load_encoder
+from contract.errors import DataError
+from contract.manifest import build_manifest, read_manifest, write_manifest
+from contract.schema import CHUNKS, text_hash
+from contract.shard import Provenance, Ragged, inspect_part, read_part, write_part
+from precompute.config import ModelConfig, PrecomputeConfig
+from precompute.logits_stage import LogitsStage
+
+TEXTS = [
+    "The quick brown fox.",
+    " \n\t ",  # no token at all for a source that drops white space
+    "a\0b\0\0",
+    "שלום עולם، مرحبا \u202bab\u202c",
+    "e\u0301\u0300 n\u0303 \u1100\u1161\u11a8 \U0001f469\u200d\U0001f4bb",
+    "</s><s>[UNK]<eos>",
+    "x" * 300,
+]
+
+
+@pytest.fixture(autouse=True)
+def _tokenizers_are_read_again() -> Iterator[None]:
+    load_encoder.cache_clear()
+    yield
+    load_encoder.cache_clear()
+
+
+def save_word_piece(folder: Path) -> Path:
+    """No BOS, EOS or padding; lower case; white space dropped; letters, some words, and holes between their ids."""
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    pieces = ["[UNK]", *letters, *("##" + letter for letter in letters), "the", "quick", "##own", ".", "é"]
+    backend = Tokenizer(models.WordPiece({piece: 3 * rank for rank, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class World:
+    """Chunks, and the folders of everything made of them."""
+
+    root: Path
+
+    def logits_stage(self) -> LogitsStage:
+        model = ModelConfig(id="source", path=str(self.root / "source"), kind="fake")
+        config = PrecomputeConfig(k=4, device="cpu")
+        return LogitsStage(model, config, str(self.root / "chunks"), str(self.root / "logits"))
+
+    def tokens_stage(self) -> TokensStage:
+        target = str(self.root / "target")
+        return TokensStage("target", target, None, ["train"], str(self.root / "chunks"), str(self.root / "tokens"))
+
+    def aligned_stage(self, mode: MapMode = "first-token", **options: Any) -> AlignedStage:
+        source, target = (("source", str(self.root / "source"), None), ("target", str(self.root / "target"), None))
+        folders = (str(self.root / name) for name in ("logits", "tokens", "aligned"))
+        return AlignedStage(*source, *target, mode, AlignConfig(**options), *folders)
+
+    def part(self, folder: str) -> str:
+        return str(self.root / folder / "part-00000.parquet")
+
+
+def run(stage: Any) -> None:
+    """The stage's one part and its manifest."""
+    (unit,) = stage.units()
+    entry, provenance = stage.worker()(unit), stage.provenance(unit)
+    write_manifest(stage.output, build_manifest(stage.kind, provenance.config, provenance.identity, [entry]))
+
+
+@pytest.fixture
+def world(tmp_path: Path, make_tokenizer: Any) -> World:
+    """Chunks, a source's shards and the target's tokens, ready to be aligned."""
+    save_word_piece(tmp_path / "source")
+    make_tokenizer(tmp_path / "target", 320, bos=True)
+    rows = {
+        "doc_id": range(len(TEXTS)),
+        "chunk": [0] * len(TEXTS),
+        "text_hash": map(text_hash, TEXTS),
+        "domain": ["odd"] * len(TEXTS),
+        "text": TEXTS,
+    }
+    chunks = pa.table({name: list(values) for name, values in rows.items()}, schema=CHUNKS)
+    provenance = Provenance("chunks", "train", {"block_size": 2048}, {})
+    entry = write_part(str(tmp_path / "chunks" / "part-00000.parquet"), chunks, provenance, 0)
+    write_manifest(str(tmp_path / "chunks"), build_manifest("chunks", provenance.config, {}, [entry]))
+    made = World(tmp_path)
+    run(made.logits_stage())
+    run(made.tokens_stage())
+    return made
+
+
+@pytest.mark.parametrize("mode", ["mined", "exact", "first-token"])
+@pytest.mark.parametrize("span_matches", [False, True])
+def test_odd_texts_are_aligned_where_both_sides_have_read_the_same_bytes(
+    world: World, mode: MapMode, span_matches: bool
+) -> None:
+    run(world.aligned_stage(mode, span_matches=span_matches))
+    aligned, _ = read_part(world.part("aligned"), "aligned")
+    logits, tokens = (read_part(world.part(kind), kind)[0] for kind in ("logits", "tokens"))
+    source_ends, target_ends = read_tokens(logits)[1], read_tokens(tokens)[1]
+    status = Ragged.from_column(aligned.column("status"))
+    counts = Ragged(read_distributions(aligned).counts, status.offsets)
+    for row, text in enumerate(TEXTS):
+        assert len(status.row(row)) == len(target_ends.row(row))
+        assert target_ends.row(row)[-1] == len(text.encode())
+        exact = set(target_ends.row(row)[status.row(row) == Status.EXACT_BOUNDARY].tolist())
+        assert exact == set(target_ends.row(row).tolist()) & set(source_ends.row(row).tolist())
+        assert not counts.row(row)[status.row(row) == Status.NOT_ALIGNED].any()
+    nothing = TEXTS.index(" \n\t ")
+    assert len(source_ends.row(nothing)) == 0
+    assert set(status.row(nothing).tolist()) == {Status.NOT_ALIGNED}
+    assert aligned.column("nll_bytes")[nothing].as_py() == 0
+    assert (status.row(0) == Status.EXACT_BOUNDARY).sum() > 2
+
+
+def rewrite(path: str, kind: str, text: str) -> None:
+    """Gives the part's first chunk the hash of another text, and makes the manifest vouch for the part."""
+    table, provenance = read_part(path, kind)
+    hashes = [text_hash(text), *table.column("text_hash").to_pylist()[1:]]
+    column = table.schema.get_field_index("text_hash")
+    tokens = inspect_part(path).entry.tokens
+    entry = write_part(path, table.set_column(column, "text_hash", pa.array(hashes)), provenance, tokens)
+    folder = str(Path(path).parent)
+    manifest = read_manifest(folder, kind, "test")
+    write_manifest(folder, build_manifest(kind, manifest.config, manifest.identity, [entry]))
+
+
+@pytest.mark.parametrize("tampered", ["logits", "tokens"])
+def test_another_text_stops_the_run_and_names_both_parts_and_both_hashes(world: World, tampered: str) -> None:
+    rewrite(world.part(tampered), tampered, "another text")
+    with pytest.raises(DataError, match="different texts") as caught:
+        run(world.aligned_stage())
+    details = caught.value.details
+    hashes = {"logits": text_hash(TEXTS[0]), "tokens": text_hash(TEXTS[0]), tampered: text_hash("another text")}
+    assert details["file"] == f"{world.part('tokens')} and {world.part('logits')}"
+    assert details["found"] == f"{hashes['logits']} in {world.part('logits')}, (doc_id, chunk) (0, 0)"
+    assert details["expected"] == f"{hashes['tokens']}, as in {world.part('tokens')}"
+    assert details["remedy"]
+    assert not (world.root / "aligned" / "part-00000.parquet").exists()
+
+
+def test_a_part_that_changed_without_its_manifest_is_refused(world: World) -> None:
+    manifest = Path(world.part("logits")).with_name("manifest.json")
+    before = manifest.read_bytes()
+    rewrite(world.part("logits"), "logits", "another text")
+    manifest.write_bytes(before)
+    with pytest.raises(DataError, match=r"(?s)SHA-256") as caught:
+        run(world.aligned_stage())
+    assert caught.value.details["file"] == world.part("logits")
+
+
+@pytest.mark.parametrize(("role", "shards"), [("source", "logits"), ("target", "tokens")])
+def test_another_tokenizer_stops_the_run_and_names_both_places_and_both_values(
+    world: World, make_tokenizer: Any, role: str, shards: str
+) -> None:
+    stage = world.aligned_stage()
+    stage.check()
+    folder, manifest = world.root / role, world.root / shards / "manifest.json"
+    before = load_encoder(str(folder)).fingerprint
+    for file in folder.iterdir():
+        file.unlink()
+    make_tokenizer(folder, 290)
+    load_encoder.cache_clear()
+    with pytest.raises(DataError, match=f"the {role}, '{role}'") as caught:
+        world.aligned_stage().check()
+    details = caught.value.details
+    assert details["file"] == f"{folder} and {manifest}"
+    assert details["found"] == f"{load_encoder(str(folder)).fingerprint} in {folder}"
+    assert details["expected"] == f"{before}, as in {manifest}"
+    assert details["found"].split()[0] != before
+
+
+def test_ids_of_a_padded_head_go_to_the_tail(world: World) -> None:
+    """A head may be larger than its tokenizer, and a vocabulary may have holes."""
+    source, target = (load_encoder(str(world.root / role)).table for role in ("source", "target"))
+    hole, token = 1, source.token_bytes.index(b".")
+    assert source.token_bytes[hole] is None
+    ids = np.array([[source.size + 40, token, hole]], np.int32)
+    logprobs = np.log(np.array([[0.5, 0.25, 0.125]]))
+    shown = Distributions.from_padded(ids, logprobs, np.array([3], np.uint16), np.array([0.125]))
+    found, probs = project(shown, np.array([0]), build_vocab_map(source, target, "exact"), 4)
+    assert found.ids.tolist() == [target.token_bytes.index(b".")]
+    assert probs == pytest.approx([0.25], abs=1e-3)
+    assert found.tail == pytest.approx([0.75], abs=1e-3)
+
+
+def encoders(folder: Path, make_tokenizer: Any) -> tuple[Encoder, Encoder]:
+    made = make_tokenizer(folder / "source", 340, words=False), make_tokenizer(folder / "target", 300)
+    return load_encoder(str(made[0])), load_encoder(str(made[1]))
+
+
+@pytest.mark.parametrize("text", ["abcdefghij" * 100_000, "quick" * 200_000, "你好" * 170_000, "\0" * 1_000_000])
+def test_one_megabyte_without_a_space(text: str, tmp_path: Path, make_tokenizer: Any) -> None:
+    source, target = encoders(tmp_path, make_tokenizer)
+    vocab_map = build_vocab_map(source.table, target.table, "mined")
+    start = time.process_time()
+    (from_source,), (to_target,) = source.encode([text]), target.encode([text])
+    index, status = align_positions(
+        from_source.ends, from_source.ids, to_target.ends, to_target.ids, source.table, target.table, vocab_map
+    )
+    assert time.process_time() - start < 10
+    assert status[-1] == Status.EXACT_BOUNDARY
+    exact = status == Status.EXACT_BOUNDARY
+    assert np.array_equal(from_source.ends[index[exact]], to_target.ends[exact])
+
+
+def test_a_lone_surrogate_never_reaches_a_tokenizer(tmp_path: Path, make_tokenizer: Any) -> None:
+    for encoder in encoders(tmp_path, make_tokenizer):
+        with pytest.raises(ValueError, match="surrogate"):
+            encoder.encode(["ok", "bad \udfff"])
