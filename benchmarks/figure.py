@@ -29,7 +29,10 @@ class Figure:
     n: int = 1
 
     def to_json(self) -> dict[str, Any]:
-        return {key: round(value, 6) if isinstance(value, float) else value for key, value in asdict(self).items()}
+        """Floats to nine significant digits: fixed decimals would make a small divergence or ratio zero."""
+        return {
+            key: float(f"{value:.9g}") if isinstance(value, float) else value for key, value in asdict(self).items()
+        }
 
     def line(self) -> str:
         compared = "" if self.ratio is None else f"   {self.ratio:.3g} x {self.against}"
@@ -46,14 +49,16 @@ def cpu_seconds(work: Callable[[], Result], n: int) -> tuple[float, Result]:
     return statistics.median(seconds), result
 
 
-def interleaved_seconds(works: dict[str, Callable[[], object]], n: int) -> dict[str, float]:
+def interleaved_seconds(
+    works: dict[str, Callable[[], object]], n: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
     """Median seconds of each of `works` over `n` rounds; the works alternate, so that a slow minute hits them all."""
     for work in works.values():
         work()  # warm-up: caches, threads, compiled kernels
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(n):
         for name, work in works.items():
-            started = time.perf_counter()
+            started = clock()
             work()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(clock() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}

@@ -7,10 +7,8 @@ writing. The reference pads every text to the block, brings the whole fp16 logit
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.figure import Figure, interleaved_seconds
+from benchmarks.memory import peak_of_a_process, resident
 from contract.encoder import load_encoder
 from contract.manifest import build_manifest, write_manifest
 from contract.shard import read_part
@@ -42,25 +41,53 @@ _PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "
 """Dense bf16, by a part of the card's name."""
 
 
-def figures() -> Iterator[Figure]:
-    """The cases that this machine has what it takes for (the demo's models, a GPU); one core where there is no GPU."""
+@dataclass(frozen=True)
+class Case:
+    """A Llama with random weights, and how many tokens of text it is given; those of a GPU run where there is one."""
+
+    name: str
+    width: int
+    layers: int
+    heads: int
+    inner: int
+    tokens: int
+    device: str = "cpu"
+
+
+CASES = (
+    Case("minipile 30M", 384, 8, 6, 1024, tokens=10_000),
+    Case("minipile 160M", 768, 12, 12, 3072, tokens=3_000),
+    Case("gpu 160M", 768, 12, 12, 3072, tokens=600_000, device="cuda"),
+    Case("gpu 7B", 4096, 32, 32, 11008, tokens=600_000, device="cuda"),
+)
+VOCAB = 32_000
+MEMORY_VOCABS = (32_000, 128_000)
+DEMO_CHARACTERS = 60_000
+
+
+def figures(
+    data: str = "data/demo",
+    demo_characters: int = DEMO_CHARACTERS,
+    cases: Sequence[Case] = CASES,
+    vocab: int = VOCAB,
+    source_files: int | None = None,
+    memory_vocabs: Sequence[int] = MEMORY_VOCABS,
+) -> Iterator[Figure]:
+    """The cases that this machine has what it takes for (the demo's models, a GPU); one core where there is no GPU.
+
+    The random models' text, and their tokenizer, come from so many `source_files` of the standard library, or all.
+    """
     torch.set_num_threads(1)
     with TemporaryDirectory() as folder:
-        if Path("data/demo/models/target").is_dir():
-            yield from _demo(Path(folder) / "demo")
-        tokenizer = _train_tokenizer(Path(folder) / "tokenizer", 32_000)
-        for case, shape, size in (
-            ("minipile 30M", _llama(384, 8, 6, 1024), 10_000),
-            ("minipile 160M", _llama(768, 12, 12, 3072), 3_000),
-        ):
-            place = Path(folder) / case.replace(" ", "-")
-            yield from _random_llama(case, shape, tokenizer, place, size, torch.device("cpu"))
-        yield from _memory()
-        if torch.cuda.is_available():
-            gpu = torch.device("cuda")
-            shapes = {"gpu 160M": _llama(768, 12, 12, 3072), "gpu 7B": _llama(4096, 32, 32, 11008)}
-            for case, shape in shapes.items():
-                yield from _random_llama(case, shape, tokenizer, Path(folder) / case.replace(" ", "-"), 600_000, gpu)
+        if Path(data, "models", "target").is_dir():
+            yield from _demo(Path(data), demo_characters, Path(folder) / "demo")
+        texts = _source_texts(source_files)
+        tokenizer = _train_tokenizer(Path(folder) / "tokenizer", vocab, texts)
+        for case in cases:
+            if case.device == "cpu" or torch.cuda.is_available():
+                yield from _random_llama(case, vocab, tokenizer, texts, Path(folder) / case.name.replace(" ", "-"))
+        for size in memory_vocabs:
+            yield from _memory(size)
 
 
 @dataclass(frozen=True)
@@ -150,13 +177,13 @@ def _contest(case: str, contests: list[_Contest], n: int, share: int) -> Iterato
             yield Figure("precompute", case, metric, speed[name] * float(flops) / peak, "of peak", n=n)
 
 
-def _demo(folder: Path) -> Iterator[Figure]:
+def _demo(data: Path, characters: int, folder: Path) -> Iterator[Figure]:
     """The demo's four models over the demo's text in pieces as long, in shares of the block, as MiniPile's."""
-    names = sorted(path.name for path in Path("data/demo/models").iterdir() if path.is_dir())
-    models = [ModelConfig(id=name, path=f"data/demo/models/{name}") for name in names]
-    texts = [document.text for document in read_corpus(CorpusConfig(path="data/demo/corpus", splits=["train"]))]
+    names = sorted(path.name for path in (data / "models").iterdir() if path.is_dir())
+    models = [ModelConfig(id=name, path=str(data / "models" / name)) for name in names]
+    texts = [document.text for document in read_corpus(CorpusConfig(path=str(data / "corpus"), splits=["train"]))]
     folder.mkdir()
-    _write_texts(folder / "corpus.jsonl", "".join(texts), 60_000, _MEDIAN_SHARE * 256 * 2.2)
+    _write_texts(folder / "corpus.jsonl", "".join(texts), characters, _MEDIAN_SHARE * 256 * 2.2)
     corpus = CorpusConfig(path=str(folder / "corpus.jsonl"), splits=["train"])
     _chunk(corpus, ChunkConfig(block_size=256, part_bytes=20_000), models, folder)
     contests = []
@@ -167,63 +194,47 @@ def _demo(folder: Path) -> Iterator[Figure]:
     yield from _contest("demo", contests, n=3, share=4)
 
 
-def _random_llama(
-    case: str, config: Any, tokenizer: Path, folder: Path, tokens: int, device: torch.device
-) -> Iterator[Figure]:
+def _random_llama(case: Case, vocab: int, tokenizer: Path, texts: list[str], folder: Path) -> Iterator[Figure]:
     """Random weights, made on the device, over texts as long as MiniPile's."""
     from transformers import AutoModelForCausalLM
 
-    cuda = device.type == "cuda"
+    cuda = case.device == "cuda"
     folder.mkdir()
-    text = "".join(_source_text())
-    _write_texts(folder / "corpus.jsonl", text, int(3.7 * tokens), _MEDIAN_SHARE * 2048 * 3.7)
+    _write_texts(folder / "corpus.jsonl", "".join(texts), int(3.7 * case.tokens), _MEDIAN_SHARE * 2048 * 3.7)
     models = [ModelConfig(id="llama", path=str(tokenizer), dtype="bfloat16" if cuda else "float32")]
     parts = ChunkConfig(block_size=2048, part_bytes=1_000_000 if cuda else 20_000)
     _chunk(CorpusConfig(path=str(folder / "corpus.jsonl"), splits=["train"]), parts, models, folder)
+    config = _llama(case.width, case.layers, case.heads, case.inner, vocab)
     config.save_pretrained(tokenizer)
-    with device:
+    with torch.device(case.device):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16 if cuda else torch.float32).eval()
     contest = _made(_stage(models[0], folder), model, 2048)
-    yield from _contest(case, [contest], n=3 if cuda else 2, share=16 if cuda else 6)
+    yield from _contest(case.name, [contest], n=3 if cuda else 2, share=16 if cuda else 6)
 
 
-def _memory() -> Iterator[Figure]:
-    """Peak resident memory over that of the loaded model, for 8192 positions and two sizes of the vocabulary."""
-    for vocab in (32_000, 128_000):
-        ours, whole = (_peak_of_a_process(vocab, parted) for parted in (True, False))
-        case = f"8192 x {vocab // 1000}k"
-        yield Figure("precompute", case, "peak_memory", ours, "MB", "whole logits", ours / whole)
-
-
-def _peak_of_a_process(vocab: int, parted: bool) -> float:
-    """`_peak_megabytes` in a process of its own, since a peak never falls."""
-    script = f"from benchmarks.precompute import _peak_megabytes; print(_peak_megabytes({vocab}, {parted}))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return float(done.stdout)
+def _memory(vocab: int) -> Iterator[Figure]:
+    """Peak resident memory over that of the loaded model, for 8192 positions."""
+    ours, whole = (peak_of_a_process(__name__, "peak_megabytes", vocab, parted) for parted in (True, False))
+    yield Figure("precompute", f"8192 x {vocab // 1000}k", "peak_memory", ours, "MB", "whole logits", ours / whole)
 
 
 @torch.inference_mode()
-def _peak_megabytes(vocab: int, parted: bool) -> float:
+def peak_megabytes(vocab: int, parted: bool) -> float:
+    """Of one forward pass, over that of the loaded model."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_config(_llama(64, 1, 1, 64, vocab)).eval()
     source = split_model("llama", model, vocab)
     ids = torch.arange(8192).view(8, 1024) % vocab
     labels = torch.zeros(1 << 13, dtype=torch.long)
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     if parted:
         for logits in source.logits(ids, torch.arange(8192)):
             top_k_statistics(logits, labels[: len(logits)], K, vocab)
     else:
         model(input_ids=ids, use_cache=False)
-    return _resident("VmHWM") - before
-
-
-def _resident(field: str) -> float:
-    """Megabytes now (VmRSS) or at most so far (VmHWM). Not `getrusage`: its peak begins with the parent process's."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith(field))) * 1024 / 1e6
+    return resident("VmHWM") - before
 
 
 def _chunk(corpus: CorpusConfig, config: ChunkConfig, models: list[ModelConfig], folder: Path) -> None:
@@ -245,7 +256,7 @@ def _made(stage: LogitsStage, model: Any, block_size: int) -> _Contest:
     return _Contest(worker, model, list(stage.units()), block_size)
 
 
-def _llama(width: int, layers: int, heads: int, inner: int, vocab: int = 32_000) -> Any:
+def _llama(width: int, layers: int, heads: int, inner: int, vocab: int) -> Any:
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -258,14 +269,14 @@ def _llama(width: int, layers: int, heads: int, inner: int, vocab: int = 32_000)
     )
 
 
-def _source_text() -> Iterator[str]:
-    """The standard library's sources: text in plenty on every machine."""
-    for path in sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py")):
-        if "site-packages" not in path.parts:
-            yield path.read_text(encoding="utf-8", errors="ignore")
+def _source_texts(files: int | None) -> list[str]:
+    """The standard library's sources, or the first `files` of them: text in plenty on every machine."""
+    paths = sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py"))
+    sources = [path for path in paths if "site-packages" not in path.parts]
+    return [path.read_text(encoding="utf-8", errors="ignore") for path in sources[:files]]
 
 
-def _train_tokenizer(folder: Path, vocab_size: int) -> Path:
+def _train_tokenizer(folder: Path, vocab_size: int, texts: list[str]) -> Path:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -276,7 +287,7 @@ def _train_tokenizer(folder: Path, vocab_size: int) -> Path:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, initial_alphabet=alphabet, special_tokens=["<eos>"], show_progress=False
     )
-    tokenizer.train_from_iterator(_source_text(), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(folder)
     return folder
 

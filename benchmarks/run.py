@@ -14,10 +14,13 @@ from typing import Any
 from benchmarks.figure import Figure
 
 
-def run_benchmark(name: str, output: str | None = None) -> Iterator[Figure]:
-    """Figures of `benchmarks.<name>` as they come; with `output` also `<output>/<name>.jsonl`, the machine first."""
+def run_benchmark(name: str, output: str | None = None, **sizes: Any) -> Iterator[Figure]:
+    """Figures of `benchmarks.<name>` as they come; with `output` also `<output>/<name>.jsonl`, the machine first.
+
+    `sizes` are parameters of that benchmark's `figures`; without them it measures what is published.
+    """
     figures = []
-    for figure in import_module(f"benchmarks.{name}").figures():
+    for figure in import_module(f"benchmarks.{name}").figures(**sizes):
         figures.append(figure)
         yield figure
     if output is not None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 EXIT_COMPLETE = 0
 EXIT_INCOMPLETE = 1
 EXIT_USAGE = 2
+EXIT_STOPPED = 75
+"""EX_TEMPFAIL of sysexits.h: told to stop; everything is saved, and the same command goes on."""
 
 
 class FusionXError(Exception):
@@ -55,3 +57,9 @@ class DataError(FusionXError):
 
 class IncompleteError(FusionXError):
     """Some units failed; the others were finished and kept. Exit code 1."""
+
+
+class StoppedError(FusionXError):
+    """The command was told to stop and saved its work first. Exit code 75."""
+
+    exit_code = EXIT_STOPPED

@@ -114,10 +114,13 @@ def explain_map(config: str, overrides: tuple[str, ...], text: str | None, sourc
 
 @main.command()
 @_config_options
-def train(config: str, overrides: tuple[str, ...], overwrite: bool) -> None:
-    """Train the target with every configured method and seed."""
+@click.option(
+    "--resume", default="auto", metavar="auto|PATH", help="Checkpoint that its training goes on from; auto: the last."
+)
+def train(config: str, overrides: tuple[str, ...], overwrite: bool, resume: str) -> None:
+    """Train the target with every configured method and seed. Joins the others under torchrun or srun."""
     with _road(config, overrides, overwrite) as road:
-        road.train()
+        road.train(None if resume == "auto" else Path(resume))
 
 
 @main.command("eval")

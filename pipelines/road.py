@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_args
 
 from align.aligned_stage import AlignedStage
@@ -23,6 +24,7 @@ from precompute.chunk_stage import ChunkStage
 from precompute.config import ModelConfig
 from precompute.corpus import check_corpus
 from precompute.logits_stage import LogitsStage
+from train.place import leads
 
 STAGES = ("chunk", "precompute", "align", "train", "eval")
 
@@ -73,10 +75,11 @@ class Road:
         vocab_map = stage.vocab_map()
         return description_lines(vocab_map) if text is None else explain_text(*stage.encoders(), vocab_map, text)
 
-    def train(self) -> None:
+    def train(self, resume: Path | None = None) -> None:
+        """`resume`: a checkpoint that its training goes on from; the others go on from their last."""
         from pipelines.training import train_all
 
-        self._timed("train", lambda: train_all(self.config, self.layout, self.overwrite))
+        self._timed("train", lambda: train_all(self.config, self.layout, self.overwrite, resume))
 
     def eval(self) -> None:
         from pipelines.evaluation import evaluate_all
@@ -138,9 +141,9 @@ class Road:
             note_timing(self.layout, name, ", ".join(stage.name for stage in stages), numbers)
 
     def _timed(self, name: str, work: Callable[[], int]) -> None:
-        """Runs `work`, and notes its time if it says that anything was made."""
+        """Runs `work`, and notes its time if it says that anything was made (of several processes, the first does)."""
         started = time.monotonic()
-        if work():
+        if work() and leads():
             note_timing(self.layout, name, name, {"seconds": time.monotonic() - started})
 
 
@@ -148,7 +151,7 @@ class Road:
 def open_road(config: FusionConfig, overwrite: bool = False, looks_only: bool = False) -> Iterator[Road]:
     """A road with its executor; keeps a copy of the resolved config beside the outputs, unless it `looks_only`."""
     layout = Layout(plain(config.output))
-    if not looks_only:
+    if not looks_only and leads():
         content = {"digest": config.digest(), "config": config.model_dump(mode="json")}
         write_bytes(join(layout.root, "config.json"), (json.dumps(content, indent=1) + "\n").encode())
     executor = make_executor(config.executor)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from contract.errors import DataError, FusionXError, IncompleteError
 from contract.manifest import MANIFEST_NAME, Manifest, build_manifest, has_manifest, read_manifest, write_manifest
+from contract.progress import bar, clock
 from contract.shard import PartEntry, inspect_part
 from contract.stage import Stage, Unit
 from contract.storage import delete, exists, explained, is_local, join, list_files, plain, remove_leftovers
@@ -21,7 +22,6 @@ from pipelines.executors import Executor
 
 _PART_NAME = re.compile(r"part-\d{5,}\.parquet")
 _LOG_SECONDS = 5
-_BAR_WIDTH = 20
 
 
 @dataclass
@@ -122,24 +122,13 @@ class _Progress:
         done = self.kept + self.made
         seconds = max(time.monotonic() - self.started, 1e-9)
         facts = [
-            f"{done:,} units" if self.total is None else f"{_bar(done / self.total)}{done:,} of {self.total:,} units"
+            f"{done:,} units" if self.total is None else f"{bar(done / self.total)}{done:,} of {self.total:,} units"
         ]
         if self.tokens:
             facts.append(f"{self.tokens / seconds:,.0f} tokens/s")
         if self.total is not None and self.made > 1:
-            facts.append(f"{_clock((self.total - done) * seconds / (self.made - 1))} left")
+            facts.append(f"{clock((self.total - done) * seconds / (self.made - 1))} left")
         return f"[{self.name}] " + ", ".join(facts)
-
-
-def _bar(share: float) -> str:
-    full = round(share * _BAR_WIDTH)
-    return f"{'#' * full}{'.' * (_BAR_WIDTH - full)} " if sys.stderr.isatty() else ""
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class _StageRun:

@@ -1,15 +1,10 @@
 """Plans and starts the trainings of a run: the learning rate first, then every method at every seed.
 
-Each training is a process of its own (`python -m train JOB.json`), so that a machine with several devices or cores
-runs several at once and one failure leaves the others alone.
+`pipelines.launch` starts them.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from contract.errors import ConfigError, DataError, IncompleteError
+from contract.errors import ConfigError, DataError, IncompleteError, StoppedError
 from contract.manifest import read_manifest
-from contract.storage import is_local, write_bytes
+from contract.storage import is_local
 from contract.weights import weights_identity
 from pipelines.config import FusionConfig
+from pipelines.launch import Launcher
 from pipelines.layout import Layout
 from train.config import TrainJob
-from train.result import finished_result, is_stale
+from train.result import finished_result
 
 BASELINE = "ct"
 """The method whose best learning rate every method uses."""
@@ -38,17 +34,21 @@ class Tuning:
     learning_rate: float
 
 
-def train_all(config: FusionConfig, layout: Layout, overwrite: bool = False) -> int:
+def train_all(config: FusionConfig, layout: Layout, overwrite: bool = False, resume: Path | None = None) -> int:
     """Trains everything that the config asks for and has no valid result yet; returns how many trainings that were.
 
+    Args:
+        resume: a checkpoint that its training goes on from; the others, and without it all, go on from their last.
+
     Raises:
-        ConfigError: `output` is no local folder.
+        ConfigError: `output` is no local folder, or `resume` is no training's of this config.
         IncompleteError: some trainings failed; the others are finished and kept.
+        StoppedError: a signal asked for it.
     """
     refuse_object_store(layout)
     searches = tuning_jobs(config, layout)
     to_do = _count_unfinished(searches)
-    run_jobs(searches, config.train.jobs, overwrite)
+    run_jobs(searches, config.train.jobs, overwrite, resume)
     tuning = read_tuning(config, layout)
     rates = config.train.tune
     if len(rates) > 2 and tuning.learning_rate in (min(rates), max(rates)):
@@ -57,7 +57,14 @@ def train_all(config: FusionConfig, layout: Layout, overwrite: bool = False) -> 
         )
     jobs = planned_jobs(config, layout)
     to_do += _count_unfinished(jobs)
-    run_jobs(jobs, config.train.jobs, overwrite)
+    if resume is not None and not any(_own(job, resume) for job in [*searches, *jobs]):
+        raise ConfigError(
+            "The checkpoint is none of this config's trainings'.",
+            field="--resume",
+            found=resume,
+            expected=f"a folder like {jobs[0].output}/checkpoints/step-00000100",
+        )
+    run_jobs(jobs, config.train.jobs, overwrite, resume)
     return to_do
 
 
@@ -164,6 +171,8 @@ def make_job(config: FusionConfig, layout: Layout, method_name: str, seed: int, 
         target_path=target.path,
         target_revision=target.revision,
         target_weights=weights_identity(target.path, target.revision),
+        sources={model.id: {"path": model.path, "revision": model.revision or ""} for model in config.models},
+        corpus=config.corpus.dataset or config.corpus.path or "",
         tokens=tokens,
         aligned=aligned,
         inputs=inputs,
@@ -171,15 +180,27 @@ def make_job(config: FusionConfig, layout: Layout, method_name: str, seed: int, 
     )
 
 
-def run_jobs(jobs: Sequence[TrainJob], at_once: int, overwrite: bool) -> list[dict[str, Any]]:
+def run_jobs(
+    jobs: Sequence[TrainJob], at_once: int, overwrite: bool, resume: Path | None = None
+) -> list[dict[str, Any]]:
     """Results of the jobs in order; finished ones are only read.
 
     Raises:
         IncompleteError: at least one training failed, after all others ended.
+        StoppedError: a signal asked for it; the trainings that ran have saved their work.
     """
-    with ThreadPoolExecutor(at_once) as pool:
-        codes = list(pool.map(lambda job: _run_job(job, overwrite), jobs))
+    if not jobs:
+        return []
+    with Launcher(at_once, jobs[0].run.device).listening() as launcher, ThreadPoolExecutor(launcher.at_once) as pool:
+        codes = list(pool.map(lambda job: launcher.run(job, overwrite, _own(job, resume)), jobs))
     failed = [job for job, code in zip(jobs, codes, strict=True) if code != 0]
+    if launcher.stopped and failed:
+        raise StoppedError(
+            "The trainings were told to stop.",
+            file=failed[0].output,
+            found=f"{len(jobs) - len(failed)} of {len(jobs)} finished; those that ran have saved a checkpoint",
+            remedy="run the same command again: it goes on from there",
+        )
     if failed:
         raise IncompleteError(
             f"{len(failed)} of {len(jobs)} trainings failed; the others are kept.",
@@ -190,12 +211,6 @@ def run_jobs(jobs: Sequence[TrainJob], at_once: int, overwrite: bool) -> list[di
     return [finished_result(job) or {} for job in jobs]
 
 
-def _run_job(job: TrainJob, overwrite: bool) -> int:
-    if overwrite and is_stale(job):
-        shutil.rmtree(job.output)
-    if finished_result(job) is not None:
-        return 0
-    job_file = str(Path(job.output) / "job.json")
-    write_bytes(job_file, (json.dumps(job.model_dump(mode="json"), indent=1) + "\n").encode())
-    environment = {**os.environ, "OMP_NUM_THREADS": str(job.run.threads), "TOKENIZERS_PARALLELISM": "false"}
-    return subprocess.run([sys.executable, "-m", "train", job_file], env=environment, check=False).returncode
+def _own(job: TrainJob, resume: Path | None) -> Path | None:
+    """The checkpoint that the user named, if it is this job's."""
+    return resume if resume is not None and Path(job.output).resolve() in resume.resolve().parents else None

@@ -1,28 +1,27 @@
-"""`python -m train JOB.json`: runs one training job. Also what torchrun starts."""
+"""`python -m train JOB.json [--resume CHECKPOINT]`: runs one training job; under torchrun or srun, with the others."""
 
 from __future__ import annotations
 
+import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
 from contract.config import parse_config
-from contract.errors import EXIT_COMPLETE, EXIT_USAGE, ConfigError, FusionXError
+from contract.errors import EXIT_COMPLETE, FusionXError
 from train.config import TrainJob
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) != 1:
-        print("usage: python -m train JOB.json", file=sys.stderr)
-        return EXIT_USAGE
+    parser = argparse.ArgumentParser(prog="python -m train", description="Runs one training job.")
+    parser.add_argument("job", type=Path, help="the job's file, job.json in its output folder")
+    parser.add_argument("--resume", type=Path, help="a checkpoint folder to go on from; else the last one")
+    options = parser.parse_args(arguments)
     try:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ConfigError("This trainer runs on one device.", field="WORLD_SIZE", found=os.environ["WORLD_SIZE"])
-        job = parse_config(TrainJob, json.loads(Path(arguments[0]).read_text()), arguments[0])
+        job = parse_config(TrainJob, json.loads(options.job.read_text()), options.job)
         from train.loop import run_job
 
-        run_job(job)
+        run_job(job, options.resume)
     except FusionXError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

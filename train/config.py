@@ -2,68 +2,118 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
 from contract.config import Config, Operational
 
 Granularity = Literal["element", "token", "sequence"]
+Feature = Literal["logprobs", "entropy", "tail", "aligned", "nll_per_byte"]
+Tail = Literal["bucket", "renormalise", "raw"]
+
+
+class SelectionConfig(Config):
+    """The adaptive selection network and what becomes of its output (paper, section 4 and Table 1).
+
+    granularity: what one answer is given for: an `element` (position, vocabulary id), a `token` or a `sequence`.
+    features: what `token` and `sequence` see of every candidate; `element` sees its probabilities.
+    layers: `linear3` (eq. 4), `linear1`, or `conv` (three convolutions along the candidates).
+    metric: `softmax`; `gumbel` and `noise` (noisy gating, its scale learned) add randomness before it in training.
+    choice: `adaptive` (p > tau, else the argmax; eq. 5-6), the `top_n` best, or `all`.
+    fusion: `weighted` (eq. 7-8), `average` or `maximum` of the chosen, or `unweighted`: eq. 8 with every weight 1.
+    feed_over: what L_feed evens out: the `weights` summed over the batch (eq. 9-10), the `gate` before the choice
+        summed over the batch, or the chosen weights at each `place` (eq. 9 alone).
+    """
+
+    granularity: Granularity = "token"
+    features: list[Feature] = list(get_args(Feature))
+    layers: Literal["linear3", "linear1", "conv"] = "linear3"
+    metric: Literal["softmax", "gumbel", "noise"] = "softmax"
+    choice: Literal["adaptive", "top_n", "all"] = "adaptive"
+    tau: float = Field(0.15, ge=0, lt=1)
+    n: int = Field(2, ge=1)
+    fusion: Literal["weighted", "average", "maximum", "unweighted"] = "weighted"
+    feed_over: Literal["weights", "gate", "place"] = "weights"
+
+    @model_validator(mode="after")
+    def _features_once(self) -> SelectionConfig:
+        if not self.features or len(set(self.features)) < len(self.features):
+            raise ValueError("features: at least one, and none twice")
+        return self
 
 
 class MethodConfig(Config):
     """How the losses are formed (paper, eq. 3-10). The named presets are in `PRESETS`.
 
-    teacher: `none` (L_lm only), `min_ce` (FuseLLM: per chunk the candidate with the lowest NLL per byte) or `asn`.
-    tail: what becomes of the mass outside the stored top-k: one `bucket`, or `renormalise` the top-k to 1.
+    teacher: `none` (L_lm only), `asn`, or FuseLLM's `min_ce` (per chunk the candidate with the lowest NLL per byte)
+        and `avg_ce` (all candidates, weighted by it).
+    tail: what becomes of the mass outside the stored top-k: one `bucket`; `renormalise` the top-k to 1; or `raw`: it
+        is left out of the sum.
     lambda_select: weight of the selector loss -log sum_j p_j P_j(x_{l+1}) on the gold text; with it the gate is
-        trained by that loss alone and P_f is detached in L_fuse.
+        trained by that loss and L_feed, and P_f is detached in L_fuse.
     """
 
-    teacher: Literal["none", "min_ce", "asn"] = "asn"
+    teacher: Literal["none", "min_ce", "avg_ce", "asn"] = "asn"
     map: Literal["first-token", "mined", "exact"] = "first-token"
-    tail: Literal["bucket", "renormalise"] = "bucket"
-    granularity: Granularity = "token"
-    tau: float = Field(0.15, ge=0, lt=1)
+    tail: Tail = "bucket"
+    selection: SelectionConfig = SelectionConfig()
     lambda_lm: float = Field(1.0, ge=0)
     lambda_fuse: float = Field(1.0, ge=0)
     lambda_feed: float = Field(0.05, ge=0)
     lambda_select: float = Field(0.5, ge=0)
 
     @model_validator(mode="after")
-    def _element_is_the_papers(self) -> MethodConfig:
-        papers = self.tail == "renormalise" and self.lambda_select == 0
-        if self.teacher == "asn" and self.granularity == "element" and not papers:
-            raise ValueError("granularity 'element' is defined for tail 'renormalise' and lambda_select 0 only")
+    def _what_goes_together(self) -> MethodConfig:
+        element = self.teacher == "asn" and self.selection.granularity == "element"
+        if element and (self.tail == "bucket" or self.lambda_select):
+            raise ValueError(
+                "granularity 'element' has no weight per candidate: it needs another tail than 'bucket'"
+                " and lambda_select 0"
+            )
         return self
 
 
+_FUSELLM = MethodConfig(
+    teacher="min_ce", map="mined", tail="renormalise", lambda_lm=0.9, lambda_fuse=0.1, lambda_feed=0, lambda_select=0
+)
 PRESETS: dict[str, MethodConfig] = {
     "ct": MethodConfig(teacher="none", lambda_fuse=0, lambda_feed=0, lambda_select=0),
-    "fusellm": MethodConfig(
-        teacher="min_ce",
-        map="mined",
-        tail="renormalise",
-        lambda_lm=0.9,
-        lambda_fuse=0.1,
-        lambda_feed=0,
-        lambda_select=0,
-    ),
+    "fusellm": _FUSELLM,
+    "fusellm-avgce": _FUSELLM.model_copy(update={"teacher": "avg_ce"}),
     "paper": MethodConfig(
         map="mined",
         tail="renormalise",
-        granularity="element",
+        selection=SelectionConfig(granularity="element"),
         lambda_fuse=0.1,
         lambda_feed=0.5,
         lambda_select=0,
     ),
     "fusionx": MethodConfig(),
 }
-"""ct: continued training. fusellm: FuseLLM's MinCE. paper: Fusion-X to the letter. fusionx: the default."""
+"""ct: continued training. fusellm, fusellm-avgce: FuseLLM's MinCE and AvgCE. paper: Fusion-X to the letter. fusionx:
+the default."""
+
+
+class LoraConfig(Config):
+    """Low-rank adapters through peft, for targets whose optimizer state does not fit; the export is the merged model.
+
+    modules: names of the layers that get one, or "all-linear". quantization: the frozen weights' (QLoRA; needs a GPU).
+    """
+
+    r: int = Field(16, ge=1)
+    alpha: float = Field(32, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    modules: str | list[str] = "all-linear"
+    quantization: Literal["none", "4bit"] = "none"
 
 
 class OptimizerConfig(Config):
-    """AdamW with a cosine schedule (paper, section 5.1). `batch_size` counts chunks, `epochs` passes over them."""
+    """AdamW with a cosine schedule (paper, section 5.1).
+
+    `batch_size` counts blocks per step over all devices: chunks, or with `pack` blocks of `pack` tokens that hold as
+    many whole chunks as fit. With `document_mask` a packed chunk sees itself only. `epochs` counts passes.
+    """
 
     learning_rate: float = Field(3e-5, gt=0)
     asn_learning_rate: float = Field(1e-3, gt=0)
@@ -72,21 +122,45 @@ class OptimizerConfig(Config):
     clip: float = Field(1.0, gt=0)
     warmup_ratio: float = Field(0.008, ge=0, le=1)
     batch_size: int = Field(8, ge=1)
+    pack: int | None = Field(None, ge=2)
+    document_mask: bool = True
     epochs: float = Field(1.0, gt=0)
+    lora: LoraConfig | None = None
 
 
 class RunConfig(Config):
-    """How a job is carried out. Precision and threads decide the last bits of the weights, the rest nothing."""
+    """How a job is carried out. Precision and threads decide the last bits of the weights, the rest nothing.
+
+    (How the sums of a step are divided - devices, `micro_batch`, compilation - shifts last bits, too; but a training
+    may go on with another division, so it is no part of its identity.)
+
+    micro_batch: blocks per forward pass and device; none: a device's whole share of the batch.
+    shards: `fsdp` divides the target's weights over the devices, `none` gives each a whole copy (DDP).
+    devices: processes that `fusionx train` starts on this machine per training; none: its GPUs, shared out among the
+        trainings that run at once, or 1.
+    loader_workers: processes per device that make batches; none: 2 on a GPU, 0 on a CPU.
+    skip_limit: steps whose gradient is not finite are skipped; at the limit the run stops.
+    tensorboard: event files beside the log. wandb: a Weights & Biases project.
+    """
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: int = Field(1, ge=1)
-    head_block: int = Field(1024, ge=1)
+    head_block: Operational[int] = Field(1024, ge=1)
     validate_every: int = Field(50, ge=1)
-    validate_tokens: int = Field(16384, ge=1)
+    validate_tokens: Operational[int] = Field(16384, ge=1)
     log_every: Operational[int] = Field(10, ge=1)
     checkpoint_every: Operational[int] = Field(200, ge=1)
     keep_checkpoints: Operational[int] = Field(2, ge=1)
+    skip_limit: Operational[int] = Field(3, ge=1)
     device: Operational[Literal["auto", "cpu", "cuda"]] = "auto"
+    devices: Operational[int | None] = Field(None, ge=1)
+    shards: Operational[Literal["none", "fsdp"]] = "none"
+    micro_batch: Operational[int | None] = Field(None, ge=1)
+    gradient_checkpointing: Operational[bool] = False
+    compile: Operational[bool] = False
+    loader_workers: Operational[int | None] = Field(None, ge=0)
+    tensorboard: Operational[bool] = False
+    wandb: Operational[str | None] = None
 
 
 class TrainConfig(Config):
@@ -110,17 +184,26 @@ class TrainConfig(Config):
             self.method(name)
         if len(set(self.methods)) < len(self.methods) or len(set(self.seeds)) < len(self.seeds):
             raise ValueError("a method or a seed is listed twice")
+        if self.run.shards == "fsdp" and self.optimizer.lora and self.optimizer.lora.quantization != "none":
+            raise ValueError("run.shards 'fsdp' cannot divide quantised weights; use 'none'")
         return self
 
     def method(self, name: str) -> MethodConfig:
         """The preset `name` with this run's overrides."""
         if name not in PRESETS:
             raise ValueError(f"unknown method '{name}'; known: {', '.join(PRESETS)}")
-        return MethodConfig.model_validate({**PRESETS[name].model_dump(), **self.overrides.get(name, {})})
+        preset, changed = PRESETS[name].model_dump(), self.overrides.get(name, {})
+        selection = changed.get("selection", {})
+        if isinstance(selection, dict):  # what is no mapping is for the validation to refuse
+            changed = {**changed, "selection": {**preset["selection"], **selection}}
+        return MethodConfig.model_validate({**preset, **changed})
 
 
 class TrainJob(Config):
-    """One training: a target, its aligned shards, a method, a seed. `aligned` maps each candidate to its folder."""
+    """One training: a target, its aligned shards, a method, a seed.
+
+    `aligned` maps each candidate to its folder; `sources` says where their models are (path, revision), for the card.
+    """
 
     method_name: str
     method: MethodConfig
@@ -131,6 +214,8 @@ class TrainJob(Config):
     target_path: Operational[str]
     target_revision: str | None = None
     target_weights: str
+    sources: Operational[dict[str, dict[str, str]]] = {}
+    corpus: Operational[str] = ""
     tokens: Operational[str]
     aligned: Operational[dict[str, str]]
     inputs: dict[str, str]

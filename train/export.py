@@ -2,61 +2,92 @@
 
 from __future__ import annotations
 
+import copy
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from contract.storage import failure
 from train.asn import SelectionNetwork
+from train.config import SelectionConfig
 from train.model import Target
+from train.whole_folder import whole_folder
 
 ASN_WEIGHTS = "asn.safetensors"
 ASN_CONFIG = "asn.json"
 
 
 def export(
-    folder: Path, target: Target, asn: SelectionNetwork | None, candidates: list[str], card: str, tokenizer: Any
+    folder: Path,
+    weights: dict[str, Tensor],
+    target: Target,
+    asn: SelectionNetwork | None,
+    candidates: list[str],
+    card: str,
+    tokenizer: Any,
 ) -> None:
-    """Writes model (in the dtype it was loaded from), tokenizer, ASN and card; the folder appears whole."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    model: Any = target.model
+    """Writes model (in the dtype it was loaded from), tokenizer, ASN and card; the folder appears whole.
+
+    Args:
+        weights: the target's, whole and under its own names (`full_state_dict(target.model)`, merged if it has
+            adapters); nothing is read from the live model, which may be divided, adapted or quantised.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
     dtype = target.stored_dtype
-    state = model.state_dict().items()
-    weights = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state}
-    model.save_pretrained(temporary, state_dict=weights)
-    _state_dtype(temporary / "config.json", dtype)
-    tokenizer.save_pretrained(temporary)
-    if asn is not None:
-        save_file({name: tensor.contiguous() for name, tensor in asn.state_dict().items()}, temporary / ASN_WEIGHTS)
-        config = {"granularity": asn.granularity, "candidates": candidates}
-        (temporary / ASN_CONFIG).write_text(json.dumps(config, indent=1) + "\n")
-    (temporary / "README.md").write_text(card)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+    weights = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+    live: Any = target.model
+    with whole_folder(folder) as made:
+        _plain_model(live.config, dtype).save_pretrained(made, state_dict=weights)
+        if live.generation_config is not None:
+            live.generation_config.to_json_file(made / "generation_config.json")
+        tokenizer.save_pretrained(made)
+        if asn is not None:
+            _write_asn(made, asn, candidates)
+        (made / "README.md").write_text(card, encoding="utf-8")
 
 
-def _state_dtype(path: Path, dtype: torch.dtype) -> None:
-    """Lets config.json state the exported dtype: `save_pretrained` writes that of the fp32 master weights."""
-    config = json.loads(path.read_text())
-    config["dtype"] = str(dtype).removeprefix("torch.")
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+def _plain_model(config: Any, dtype: torch.dtype) -> Any:
+    """The target's architecture without weights: it knows how they are named, tied and cut into files."""
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(config)
+    if hasattr(config, "quantization_config"):  # the adapters' base; the merged weights are plain
+        del config.quantization_config
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def _write_asn(folder: Path, asn: SelectionNetwork, candidates: list[str]) -> None:
+    save_file({name: tensor.cpu().contiguous() for name, tensor in asn.state_dict().items()}, folder / ASN_WEIGHTS)
+    content = {"candidates": candidates, "selection": asn.config.model_dump(mode="json")}
+    (folder / ASN_CONFIG).write_text(json.dumps(content, indent=1) + "\n")
 
 
 def load_asn(folder: str | Path) -> tuple[SelectionNetwork, list[str]]:
-    """The exported selection network and its candidates' ids, in the order of its outputs."""
-    config = json.loads((Path(folder) / ASN_CONFIG).read_text())
-    asn = SelectionNetwork(len(config["candidates"]), config["granularity"])
-    asn.load_state_dict(load_file(Path(folder) / ASN_WEIGHTS))
-    return asn, config["candidates"]
+    """The exported selection network and its candidates' ids, in the order of its outputs.
+
+    Raises:
+        DataError: there is none, or its two files do not belong together.
+    """
+    folder = Path(folder)
+    try:
+        content = json.loads((folder / ASN_CONFIG).read_text())
+        asn = SelectionNetwork(len(content["candidates"]), SelectionConfig(**content["selection"]))
+        asn.load_state_dict(load_file(folder / ASN_WEIGHTS))
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        remedy = "name a folder that a training with a selection network has exported"
+        raise failure("A selection network cannot be read.", folder, error, remedy) from None
+    return asn, content["candidates"]
 
 
-def distance_moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> float:
+def distance_moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> float:
     """||after - before|| / ||before|| over all weights."""
     moved = sum(float((after[name] - before[name]).square().sum()) for name in before)
     return (moved / sum(float(tensor.square().sum()) for tensor in before.values())) ** 0.5

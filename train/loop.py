@@ -6,239 +6,370 @@ training text has. result.json is the mark.
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import sys
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from contract.encoder import load_encoder
-from contract.errors import DataError
+from contract.errors import DataError, StoppedError
 from train.asn import SelectionNetwork
-from train.card import model_card
-from train.checkpoint import TrainState, load_checkpoint, save_checkpoint
-from train.collate import Batch, collate
+from train.card import Outcome, model_card
+from train.checkpoint import Checkpointer, Parts, TrainState
+from train.collate import Batch
 from train.config import TrainJob
+from train.distributed import World, clip, divide, gradient_sync, join
 from train.export import distance_moved, export
-from train.losses import run_head
-from train.model import load_target
-from train.objective import Objective, objective
-from train.result import finished_result, read_log, write_result
+from train.full_state import full_state_dict
+from train.loader import StepBatches, loader
+from train.lora import merged_state_dict
+from train.metrics import MetricsLog
+from train.model import TextInputs, load_target, prepare
+from train.objective import Totals, feed_value, head_scales, local_totals, selection_loss
+from train.progress import ProgressLine
+from train.result import finished_result, write_result
 from train.selection_log import SelectionLog
-from train.stream import BatchStream, ShardSet
+from train.stream import ShardSet
+from train.teacher import Selection, select
+from train.throughput import Throughput, flops_per_token
 from train.validation import Validation
+from train.whole_folder import recover
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""Pre-emption, Ctrl-C, and what Slurm sends ahead of a time limit (--signal=USR1@120)."""
 
 
-def run_job(job: TrainJob) -> dict[str, Any]:
+def run_job(job: TrainJob, resume: Path | None = None) -> dict[str, Any]:
     """Trains, unless `output` already holds this job's result; returns the result.
 
+    Under torchrun or srun all processes call this together.
+
+    Args:
+        resume: a checkpoint to go on from; None: the last one, if there is one.
+
     Raises:
-        DataError: shards are missing or stale, a checkpoint belongs to another job, or the loss is not finite.
+        DataError: shards are missing or stale, a checkpoint belongs to another job, or too many steps were skipped.
+        StoppedError: a signal asked for it; a checkpoint is written.
     """
     result = finished_result(job)
-    return result if result is not None else Trainer(job).run()
+    if result is not None:
+        return result
+    with join(job.run.device) as world:
+        return Trainer(job, world).run(resume)
 
 
 class Trainer:
-    """Everything one job needs, built once."""
+    """Everything one job needs on this process, built once."""
 
-    def __init__(self, job: TrainJob) -> None:
-        self.job = job
+    def __init__(self, job: TrainJob, world: World) -> None:
+        self.job, self.world = job, world
         self.output = Path(job.output)
-        self.device = _device(job.run.device)
-        self.dtype = _autocast_dtype(job.run.precision, self.device)
-        torch.manual_seed(job.seed)
-        if self.device.type == "cpu":
+        self.dtype = _autocast_dtype(job.run.precision, world.device)
+        if world.device.type == "cpu":
             torch.set_num_threads(job.run.threads)
-        encoder = load_encoder(job.target_path, job.target_revision)
-        self.tokenizer = encoder.tokenizer
-        pad_id = self.tokenizer.pad_token_id or 0
-        self.pad_id = pad_id
-        self.target = load_target(job.target_path, job.target_revision, self.device)
-        uses_candidates = job.method.teacher != "none"
+        torch.manual_seed(job.seed)  # the selection network and adapters start alike on every process
+        self.tokenizer = load_encoder(job.target_path, job.target_revision).tokenizer
+        self.target = load_target(job.target_path, job.target_revision, world.device, job.optimizer.lora)
         # By name, not as listed: a checkpoint's selection network must meet its candidates in the order it knows.
-        aligned = dict(sorted(job.aligned.items()))
-        self.shards = ShardSet(job.tokens, aligned if uses_candidates else {}, "train")
+        aligned = dict(sorted(job.aligned.items())) if job.method.teacher != "none" else {}
         self.candidates = list(aligned)
-        self.asn = self._build_asn()
-        self.optimizer = self._build_optimizer()
-        self.stream = BatchStream(self.shards, job.optimizer.batch_size, job.seed)
-        self.steps = max(1, round(job.optimizer.epochs * self.stream.samples_per_epoch / job.optimizer.batch_size))
-        self.validation = Validation(job.tokens, job.run.validate_tokens, pad_id, self.shards.domains)
-        self.state = TrainState(job=job.digest())
-        self.selection = SelectionLog(self.candidates)
-
-    def _build_asn(self) -> SelectionNetwork | None:
-        if self.job.method.teacher != "asn":
-            return None
-        return SelectionNetwork(len(self.candidates), self.job.method.granularity).to(self.device)
-
-    def _build_optimizer(self) -> torch.optim.Optimizer:
-        config = self.job.optimizer
-        groups: list[dict[str, Any]] = [{"params": list(self.target.parameters()), "lr": config.learning_rate}]
+        self.asn: SelectionNetwork | None = None
+        if job.method.teacher == "asn":
+            self.asn = SelectionNetwork(len(aligned), job.method.selection).to(world.device)
+        self.initial_asn = _copy(self.asn)
+        shards = ShardSet(job.tokens, aligned, "train")
+        self._plan_data(shards)
+        self.selection_log = SelectionLog(self.candidates, sorted(shards.domains))
+        self.throughput = Throughput(flops_per_token(self.target.model, self.block_tokens), world.device, world.size)
+        prepare(self.target, job.run.gradient_checkpointing, job.run.compile)
+        self.model = divide(self.target, job.run.shards, self.dtype, world)
+        self.parts: Parts = {"model": (self.target.model, _adamw(job, self.target, job.optimizer.learning_rate))}
         if self.asn is not None:
-            groups.append({"params": list(self.asn.parameters()), "lr": config.asn_learning_rate})
-        for group in groups:
-            group["peak_lr"] = group["lr"]
-        return torch.optim.AdamW(groups, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+            self.parts["asn"] = (self.asn, _adamw(job, self.asn, job.optimizer.asn_learning_rate))
+        self.state = TrainState()
+        self.stop_asked = self.stop_agreed = False
 
-    def run(self) -> dict[str, Any]:
-        started = time.monotonic()
-        initial_asn = _copy(self.asn)
-        resumed = load_checkpoint(
-            self.output / "checkpoints", self.state.job, self.target.model, self.asn, self.optimizer
+    def _plan_data(self, shards: ShardSet) -> None:
+        config, run = self.job.optimizer, self.job.run
+        pad_id = self.tokenizer.pad_token_id or 0
+        packed_apart = config.pack is not None and config.document_mask
+        if packed_apart:
+            self.target.verify_document_mask()
+        order = shards.order(self.job.seed, config.pack)
+        self.blocks_per_epoch = order.blocks_per_epoch
+        self.block_tokens = sum(part.tokens for part in shards.parts) / order.blocks_per_epoch
+        self.steps = max(1, round(config.epochs * order.blocks_per_epoch / config.batch_size))
+        self.batches = StepBatches(
+            shards,
+            order,
+            config.batch_size,
+            pad_id,
+            document_mask=packed_apart,
+            micro_batch=run.micro_batch,
+            rank=self.world.rank,
+            world=self.world.size,
         )
-        self.output.mkdir(parents=True, exist_ok=True)
-        if resumed is not None:
-            self.state = resumed
-            self.stream.taken = resumed.taken
-            self.selection.load(resumed.window)
-            self._print(f"resumed at step {resumed.step} of {self.steps}")
-        self._truncate_log()
-        self.target.train()
-        if self.state.step == 0:
-            self._validate()
-        batches = iter(self.stream)
-        while self.state.step < self.steps:
-            self._step(collate(next(batches), self.pad_id).to(self.device))
-            if self.state.step % self.job.run.validate_every == 0 or self.state.step == self.steps:
-                self._validate()
-            if self.state.step % self.job.run.checkpoint_every == 0 and self.state.step < self.steps:
-                self._checkpoint()
-        return self._finish(initial_asn, time.monotonic() - started)
+        self.validation = Validation(self.job.tokens, run.validate_tokens, pad_id, shards.domains)
 
-    def _step(self, batch: Batch) -> None:
-        step_started = time.monotonic()
-        rate = schedule(self.state.step, self.steps, self.job.optimizer.warmup_ratio)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * rate
-        terms = self._losses(batch)
-        self._require_finite("loss", terms.total, batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        terms.total.backward()
-        # Before the weights are touched, so that no checkpoint or export can hold NaN.
-        norm = torch.nn.utils.clip_grad_norm_(self.target.parameters(), self.job.optimizer.clip)
-        self._require_finite("target's gradient norm", norm, batch)
+    def run(self, resume: Path | None = None) -> dict[str, Any]:
+        """The whole training; see `run_job`."""
+        started = time.monotonic()
+        run = self.job.run
+        checkpoints = Checkpointer(self.output / "checkpoints", self.job.content(), self.parts, run.keep_checkpoints)
+        if self.world.leads:
+            for export_name in ("best", "last"):
+                recover(self.output / export_name)
+        with checkpoints, self._told_to_stop():
+            self.state = checkpoints.load(resume) or self.state
+            self.selection_log.load(self.state.window)
+            first = self.state.step
+            with MetricsLog(self.output, self.job, self.state.log_bytes, first, self.world.leads) as self.log:
+                self.progress = ProgressLine(self._name, self.steps, first, self.world.leads)
+                if first:
+                    self.progress.say(f"resumed at step {first} of {self.steps}")
+                self.model.train()
+                if first == 0:
+                    self._validate()
+                for batches in self._loaded(first):
+                    self._step(batches)
+                    self.progress.show(self.state.step)
+                    if self.state.step % run.validate_every == 0 or self.state.step == self.steps:
+                        self._validate()
+                    due = self.state.step % run.checkpoint_every == 0
+                    if self.state.step < self.steps and (due or self.stop_agreed):
+                        self._save(checkpoints)
+                        if self.stop_agreed:
+                            checkpoints.wait()
+                            raise self._stopped()
+                result = self._finish(time.monotonic() - started)
+            checkpoints.delete_all()  # a finished job never resumes
+        return result
+
+    def _loaded(self, first: int) -> Iterator[list[Batch]]:
+        """Micro-batches step by step, on the device; what is spent waiting for them is measured."""
+        device = self.world.device
+        workers = self.job.run.loader_workers
+        if workers is None:
+            workers = 2 if device.type == "cuda" else 0
+        made = loader(self.batches, first, self.steps, workers, pin_memory=device.type == "cuda")
+        while True:
+            with self.throughput.waiting():
+                batches = next(made, None)
+            if batches is None:
+                return
+            yield [batch.to(device) for batch in batches]
+
+    def _step(self, batches: list[Batch]) -> None:
+        """One update of the target and the selection network, or none if a gradient is not finite."""
+        state, method, world = self.state, self.job.method, self.world
+        # All randomness of a step follows from this, so a checkpoint needs no generator's state.
+        torch.manual_seed((self.job.seed << 40) + (state.step << 12) + world.rank)
+        rate = schedule(state.step, self.steps, self.job.optimizer.warmup_ratio)
+        for _, optimizer in self.parts.values():
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * rate
+            optimizer.zero_grad(set_to_none=True)
+        selections = [self._select(batch) for batch in batches]
+        totals = self._agree(batches, selections)
+        scales = head_scales(method, totals)
+        sums = torch.zeros(4, dtype=torch.float64, device=world.device)  # L_lm, L_fuse, selector, variation
+        for number, (batch, selection) in enumerate(zip(batches, selections, strict=True)):
+            with gradient_sync(self.model, number == len(batches) - 1):
+                sums += self._backward(batch, selection, totals, scales)
+        norms = self._clipped()
+        finite = all(map(math.isfinite, norms.values()))
+        for _, optimizer in self.parts.values():
+            if finite:
+                optimizer.step()
+        state.step += 1
+        tokens = sum(int(batch.attention_mask.sum()) for batch in batches)
+        *terms, tokens = world.sum(torch.cat([sums, sums.new_tensor([tokens])])).tolist()
+        state.tokens += int(tokens)
+        self.throughput.add(int(tokens))
+        self.selection_log.take(world.sum(self.selection_log.sums))
+        if not finite:
+            self._skip(norms)
+        if state.step % self.job.run.log_every == 0 or state.step == self.steps:
+            self._log_step(totals, terms, norms)
+
+    def _select(self, batch: Batch) -> Selection | None:
+        if batch.candidates is None:
+            return None
+        selection = select(self.job.method, self.asn, batch.candidates, self.target.vocab_size)
+        anywhere = batch.candidates.aligned.any(-1)
+        chunk_of = batch.candidates.chunk_of
+        self.selection_log.add(selection.weights, selection.entropy, anywhere, chunk_of, batch.domains)
+        return selection
+
+    def _agree(self, batches: list[Batch], selections: list[Selection | None]) -> Totals:
+        """The step's totals over all processes, and whether one of them was told to stop."""
+        mine = local_totals([batch.labels for batch in batches], selections, len(self.candidates)).vector()
+        everybodys = self.world.sum(torch.cat([mine, mine.new_tensor([float(self.stop_asked)])]))
+        self.stop_agreed = bool(everybodys[-1] > 0)
+        return Totals.from_vector(everybodys[:-1])
+
+    def _backward(
+        self, batch: Batch, selection: Selection | None, totals: Totals, scales: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """One micro-batch's gradients; its sums of L_lm, L_fuse, selector loss and variation."""
+        inputs = TextInputs(batch.input_ids, batch.attention_mask, batch.position_ids)
+        teacher = None if selection is None else selection.teacher
+        device = self.world.device.type
+        with torch.autocast(device, dtype=self.dtype, enabled=self.dtype is not None):
+            head = self.model(inputs, batch.predicts, batch.labels, self.job.run.head_block, scales, teacher)
+        loss, sums = head.loss, [head.lm, head.fuse]
+        if selection is not None:
+            loss = loss + selection_loss(self.job.method, selection, totals)
+            sums += [selection.text_nll, selection.variation]
+        (loss * self.world.size).backward()  # whoever reduces the gradients takes their mean
+        found = torch.stack([value.detach().double() for value in sums])
+        return torch.nn.functional.pad(found, (0, 4 - len(found)))
+
+    def _clipped(self) -> dict[str, float]:
+        """Norms of the gradients of target and selection network before each was clipped."""
         if self.asn is not None:
-            asn_norm = torch.nn.utils.clip_grad_norm_(self.asn.parameters(), self.job.optimizer.clip)
-            self._require_finite("selection network's gradient norm", asn_norm, batch)
-        self.optimizer.step()
-        self.state.step += 1
-        self.state.taken = self.stream.taken
-        if terms.weights is not None and batch.candidates is not None:
-            self.selection.add(terms.weights, batch.candidates, batch.domains)
-        if self.state.step % self.job.run.log_every == 0 or self.state.step == self.steps:
-            self._log_step(terms, batch, float(norm), time.monotonic() - step_started)
+            self.world.average_gradients(self.asn)
+        limit = self.job.optimizer.clip
+        return {name: float(clip(trained(module), limit)) for name, (module, _) in self.parts.items()}
 
-    def _require_finite(self, what: str, value: torch.Tensor, batch: Batch) -> None:
-        if not torch.isfinite(value):
+    def _skip(self, norms: dict[str, float]) -> None:
+        """Notes a step that was not taken.
+
+        Raises:
+            DataError: there were too many of them.
+        """
+        state = self.state
+        state.skipped += 1
+        keys = self.batches.keys(state.step - 1)
+        self.log.write("skipped", state.step, keys=keys, **{f"{name}_grad_norm": str(norms[name]) for name in norms})
+        self.progress.say(f"step {state.step} was skipped: a gradient is not finite")
+        if state.skipped >= self.job.run.skip_limit:
             raise DataError(
-                f"The {what} is not finite.",
+                f"{state.skipped} steps had a loss or gradient that is not finite.",
                 file=self.job.tokens,
-                field=f"step {self.state.step}",
-                found=value.item(),
-                expected=f"a finite value on the chunks {batch.keys}",
+                field=f"step {state.step}",
+                found=", ".join(f"gradient norm of the {name} {norm}" for name, norm in norms.items()),
+                expected=f"finite values on the chunks {keys}",
                 remedy="lower the learning rate or use precision fp32; the last checkpoint is kept",
             )
 
-    def _losses(self, batch: Batch) -> Objective:
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-            hidden = self.target.hidden(batch.input_ids, batch.attention_mask)[batch.predicts]
-            ids = None if batch.candidates is None else batch.candidates.ids
-            head = run_head(self.target.logits, hidden, batch.labels, ids, self.job.run.head_block)
-        return objective(self.job.method, self.asn, batch.candidates, head, self.target.vocab_size)
-
-    def _log_step(self, terms: Objective, batch: Batch, norm: float, seconds: float) -> None:
-        record: dict[str, Any] = {
-            "event": "step",
-            "step": self.state.step,
-            "epoch": self.state.taken / self.stream.samples_per_epoch,
-            "tokens": int(batch.attention_mask.sum()),
-            "loss": terms.total.item(),
-            **{name: float(getattr(terms, name)) for name in ("lm", "fuse", "feed", "select")},
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "grad_norm": norm,
-            "tokens_per_s": round(int(batch.attention_mask.sum()) / seconds),
+    def _log_step(self, totals: Totals, terms: list[float], norms: dict[str, float]) -> None:
+        method, state = self.job.method, self.state
+        lm, fuse, text_nll, variation = terms
+        feed = feed_value(method, totals.positions.new_tensor(variation), totals) if self.asn is not None else 0.0
+        means = {
+            "lm": lm / max(1.0, float(totals.positions)),
+            "fuse": fuse / max(1.0, float(totals.taught)),
+            "feed": float(feed),
+            "select": text_nll / max(1.0, float(totals.scored)),
         }
-        if terms.weights is not None:
-            record |= self.selection.since_last_step()
-        self._log(record)
+        values = {
+            "epoch": state.step * self.job.optimizer.batch_size / self.blocks_per_epoch,
+            "tokens": state.tokens,
+            "loss": sum(getattr(method, f"lambda_{name}") * value for name, value in means.items()),
+            **means,
+            "learning_rate": self.parts["model"][1].param_groups[0]["lr"],
+            "grad_norm": norms["model"],
+            **self.throughput.since_last(),
+        }
+        self.progress.loss, self.progress.tokens_per_s = values["loss"], values["tokens_per_s"]
+        if self.candidates:
+            values |= self.selection_log.since_last_step()
+        self.log.write("step", state.step, **values)
 
     def _validate(self) -> None:
-        measured = self.validation(self.target, self.device, self.dtype, self.job.run.head_block)
-        self._log({"event": "validation", "step": self.state.step, **measured})
-        if not self.selection.empty:
-            self._log({"event": "selection", "step": self.state.step, "domains": self.selection.by_domain()})
-        found = measured["trained_bits_per_byte"]
-        if found < self.state.best_bits_per_byte:
-            self.state.best_bits_per_byte, self.state.best_step = found, self.state.step
-            self._export("best")
-        self._print(f"step {self.state.step}/{self.steps}  validation {found:.4f} bits per byte")
+        state = self.state
+        with self.throughput.paused():
+            measured = self.validation(self.model, self.world, self.dtype, self.job.run.head_block)
+            self.log.write("validation", state.step, **measured)
+            if not self.selection_log.empty:
+                self.log.write("selection", state.step, domains=self.selection_log.by_domain())
+            found = measured["trained_bits_per_byte"]
+            state.last_bits_per_byte = found
+            if state.step == 0:
+                state.start_bits_per_byte = found
+            if found < state.best_bits_per_byte:
+                state.best_bits_per_byte, state.best_step = found, state.step
+                self._export("best")
+        self.progress.say(f"step {state.step} of {self.steps}: validation {found:.4f} bits per byte")
 
-    def _checkpoint(self) -> None:
-        with open(self._log_path, "rb") as stream:
-            os.fsync(stream.fileno())
-        self.state.log_bytes = self._log_path.stat().st_size
-        self.state.window = self.selection.save()
-        save_checkpoint(
-            self.output / "checkpoints",
-            self.state,
-            self.target.model,
-            self.asn,
-            self.optimizer,
-            self.job.run.keep_checkpoints,
-        )
+    def _save(self, checkpoints: Checkpointer) -> None:
+        with self.throughput.paused():
+            self.state.log_bytes = self.log.position()
+            self.state.window = self.selection_log.save()
+            checkpoints.save(self.state)
 
     def _export(self, name: str) -> None:
-        card = model_card(self.job, self.state, name)
-        export(self.output / name, self.target, self.asn, self.candidates, card, self.tokenizer)
+        weights = merged_state_dict(self.target.model, full_state_dict(self.target.model))
+        if not self.world.leads:
+            return
+        state = self.state
+        outcome = Outcome(
+            name,
+            state.step,
+            self.steps,
+            state.tokens,
+            {which: getattr(state, f"{which}_bits_per_byte") for which in ("start", "best", "last")},
+            self.selection_log.lately(),
+            self.world.size,
+            self.world.device,
+        )
+        card = model_card(self.job, outcome)
+        export(self.output / name, weights, self.target, self.asn, self.candidates, card, self.tokenizer)
 
-    def _finish(self, initial_asn: dict[str, torch.Tensor] | None, seconds: float) -> dict[str, Any]:
+    def _finish(self, seconds: float) -> dict[str, Any]:
         self._export("last")
-        last = [record for record in read_log(self.output) if record["event"] == "validation"][-1]
-        moved = None if initial_asn is None else distance_moved(initial_asn, _copy(self.asn) or {})
+        state = self.state
+        moved = None if self.asn is None else distance_moved(self.initial_asn or {}, _copy(self.asn) or {})
         result = {
-            "job": self.state.job,
+            "job": self.job.digest(),
             "config": self.job.content(),
             "steps": self.steps,
-            "samples": self.state.taken,
-            "best_step": self.state.best_step,
-            "best_bits_per_byte": self.state.best_bits_per_byte,
-            "last_bits_per_byte": last["trained_bits_per_byte"],
+            "samples": state.step * self.job.optimizer.batch_size,
+            "tokens": state.tokens,
+            "skipped": state.skipped,
+            "best_step": state.best_step,
+            "best_bits_per_byte": state.best_bits_per_byte,
+            "last_bits_per_byte": state.last_bits_per_byte,
             "asn_moved": moved,
             "seconds": round(seconds, 2),
         }
-        write_result(self.output, result)
+        if self.world.leads:
+            write_result(self.output, result)
+        self.world.barrier()
         return result
 
+    @contextmanager
+    def _told_to_stop(self) -> Iterator[None]:
+        """A signal sets a flag, on which the processes agree at their next step."""
+
+        def ask(*_: object) -> None:
+            self.stop_asked = True
+
+        before = {number: signal.signal(number, ask) for number in _STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stopped(self) -> StoppedError:
+        return StoppedError(
+            "The training was told to stop.",
+            file=self.output,
+            found=f"step {self.state.step} of {self.steps}; its checkpoint is written",
+            remedy="run the same command again: it goes on from there",
+        )
+
     @property
-    def _log_path(self) -> Path:
-        return self.output / "log.jsonl"
-
-    def _truncate_log(self) -> None:
-        """Drops what was logged after the checkpoint that this run goes on from."""
-        with open(self._log_path, "ab") as stream:
-            found = stream.tell()
-            if found < self.state.log_bytes:
-                raise DataError(
-                    "The log is shorter than the checkpoint says.",
-                    file=self._log_path,
-                    found=f"{found} bytes",
-                    expected=f"at least {self.state.log_bytes} bytes",
-                    remedy="bring the file back, delete the folder, or run with --overwrite",
-                )
-            stream.truncate(self.state.log_bytes)
-
-    def _log(self, record: dict[str, Any]) -> None:
-        with open(self._log_path, "a") as stream:
-            stream.write(json.dumps(record) + "\n")
-
-    def _print(self, text: str) -> None:
-        print(f"[train/{self.job.method_name}/seed-{self.job.seed}] {text}", file=sys.stderr, flush=True)
+    def _name(self) -> str:
+        return f"train/{self.job.method_name}/seed-{self.job.seed}"
 
 
 def schedule(step: int, steps: int, warmup_ratio: float) -> float:
@@ -249,10 +380,16 @@ def schedule(step: int, steps: int, warmup_ratio: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def _device(wanted: str) -> torch.device:
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(wanted)
+def trained(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def _adamw(job: TrainJob, module: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+    config = job.optimizer
+    group = {"params": trained(module), "peak_lr": learning_rate}
+    return torch.optim.AdamW(
+        [group], lr=learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
+    )
 
 
 def _autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
@@ -261,5 +398,5 @@ def _autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if precision == "bf16" else None
 
 
-def _copy(module: torch.nn.Module | None) -> dict[str, torch.Tensor] | None:
+def _copy(module: nn.Module | None) -> dict[str, Tensor] | None:
     return None if module is None else {name: tensor.clone() for name, tensor in module.state_dict().items()}

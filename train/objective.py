@@ -1,105 +1,91 @@
-"""The objective of one batch: L_lm + lambda_fuse L_fuse + lambda_feed L_feed + lambda_select L_select (eq. 10)."""
+"""The objective of one step: L_lm + lambda_fuse L_fuse + lambda_feed L_feed + lambda_select L_select (eq. 10).
+
+Every mean is over the whole step: its sums are taken over all micro-batches and devices before the first backward pass,
+so a step is the same however it is divided.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from train.asn import SelectionNetwork, candidate_features, gate, pool_by_chunk, select
 from train.config import MethodConfig
-from train.losses import (
-    Candidates,
-    HeadOutput,
-    fuse_elements,
-    label_probability,
-    selector_loss,
-    source_cross_entropy,
-    squared_variation,
-)
+from train.teacher import Selection
 
 
-class Objective(NamedTuple):
-    """total: the scalar to minimise. lm, fuse, feed, select: its terms, unweighted, detached.
+class Totals(NamedTuple):
+    """What a step's means divide by, and eq. 9's sums; float64.
 
-    weights: [N, M] fusion weights for the log (detached), or None for `ct`.
+    positions: with a next token. taught: with a teacher. scored: in the selector loss. places: in the variation.
+    importances: [M].
     """
 
-    total: Tensor
-    lm: Tensor
-    fuse: Tensor
-    feed: Tensor
-    select: Tensor
-    weights: Tensor | None
-
-
-class Fusion(NamedTuple):
-    """cross_entropy: [N] of the target against P_f, 0 where nothing is aligned. importances: [M]."""
-
-    cross_entropy: Tensor
+    positions: Tensor
+    taught: Tensor
+    scored: Tensor
+    places: Tensor
     importances: Tensor
-    select: Tensor
-    weights: Tensor
+
+    def vector(self) -> Tensor:
+        """[4 + M], to be summed over devices."""
+        return torch.cat([torch.stack(self[:4]), self.importances])
+
+    @classmethod
+    def from_vector(cls, vector: Tensor) -> Totals:
+        positions, taught, scored, places = vector[:4].unbind()
+        return cls(positions, taught, scored, places, vector[4:])
 
 
-def objective(
-    method: MethodConfig,
-    asn: SelectionNetwork | None,
-    candidates: Candidates | None,
-    head: HeadOutput,
-    vocab_size: int,
-) -> Objective:
-    """Losses of one batch. Every mean is over the batch's own positions, L_fuse's over those with a teacher."""
-    lm = head.label_nll.sum() / max(1, len(head.label_nll))  # chunks of one token predict nothing
-    nothing = lm.new_zeros(())
-    if candidates is None:
-        return Objective(method.lambda_lm * lm, lm.detach(), nothing, nothing, nothing, None)
-    fusion = _fuse(method, asn, candidates, head.support_logq, vocab_size)
-    fused = (fusion.weights > 0).any(-1)  # with MinCE fewer than the aligned: only where the chosen candidate is
-    fuse = (fusion.cross_entropy * fused).sum() / fused.sum().clamp(min=1)
-    feed = squared_variation(fusion.importances) if asn is not None else nothing
-    total = (
-        method.lambda_lm * lm
-        + method.lambda_fuse * fuse
-        + method.lambda_feed * feed
-        + method.lambda_select * fusion.select
+def local_totals(labels: Sequence[Tensor], selections: Sequence[Selection | None], candidates: int) -> Totals:
+    """Sums over one device's micro-batches; each has `labels` [N] and, where the method has a teacher, a selection."""
+    made = [selection for selection in selections if selection is not None]
+    device = labels[0].device
+
+    def total(values: Sequence[Tensor], shape: tuple[int, ...] = ()) -> Tensor:
+        zero = torch.zeros(shape, dtype=torch.float64, device=device)
+        return sum((value.detach().double() for value in values), zero)
+
+    return Totals(
+        torch.tensor(float(sum(map(len, labels))), dtype=torch.float64, device=device),
+        total([selection.taught.sum() for selection in made]),
+        total([selection.scored for selection in made]),
+        total([selection.places for selection in made]),
+        total([selection.importances for selection in made], (candidates,)),
     )
-    return Objective(total, lm.detach(), fuse.detach(), feed.detach(), fusion.select.detach(), fusion.weights)
 
 
-def _fuse(
-    method: MethodConfig, asn: SelectionNetwork | None, candidates: Candidates, logq: Tensor, vocab_size: int
-) -> Fusion:
-    if asn is not None and asn.granularity == "element":
-        elements = fuse_elements(asn, candidates, logq, method.tau, vocab_size)
-        return Fusion(elements.cross_entropy, elements.importances, logq.new_zeros(()), elements.weights)
-    chosen = logq.new_zeros(())
-    if asn is None:
-        w = min_ce_weights(candidates)
+def head_scales(method: MethodConfig, totals: Totals) -> tuple[Tensor, Tensor]:
+    """What the sums of label NLLs and of cross-entropies are multiplied with."""
+    positions, taught = (count.clamp(min=1) for count in totals[:2])
+    return method.lambda_lm / positions, method.lambda_fuse / taught
+
+
+def selection_loss(method: MethodConfig, selection: Selection, totals: Totals) -> Tensor:
+    """One micro-batch's share of lambda_feed L_feed + lambda_select L_select, right in its gradient.
+
+    CV^2 of the summed importances is not a sum over micro-batches; its gradient is: the derivative by the step's
+    importances, times this micro-batch's own.
+    """
+    with torch.enable_grad():
+        importances = totals.importances.detach().requires_grad_()
+        slope = torch.autograd.grad(squared_variation(importances), importances)[0].to(selection.importances.dtype)
+    if method.selection.feed_over == "place":
+        feed = selection.variation / totals.places.clamp(min=1)
     else:
-        p = gate(selection_logits(asn, candidates), candidates.aligned)
-        w, _ = select(p, method.tau)
-        if method.lambda_select:
-            label_probs = label_probability(candidates, vocab_size)
-            chosen = selector_loss(p, label_probs, candidates.aligned.any(-1))
-    # With a selector loss the gate learns from the gold text; L_fuse would only teach it to agree with the target.
-    w_fuse = w.detach() if method.lambda_select else w
-    cross_entropy = (w_fuse * source_cross_entropy(candidates.probs, logq, method.tail)).sum(-1)
-    return Fusion(cross_entropy, w.sum(0), chosen, w.detach())
+        feed = (slope * selection.importances).sum()
+    return method.lambda_feed * feed + method.lambda_select * selection.text_nll / totals.scored.clamp(min=1)
 
 
-def selection_logits(asn: SelectionNetwork, candidates: Candidates) -> Tensor:
-    """Selection logits [N, M] of the `token` or `sequence` granularity."""
-    chunk_of = candidates.chunk_of
-    features = candidate_features(candidates.probs, candidates.aligned, candidates.nll_per_byte[chunk_of])
-    if asn.granularity == "token":
-        return asn(features)
-    return asn(pool_by_chunk(features, chunk_of, len(candidates.nll_per_byte)))[chunk_of]
+def feed_value(method: MethodConfig, variation: Tensor, totals: Totals) -> Tensor:
+    """L_feed of the step; `variation` is summed like the totals."""
+    if method.selection.feed_over == "place":
+        return variation / totals.places.clamp(min=1)
+    return squared_variation(totals.importances)
 
 
-def min_ce_weights(candidates: Candidates) -> Tensor:
-    """FuseLLM's MinCE, [N, M]: all weight on the chunk's candidate with the lowest NLL per byte, where aligned."""
-    best = candidates.nll_per_byte.nan_to_num(nan=float("inf")).argmin(-1)[candidates.chunk_of]
-    one_hot = torch.nn.functional.one_hot(best, candidates.aligned.shape[-1])
-    return (one_hot * candidates.aligned).to(candidates.probs.dtype)
+def squared_variation(importances: Tensor, eps: float = 1e-9) -> Tensor:
+    """CV^2 = Var / (Mean^2 + eps) of the M importances (eq. 9); population variance."""
+    return importances.var(correction=0) / (importances.mean() ** 2 + eps)

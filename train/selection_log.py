@@ -1,65 +1,103 @@
-"""Running means of the fusion weights: per candidate since the last log line, per domain since the last validation."""
+"""Running means of what the teacher's selector does: per candidate since the last log line, per domain since the last
+validation.
+
+Every process adds up its own positions in `sums`; `take` moves what all of them come to into the two windows, which
+therefore are the same however a step is divided.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from train.losses import Candidates
-
 
 class SelectionLog:
-    """Sums over positions where at least one candidate is aligned."""
+    """Sums over positions where at least one candidate is aligned.
 
-    def __init__(self, candidates: list[str]) -> None:
-        self._candidates = candidates
-        self._step = _zeros(len(candidates))
-        self._domains: dict[str, Tensor] = {}
+    sums: float64 [domains, 2 M + 2], this process's since the last `take`: of each candidate's fusion weight, of how
+    often it was chosen, of the gate's entropy, and the positions; on the device of what was added.
+    """
+
+    def __init__(self, candidates: Sequence[str], domains: Sequence[str]) -> None:
+        self._candidates = list(candidates)
+        self._domains = list(domains)
+        self._row_of = {domain: row for row, domain in enumerate(self._domains)}
+        self.sums = self._zeros()
+        self._since_step = self._zeros()
+        self._since_validation = self._zeros()
+
+    def add(self, weights: Tensor, entropy: Tensor, anywhere: Tensor, chunk_of: Tensor, domains: Sequence[str]) -> None:
+        """One micro-batch, all detached.
+
+        Args:
+            weights: [N, M], fusion weights, 0 where a candidate is not chosen. entropy: [N], nats, the gate's.
+            anywhere: bool [N]. chunk_of: int64 [N], each position's chunk. domains: of the chunks.
+        """
+        columns = [weights, weights > 0, entropy[:, None], torch.ones_like(entropy[:, None])]
+        rows = torch.cat([column.double() for column in columns], -1).masked_fill(~anywhere[:, None], 0.0)
+        of_chunk = torch.tensor([self._row_of[domain] for domain in domains], device=weights.device)
+        every = torch.arange(len(self._domains), device=weights.device)
+        # A product sums in a fixed order on a GPU, too, which scattered additions do not.
+        member = (every[:, None] == of_chunk[chunk_of]).double()
+        self.sums = self.sums.to(weights.device) + member @ rows
+
+    def take(self, sums: Tensor) -> None:
+        """Starts `sums` afresh; the argument is what they came to over all processes."""
+        taken = sums.cpu()
+        self._since_step += taken
+        self._since_validation += taken
+        self.sums = torch.zeros_like(self.sums)
 
     @property
     def empty(self) -> bool:
-        return not self._domains
+        """Whether nothing was taken since the last validation."""
+        return not self._since_validation[:, -1].any()
 
-    def add(self, weights: Tensor, candidates: Candidates, domains: list[str]) -> None:
-        """weights: [N, M], detached; candidates: the same positions; domains: of the chunks."""
-        anywhere = candidates.aligned.any(-1)
-        rows = torch.cat([weights, (weights > 0).to(weights.dtype), torch.ones_like(weights[:, :1])], -1)
-        per_chunk = rows.new_zeros(len(domains), rows.shape[1])
-        per_chunk.index_add_(0, candidates.chunk_of[anywhere], rows[anywhere])
-        per_chunk = per_chunk.double().cpu()
-        self._step += per_chunk.sum(0)
-        for domain, row in zip(domains, per_chunk, strict=True):
-            self._domains[domain] = self._domains.get(domain, 0) + row
+    def since_last_step(self) -> dict[str, Any]:
+        """Means over positions. Starts afresh.
 
-    def since_last_step(self) -> dict[str, dict[str, float]]:
-        """weight: mean fusion weight; selected: share of positions where the candidate was chosen. Starts afresh."""
-        means = (self._step / self._step[-1].clamp(min=1)).tolist()
-        self._step = _zeros(len(self._candidates))
+        weight: candidate -> fusion weight. selected: candidate -> share of positions where it was chosen.
+        gate_entropy: nats; 0 where one candidate has it all, log M where the gate cannot tell them apart.
+        """
+        sums = self._since_step.sum(0)
+        means = (sums / sums[-1].clamp(min=1)).tolist()
+        self._since_step = self._zeros()
         m = len(self._candidates)
         return {
             "weight": dict(zip(self._candidates, means[:m], strict=True)),
             "selected": dict(zip(self._candidates, means[m : 2 * m], strict=True)),
+            "gate_entropy": means[2 * m],
         }
+
+    def lately(self) -> dict[str, float]:
+        """Mean fusion weight of every candidate since the last validation; empty where nothing was selected."""
+        sums = self._since_validation.sum(0)
+        if not sums[-1]:
+            return {}
+        return dict(zip(self._candidates, (sums / sums[-1]).tolist(), strict=False))
 
     def by_domain(self) -> dict[str, dict[str, float]]:
-        """Mean fusion weight of every candidate on every domain. Starts afresh."""
-        means = {
-            domain: (sums / sums[-1].clamp(min=1)).tolist()[: len(self._candidates)]
-            for domain, sums in sorted(self._domains.items())
+        """Mean fusion weight of every candidate on every domain that had a position. Starts afresh."""
+        m = len(self._candidates)
+        found = {
+            domain: dict(zip(self._candidates, (sums[:m] / sums[-1]).tolist(), strict=True))
+            for domain, sums in zip(self._domains, self._since_validation, strict=True)
+            if sums[-1] > 0
         }
-        self._domains = {}
-        return {domain: dict(zip(self._candidates, row, strict=True)) for domain, row in means.items()}
+        self._since_validation = self._zeros()
+        return dict(sorted(found.items()))
 
     def save(self) -> dict[str, Any]:
-        return {"step": self._step.tolist(), "domains": {name: sums.tolist() for name, sums in self._domains.items()}}
+        """Both windows as plain values; what was not taken is not in them."""
+        return {"step": self._since_step.tolist(), "validation": self._since_validation.tolist()}
 
     def load(self, saved: dict[str, Any]) -> None:
         if saved:
-            self._step = torch.tensor(saved["step"], dtype=torch.float64)
-            self._domains = {name: torch.tensor(sums, dtype=torch.float64) for name, sums in saved["domains"].items()}
+            self._since_step = torch.tensor(saved["step"], dtype=torch.float64)
+            self._since_validation = torch.tensor(saved["validation"], dtype=torch.float64)
 
-
-def _zeros(candidates: int) -> Tensor:
-    return torch.zeros(2 * candidates + 1, dtype=torch.float64)
+    def _zeros(self) -> Tensor:
+        return torch.zeros(len(self._domains), 2 * len(self._candidates) + 2, dtype=torch.float64)

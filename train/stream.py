@@ -1,33 +1,36 @@
-"""The stream of training batches: the target's tokens and every candidate's aligned shards, joined by key.
+"""The chunks of one split as samples: the target's tokens and every candidate's aligned shards, joined by key.
 
-The order is a function of seed and epoch alone; the state is one number, the samples taken so far.
+`train.order` says which come when, `train.loader` makes the batches of each step of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from contract.codec import Distributions, probabilities, read_distributions, read_tokens
-from contract.errors import DataError
-from contract.manifest import Manifest, read_manifest, verify_part
-from contract.shard import Ragged, match_rows, read_part
+from contract.errors import ConfigError, DataError
+from contract.manifest import Manifest, read_manifest
+from contract.shard import PartEntry, Ragged, match_rows, read_part
 from contract.storage import join
+from train.order import WINDOW_PARTS, BlockOrder, one_chunk_each, packed
 
-WINDOW_PARTS = 8
-"""Rows are shuffled within windows of this many shuffled parts, which bounds the parts in memory."""
+_READERS = 8
+"""Parts whose lengths are read at a time: a store answers slowly, but many at once."""
 
 
 @dataclass(frozen=True)
 class Sample:
     """One chunk.
 
-    input_ids: int32 [L]. ends: int32 [L]. ids: int32 [M, L, k], -1 fills up. probs: float32 [M, L, k], what they miss
-    to 1 is the tail as the source gave it. k is the largest of the candidates'. status: uint8 [M, L].
+    input_ids: int32 [L]. ends: int32 [L]. ids: int32 [L, M, k], -1 fills up. probs: float32 [L, M, k], what they miss
+    to 1 is the tail as the source gave it. k is the largest of the candidates'. status: uint8 [L, M].
     nll_per_byte: float32 [M], nats per byte, NaN where a candidate scored no byte of the chunk (it is one token for
     its tokenizer); M is 0 for a stream without candidates.
     """
@@ -44,6 +47,9 @@ class Sample:
 
 class ShardSet:
     """Tokens and candidates of one split, part by part.
+
+    Parts are decoded in a thread of their own, and two windows of them are kept: the one in use and the one that
+    `prefetch` brings. That is about 1.6 GB per process for parts of 1 MB of text, five candidates and k = 10.
 
     Args:
         tokens: folder of the target's tokens. aligned: candidate id -> folder of its aligned shards; may be empty.
@@ -66,7 +72,6 @@ class ShardSet:
                 expected=f"chunks of '{split}'",
             )
         self._check_complete()
-        self._load = lru_cache(maxsize=WINDOW_PARTS + 1)(self._load_uncached)
 
     @property
     def rows(self) -> list[int]:
@@ -82,8 +87,39 @@ class ShardSet:
         """The domains that this split's text has, from the parts' statistics."""
         return {domain for part in self.parts for domain in part.stats.get("domains", {})}
 
+    def order(self, seed: int, pack: int | None = None) -> BlockOrder:
+        """The order of this split's chunks, in blocks of one chunk or of at most `pack` tokens.
+
+        Packing needs every chunk's length, and so reads one column of all parts of the target's tokens once.
+
+        Raises:
+            ConfigError: a chunk is longer than `pack`.
+        """
+        if pack is None:
+            return BlockOrder([one_chunk_each(rows) for rows in self.rows], seed)
+        with ThreadPoolExecutor(_READERS) as readers:
+            lengths = readers.map(partial(self._lengths, pack), self.parts)
+            return BlockOrder([packed(found, pack) for found in lengths], seed)
+
     def sample(self, part: int, row: int) -> Sample:
-        return self._load(part).sample(row)
+        return self._part(part).result().sample(row)
+
+    def prefetch(self, parts: Iterable[int]) -> None:
+        """Begins to read `parts`, unless they are there, and does not wait. Their errors wait for `sample`."""
+        for part in parts:
+            self._part(part)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What crosses to another process: neither thread nor parts."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_part", "_reader")}
+
+    @cached_property
+    def _reader(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(max_workers=1, thread_name_prefix="parts")
+
+    @cached_property
+    def _part(self) -> Callable[[int], Future[_LoadedPart]]:
+        return lru_cache(maxsize=2 * WINDOW_PARTS)(lambda part: self._reader.submit(self._load, self.parts[part]))
 
     def _check_complete(self) -> None:
         for name, manifest in self._manifests.items():
@@ -97,11 +133,25 @@ class ShardSet:
                     remedy="run `fusionx precompute` and `fusionx align` for this source",
                 )
 
-    def _load_uncached(self, part: int) -> _LoadedPart:
-        entry = self.parts[part]
-        verify_part(self.tokens, entry, "align")
+    def _lengths(self, pack: int, entry: PartEntry) -> np.ndarray:
+        """Tokens of every row of a part; reads the narrowest of its columns that has them."""
         path = join(self.tokens, entry.name)
-        tokens, _ = read_part(path, "tokens")
+        table, _ = read_part(path, "tokens", columns=["ends"], sha256=entry.sha256)
+        lengths = Ragged.from_column(table.column("ends")).lengths()
+        if lengths.max(initial=0) > pack:
+            raise ConfigError(
+                "A chunk does not fit into a block.",
+                file=path,
+                field="optimizer.pack",
+                found=pack,
+                expected=f"at least {lengths.max()}, the tokens of row {lengths.argmax()}",
+                remedy="set optimizer.pack to the run's block size, or cut the corpus into shorter chunks",
+            )
+        return lengths
+
+    def _load(self, entry: PartEntry) -> _LoadedPart:
+        path = join(self.tokens, entry.name)
+        tokens, _ = read_part(path, "tokens", sha256=entry.sha256)
         input_ids, ends = read_tokens(tokens)
         return _LoadedPart(
             keys=list(zip(tokens.column("doc_id").to_pylist(), tokens.column("chunk").to_pylist(), strict=True)),
@@ -113,11 +163,9 @@ class ShardSet:
         )
 
     def _load_candidate(self, name: str, part: str, tokens: pa.Table, tokens_path: str) -> _Candidate:
-        folder = self.aligned[name]
         entry = next(found for found in self._manifests[name].parts if found.name == part)
-        verify_part(folder, entry, "align")
-        path = join(folder, part)
-        table, _ = read_part(path, "aligned")
+        path = join(self.aligned[name], part)
+        table, _ = read_part(path, "aligned", sha256=entry.sha256)
         table = match_rows(tokens, table, tokens_path, path)
         covered = table.column("nll_bytes").to_numpy()
         nll = table.column("nll").to_numpy()
@@ -152,56 +200,12 @@ class _LoadedPart:
     k: int
 
     def sample(self, row: int) -> Sample:
-        tokens = (self.keys[row], self.domains[row], self.input_ids.row(row), self.ends.row(row))
-        if not self.candidates:
-            none = np.zeros((0, 0, 0))
-            return Sample(
-                *tokens, none.astype(np.int32), none.astype(np.float32), np.zeros((0, 0), np.uint8), np.zeros(0)
-            )
-        ids, probs = zip(*(candidate.row(row, self.k) for candidate in self.candidates), strict=True)
-        return Sample(
-            *tokens,
-            np.stack(ids),
-            np.stack(probs),
-            np.stack([candidate.status.row(row) for candidate in self.candidates]),
-            np.stack([candidate.nll_per_byte[row] for candidate in self.candidates]),
-        )
-
-
-def epoch_order(rows: Sequence[int], seed: int, epoch: int) -> np.ndarray:
-    """(part, row) of every sample in one epoch's order, int64 [samples, 2]: shuffled parts, then windows of rows."""
-    rng = np.random.default_rng([seed, epoch])
-    parts = rng.permutation(len(rows))
-    windows = []
-    for start in range(0, len(parts), WINDOW_PARTS):
-        window = [(part, row) for part in parts[start : start + WINDOW_PARTS] for row in range(rows[part])]
-        windows.append(rng.permutation(np.array(window, dtype=np.int64).reshape(-1, 2)))
-    return np.concatenate(windows)
-
-
-class BatchStream:
-    """Endless batches of samples, epoch after epoch; a batch may reach into the next epoch.
-
-    `taken` (samples so far) is the whole state: setting it resumes exactly there.
-    """
-
-    def __init__(self, shards: ShardSet, batch_size: int, seed: int, taken: int = 0) -> None:
-        self._shards = shards
-        self._batch_size = batch_size
-        self._seed = seed
-        self.taken = taken
-        self.samples_per_epoch = sum(shards.rows)
-
-    def __iter__(self) -> Iterator[list[Sample]]:
-        while True:
-            yield [self._next() for _ in range(self._batch_size)]
-
-    def _next(self) -> Sample:
-        epoch, position = divmod(self.taken, self.samples_per_epoch)
-        part, row = self._order(epoch)[position]
-        self.taken += 1
-        return self._shards.sample(int(part), int(row))
-
-    @lru_cache(maxsize=2)  # noqa: B019  # one stream lives as long as its trainer
-    def _order(self, epoch: int) -> np.ndarray:
-        return epoch_order(self._shards.rows, self._seed, epoch)
+        input_ids = self.input_ids.row(row)
+        shape = (len(input_ids), len(self.candidates))
+        ids, probs = np.empty((*shape, self.k), np.int32), np.empty((*shape, self.k), np.float32)
+        status, nll_per_byte = np.empty(shape, np.uint8), np.empty(shape[1], np.float32)
+        for j, candidate in enumerate(self.candidates):
+            ids[:, j], probs[:, j] = candidate.row(row, self.k)
+            status[:, j], nll_per_byte[j] = candidate.status.row(row), candidate.nll_per_byte[row]
+        ends = self.ends.row(row)
+        return Sample(self.keys[row], self.domains[row], input_ids, ends, ids, probs, status, nll_per_byte)

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import nn
 
 from contract.errors import DataError
 from train.collate import collate
-from train.losses import run_head
-from train.model import Target
+from train.distributed import World
+from train.model import TextInputs
 from train.stream import Sample, ShardSet
 
 _LOG2 = math.log(2)
@@ -37,36 +38,48 @@ class Validation:
                 remedy="give the validation split more text",
             )
         self._trained = trained_domains & {sample.domain for sample in self._samples}
+        self._domains = sorted({sample.domain for sample in self._samples})
         self._batches = [(batch, collate(batch, pad_id)) for batch in _by_length(self._samples, batch_tokens)]
 
     @torch.no_grad()
-    def __call__(
-        self, target: Target, device: torch.device, dtype: torch.dtype | None, head_block: int
-    ) -> dict[str, Any]:
-        """Bits per byte (mean over domains) of all and of the trained domains, perplexity, and both per domain."""
-        was_training = target.training
-        target.eval()
-        sums: dict[str, list[float]] = {}
-        for samples, cpu_batch in self._batches:
-            batch = cpu_batch.to(device)
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                hidden = target.hidden(batch.input_ids, batch.attention_mask)[batch.predicts]
-                nll = run_head(target.logits, hidden, batch.labels, None, head_block).label_nll
-            per_chunk = nll.double().cpu().split([len(sample.input_ids) - 1 for sample in samples])
-            for sample, chunk_nll in zip(samples, per_chunk, strict=True):
-                of_domain = sums.setdefault(sample.domain, [0.0, 0, 0])
-                of_domain[0] += float(chunk_nll.sum())
-                of_domain[1] += len(chunk_nll)
-                of_domain[2] += int(sample.ends[-1] - sample.ends[0])
-        target.train(was_training)
-        domains = {name: _measures(*sums[name]) for name in sorted(sums)}
-        nll, tokens, _ = (sum(column) for column in zip(*sums.values(), strict=True))
+    def __call__(self, model: nn.Module, world: World, dtype: torch.dtype | None, head_block: int) -> dict[str, Any]:
+        """Bits per byte (mean over domains) of all and of the trained domains, perplexity, and both per domain.
+
+        The processes share the batches; every process must call it, and gets the same result.
+
+        Args:
+            model: a `train.model.Target`, as `train.distributed.divide` gives it. dtype: of autocast; None: without.
+        """
+        was_training = model.training
+        model.eval()
+        sums = torch.zeros(len(self._domains), 3, dtype=torch.float64)  # NLL, tokens, bytes
+        # All call the model equally often, because a divided one exchanges weights in every call.
+        for start in range(0, len(self._batches), world.size):
+            mine = start + world.rank
+            samples, cpu_batch = self._batches[min(mine, len(self._batches) - 1)]
+            batch = cpu_batch.to(world.device)
+            inputs = TextInputs(batch.input_ids, batch.attention_mask, None)
+            with torch.autocast(world.device.type, dtype=dtype, enabled=dtype is not None):
+                nll = model(inputs, batch.predicts, batch.labels, head_block)
+            if mine < len(self._batches):
+                self._add(sums, samples, nll)
+        model.train(was_training)
+        sums = world.sum(sums.to(world.device)).cpu()
+        domains = {name: _measures(*row) for name, row in zip(self._domains, sums.tolist(), strict=True)}
+        nats, tokens, _ = sums.sum(0).tolist()
         return {
             "bits_per_byte": _mean_bits(domains, set(domains)),
             "trained_bits_per_byte": _mean_bits(domains, self._trained or set(domains)),
-            "perplexity": _perplexity(nll, tokens),
+            "perplexity": _perplexity(nats, tokens),
             "domains": domains,
         }
+
+    def _add(self, sums: torch.Tensor, samples: list[Sample], nll: torch.Tensor) -> None:
+        per_chunk = nll.double().cpu().split([len(sample.input_ids) - 1 for sample in samples])
+        for sample, chunk_nll in zip(samples, per_chunk, strict=True):
+            covered = int(sample.ends[-1] - sample.ends[0])
+            row = torch.tensor([float(chunk_nll.sum()), len(chunk_nll), covered], dtype=torch.float64)
+            sums[self._domains.index(sample.domain)] += row
 
 
 def _mean_bits(domains: dict[str, dict[str, float]], chosen: set[str]) -> float:

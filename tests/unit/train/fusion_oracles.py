@@ -1,6 +1,7 @@
 """The losses once more, slow and obvious: dense distributions over the whole vocabulary, one place at a time, float64.
 
-Nothing of `train.losses` or `train.objective` is used here; only autograd and the selection network's own layers.
+Nothing of `train.teacher`, `train.head` or `train.objective` is used here; only autograd and the selection network's
+own layers.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor
 
 from train.asn import SelectionNetwork
-from train.config import MethodConfig
-from train.losses import Candidates
+from train.config import MethodConfig, SelectionConfig
+from train.teacher import Candidates
 
 EPS = 1e-9
 
@@ -87,16 +88,68 @@ def gate_at(logits: Tensor, available: list[bool]) -> list[Tensor]:
     return [value / total if there else value for value, there in zip(exponentials, available, strict=True)]
 
 
-def select_at(p: list[Tensor], tau: float) -> list[Tensor]:
-    """Eq. 6 and 7 at one place: those above tau, else the best one; weights that sum to 1."""
+def choose_at(p: list[Tensor], config: SelectionConfig) -> list[bool]:
+    """Eq. 5 and 6 at one place, or what the config says instead."""
     values = [float(value.detach()) for value in p]
     if max(values) == 0:
-        return [torch.zeros((), dtype=torch.float64) for _ in p]
-    chosen = [value > tau for value in values]
+        return [False for _ in p]
+    if config.choice == "all":
+        return [value > 0 for value in values]
+    if config.choice == "top_n":
+        best = sorted(range(len(values)), key=lambda j: -values[j])[: config.n]
+        return [j in best and values[j] > 0 for j in range(len(values))]
+    chosen = [value > config.tau for value in values]
     if not any(chosen):
         chosen[values.index(max(values))] = True
+    return chosen
+
+
+def weights_at(p: list[Tensor], chosen: list[bool]) -> list[Tensor]:
+    """Eq. 7 at one place: weights that sum to 1 over the chosen."""
     total = sum((value for value, kept in zip(p, chosen, strict=True) if kept), torch.zeros((), dtype=torch.float64))
     return [value / (total + EPS) if kept else value * 0 for value, kept in zip(p, chosen, strict=True)]
+
+
+def fuse_at(w: list[Tensor], chosen: list[bool], config: SelectionConfig, stored: list[Tensor]) -> Tensor:
+    """P_f of one place (a distribution [V], or a scalar for one vocabulary id)."""
+    kept = [j for j, there in enumerate(chosen) if there]
+    nothing = torch.zeros_like(stored[0])
+    if not kept:
+        return nothing
+    if config.fusion == "maximum":
+        return torch.stack([stored[j] for j in kept]).amax(0)
+    if config.fusion == "average":
+        return sum((stored[j] for j in kept), nothing) / len(kept)
+    if config.fusion == "unweighted":
+        return sum((stored[j] for j in kept), nothing)
+    return sum((w[j] * stored[j] for j in kept), nothing)
+
+
+class Feed:
+    """Eq. 9, place by place."""
+
+    def __init__(self, config: SelectionConfig, candidates: int) -> None:
+        self.config = config
+        self.importances = [torch.zeros((), dtype=torch.float64) for _ in range(candidates)]
+        self.variations: list[Tensor] = []
+
+    def add(self, p: list[Tensor], w: list[Tensor], chosen: list[bool]) -> None:
+        said = p if self.config.feed_over == "gate" else w
+        self.importances = [total + value for total, value in zip(self.importances, said, strict=True)]
+        kept = [value for value, there in zip(w, chosen, strict=True) if there]
+        if kept:
+            self.variations.append(squared_variation_of(kept))
+
+    def loss(self) -> Tensor:
+        if self.config.feed_over != "place":
+            return squared_variation_of(self.importances)
+        return torch.stack(self.variations).mean() if self.variations else torch.zeros((), dtype=torch.float64)
+
+
+def squared_variation_of(values: list[Tensor]) -> Tensor:
+    mean = sum(values, torch.zeros((), dtype=torch.float64)) / len(values)
+    variance = sum(((value - mean) ** 2 for value in values), torch.zeros((), dtype=torch.float64)) / len(values)
+    return variance / (mean**2 + EPS)
 
 
 def coarse_cross_entropy(stored: Tensor, log_q: Tensor) -> Tensor:
@@ -129,73 +182,82 @@ def feature_rows(candidates: Candidates) -> Tensor:
 
 
 def dense_losses(
-    method: MethodConfig, asn: SelectionNetwork | None, candidates: Candidates | None, logits: Tensor
+    method: MethodConfig, asn: SelectionNetwork | None, candidates: Candidates, logits: Tensor
 ) -> DenseLosses:
     """The whole objective (eq. 10) from the full logits [N, V]."""
     nothing = torch.zeros((), dtype=torch.float64)
     log_q = torch.log_softmax(logits, -1)
-    if candidates is None:
-        raise ValueError("the labels travel with the candidates in this oracle")
-    n = len(candidates.labels)
+    n, m, _ = candidates.ids.shape
     lm = sum((-log_q[position, candidates.labels[position]] for position in range(n)), nothing) / n
     if method.teacher == "none":
         return DenseLosses(method.lambda_lm * lm, lm, nothing, nothing, nothing, [])
-    if asn is not None and asn.granularity == "element":
-        fuse, importances = _element_fusion(asn, candidates, log_q, method.tau)
-        chosen = nothing
+    feed = Feed(method.selection, m)
+    if asn is not None and method.selection.granularity == "element":
+        fuse, chosen = _element_fusion(method, asn, candidates, log_q, feed), nothing
     else:
-        fuse, importances, chosen = _position_fusion(method, asn, candidates, log_q)
-    feed = nothing
-    if asn is not None:
-        mean = sum(importances, nothing) / len(importances)
-        variance = sum(((value - mean) ** 2 for value in importances), nothing) / len(importances)
-        feed = variance / (mean**2 + EPS)
-    total = (
-        method.lambda_lm * lm + method.lambda_fuse * fuse + method.lambda_feed * feed + method.lambda_select * chosen
-    )
-    return DenseLosses(total, lm, fuse, feed, chosen, importances)
+        fuse, chosen = _position_fusion(method, asn, candidates, log_q, feed)
+    fed = feed.loss() if asn is not None else nothing
+    total = method.lambda_lm * lm + method.lambda_fuse * fuse + method.lambda_feed * fed + method.lambda_select * chosen
+    return DenseLosses(total, lm, fuse, fed, chosen, feed.importances)
 
 
 def _position_fusion(
-    method: MethodConfig, asn: SelectionNetwork | None, candidates: Candidates, log_q: Tensor
-) -> tuple[Tensor, list[Tensor], Tensor]:
+    method: MethodConfig, asn: SelectionNetwork | None, candidates: Candidates, log_q: Tensor, feed: Feed
+) -> tuple[Tensor, Tensor]:
     n, m, _ = candidates.ids.shape
     vocab = log_q.shape[1]
+    config = method.selection
     selection = _selection_logits(asn, candidates) if asn is not None else None
-    importances = [torch.zeros((), dtype=torch.float64) for _ in range(m)]
     cross_entropies, selector_terms = [], []
     for position in range(n):
         available = candidates.aligned[position].tolist()
         stored = [dense_distribution(candidates, position, j, vocab) for j in range(m)]
         if selection is None:
-            nlls = candidates.nll_per_byte[candidates.chunk_of[position]].tolist()
-            best = nlls.index(min(nlls))
-            w = [torch.tensor(float(j == best and available[j]), dtype=torch.float64) for j in range(m)]
+            p = _rule_at(method, candidates.nll_per_byte[candidates.chunk_of[position]].tolist(), available)
+            chosen = [float(value) > 0 for value in p]
+            w, rule = p, SelectionConfig()
         else:
             p = gate_at(selection[position], available)
-            w = select_at(p, method.tau)
+            chosen, rule = choose_at(p, config), config
+            w = weights_at(p, chosen)
             if any(available) and method.lambda_select:
                 selector_terms.append(-_gold_mixture(p, stored, int(candidates.labels[position])).log())
-        importances = [total + value for total, value in zip(importances, w, strict=True)]
-        used = [value.detach() for value in w] if method.lambda_select else w
-        if max(float(value.detach()) for value in w) == 0:
+        feed.add(p, w, chosen)
+        if not any(chosen):
             continue
+        used = [value.detach() for value in w] if method.lambda_select else w
         if method.tail == "renormalise":
-            fused = sum(
-                (value * dense / dense.sum() for value, dense in zip(used, stored, strict=True) if dense.sum() > 0),
-                log_q[0] * 0,
-            )
-            cross_entropies.append(-(fused * log_q[position]).sum())
-        else:
+            stored = [dense / dense.sum() if dense.sum() > 0 else dense for dense in stored]
+        if method.tail == "bucket" and rule.fusion != "maximum":
+            kept = torch.tensor([float(there) for there in chosen], dtype=torch.float64)
+            factors = {"weighted": used, "average": kept / kept.sum(), "unweighted": kept}[rule.fusion]
             terms = [
-                v * coarse_cross_entropy(dense, log_q[position])
-                for v, dense in zip(used, stored, strict=True)
-                if dense.sum() > 0
+                v * coarse_cross_entropy(d, log_q[position]) for v, d in zip(factors, stored, strict=True) if v > 0
             ]
             cross_entropies.append(torch.stack(terms).sum())
+            continue
+        fused = fuse_at(used, chosen, rule, stored)
+        if rule.fusion == "maximum":
+            fused = fused / max(1.0, float(fused.sum()))
+            if method.tail == "renormalise":
+                fused = fused / fused.sum()
+        if method.tail == "bucket":
+            cross_entropies.append(coarse_cross_entropy(fused, log_q[position]))
+        else:
+            cross_entropies.append(-(fused * log_q[position]).sum())
     fuse = torch.stack(cross_entropies).mean() if cross_entropies else torch.zeros((), dtype=torch.float64)
-    chosen = torch.stack(selector_terms).mean() if selector_terms else torch.zeros((), dtype=torch.float64)
-    return fuse, importances, chosen
+    select = torch.stack(selector_terms).mean() if selector_terms else torch.zeros((), dtype=torch.float64)
+    return fuse, select
+
+
+def _rule_at(method: MethodConfig, nlls: list[float], available: list[bool]) -> list[Tensor]:
+    """FuseLLM's MinCE and AvgCE at one place."""
+    if method.teacher == "min_ce":
+        best = nlls.index(min(nlls))
+        return [torch.tensor(float(j == best and there), dtype=torch.float64) for j, there in enumerate(available)]
+    scores = [math.exp(-4 * nll) if there else 0.0 for nll, there in zip(nlls, available, strict=True)]
+    total = sum(scores) or 1.0
+    return [torch.tensor(score / total, dtype=torch.float64) for score in scores]
 
 
 def _gold_mixture(p: list[Tensor], stored: list[Tensor], label: int) -> Tensor:
@@ -209,16 +271,17 @@ def _gold_mixture(p: list[Tensor], stored: list[Tensor], label: int) -> Tensor:
 
 
 def _selection_logits(asn: SelectionNetwork, candidates: Candidates) -> Tensor:
+    n, m, _ = candidates.ids.shape
     features = feature_rows(candidates)
-    if asn.granularity == "sequence":
+    if asn.config.granularity == "sequence":
         pooled = [features[candidates.chunk_of == chunk].mean(0) for chunk in candidates.chunk_of.tolist()]
         features = torch.stack(pooled)
-    return asn(features)
+    return asn(features.reshape(n, m, -1))
 
 
 def _element_fusion(
-    asn: SelectionNetwork, candidates: Candidates, log_q: Tensor, tau: float
-) -> tuple[Tensor, list[Tensor]]:
+    method: MethodConfig, asn: SelectionNetwork, candidates: Candidates, log_q: Tensor, feed: Feed
+) -> Tensor:
     """Algorithm 1 with its full (N, V, M) tensor, all-zero rows and all."""
     n, m, _ = candidates.ids.shape
     vocab = log_q.shape[1]
@@ -226,9 +289,9 @@ def _element_fusion(
     for position in range(n):
         for j in range(m):
             stored = dense_distribution(candidates, position, j, vocab)
-            dense[position, :, j] = stored / stored.sum() if stored.sum() > 0 else stored
-    logits = asn(dense)
-    importances = [torch.zeros((), dtype=torch.float64) for _ in range(m)]
+            renormalise = method.tail == "renormalise" and stored.sum() > 0
+            dense[position, :, j] = stored / stored.sum() if renormalise else stored
+    logits = asn(dense[..., None])
     cross_entropies = []
     for position in range(n):
         available = candidates.aligned[position].tolist()
@@ -236,8 +299,10 @@ def _element_fusion(
             continue
         fused = []
         for token in range(vocab):
-            w = select_at(gate_at(logits[position, token], available), tau)
-            importances = [total + value for total, value in zip(importances, w, strict=True)]
-            fused.append(sum((value * dense[position, token, j] for j, value in enumerate(w)), logits.new_zeros(())))
+            p = gate_at(logits[position, token], available)
+            chosen = choose_at(p, method.selection)
+            w = weights_at(p, chosen)
+            feed.add(p, w, chosen)
+            fused.append(fuse_at(w, chosen, method.selection, list(dense[position, token])))
         cross_entropies.append(-(torch.stack(fused) * log_q[position]).sum())
-    return torch.stack(cross_entropies).mean(), importances
+    return torch.stack(cross_entropies).mean()

@@ -10,7 +10,7 @@ from shard_builder import make_job
 
 from contract.config import parse_config
 from contract.errors import ConfigError
-from train.config import PRESETS, MethodConfig, OptimizerConfig, TrainConfig, TrainJob
+from train.config import PRESETS, MethodConfig, OptimizerConfig, SelectionConfig, TrainConfig, TrainJob
 
 
 def fields(name: str, *names: str) -> tuple[Any, ...]:
@@ -18,15 +18,18 @@ def fields(name: str, *names: str) -> tuple[Any, ...]:
 
 
 def test_presets_are_the_designs() -> None:
-    assert set(PRESETS) == {"ct", "fusellm", "paper", "fusionx"}
+    assert set(PRESETS) == {"ct", "fusellm", "fusellm-avgce", "paper", "fusionx"}
     losses = ("lambda_lm", "lambda_fuse", "lambda_feed", "lambda_select")
     assert fields("ct", "teacher", *losses) == ("none", 1, 0, 0, 0)
     assert fields("fusellm", "teacher", "map", "tail", *losses) == ("min_ce", "mined", "renormalise", 0.9, 0.1, 0, 0)
-    assert fields("paper", "teacher", "map", "tail", "granularity", "tau", *losses) == (
-        "asn", "mined", "renormalise", "element", 0.15, 1, 0.1, 0.5, 0,
-    )  # fmt: skip
-    assert fields("fusionx", "teacher", "map", "tail", "granularity", *losses[2:]) == (
-        "asn", "first-token", "bucket", "token", 0.05, 0.5,
+    assert PRESETS["fusellm-avgce"] == PRESETS["fusellm"].model_copy(update={"teacher": "avg_ce"})
+    assert fields("paper", "teacher", "map", "tail", *losses) == ("asn", "mined", "renormalise", 1, 0.1, 0.5, 0)
+    assert fields("fusionx", "teacher", "map", "tail", *losses[2:]) == ("asn", "first-token", "bucket", 0.05, 0.5)
+    for name, granularity in (("paper", "element"), ("fusionx", "token")):
+        assert PRESETS[name].selection == SelectionConfig(granularity=granularity)
+    choices = SelectionConfig()
+    assert (choices.layers, choices.metric, choices.choice, choices.tau, choices.fusion, choices.feed_over) == (
+        "linear3", "softmax", "adaptive", 0.15, "weighted", "weights",
     )  # fmt: skip
     assert 1 <= PRESETS["fusionx"].lambda_fuse <= 3
 
@@ -50,14 +53,17 @@ def test_overrides_change_one_method() -> None:
         ({"methods": ["fusionx", "fuzion"]}, "fuzion"),
         ({"overrides": {"nobody": {}}}, "nobody"),
         ({"overrides": {"fusionx": {"lamda_fuse": 3}}}, "lamda_fuse"),
-        ({"overrides": {"fusionx": {"tau": 1.5}}}, "tau"),
+        ({"overrides": {"fusionx": {"selection": {"tau": 1.5}}}}, "tau"),
+        ({"overrides": {"fusionx": {"selection": {"features": []}}}}, "features"),
+        ({"overrides": {"fusionx": {"selection": {"features": ["tail", "tail"]}}}}, "features"),
+        ({"optimizer": {"lora": {"quantization": "4bit"}}, "run": {"shards": "fsdp"}}, "fsdp"),
         ({"seeds": [0, 1, 0]}, "twice"),
         ({"methods": ["ct", "ct"]}, "twice"),
         ({"methods": []}, "methods"),
         ({"seeds": []}, "seeds"),
         ({"optimizer": {"epochs": 0}}, "optimizer.epochs"),
         ({"optimiser": {}}, "did you mean 'optimizer'"),
-        ({"overrides": {"fusionx": {"granularity": "element"}}}, "element"),
+        ({"overrides": {"fusionx": {"selection": {"granularity": "element"}}}}, "element"),
     ],
 )
 def test_refused(raw: dict[str, Any], named: str) -> None:
@@ -67,8 +73,13 @@ def test_refused(raw: dict[str, Any], named: str) -> None:
     assert "run.yaml" in str(caught.value)
 
 
-def test_element_stands_for_the_papers_losses_only() -> None:
-    """There the selector loss and the bucket do not exist; asking for them must not be silently ignored."""
+def test_an_override_changes_one_field_of_the_selection() -> None:
+    config = TrainConfig(overrides={"paper": {"selection": {"tau": 0.2}}})
+    assert config.method("paper").selection == SelectionConfig(granularity="element", tau=0.2)
+
+
+def test_element_has_no_selector_loss_and_no_bucket() -> None:
+    """Asking for them must not be silently ignored."""
     for wrong in ({"tail": "bucket"}, {"lambda_select": 0.5}):
         with pytest.raises(ValueError, match="element"):
             MethodConfig.model_validate({**PRESETS["paper"].model_dump(), **wrong})

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,23 +18,28 @@ from safetensors.torch import load_file
 from shard_builder import Parts, corpus_parts, make_job, write_set, write_tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+import train.checkpoint
 import train.loop
 from contract.config import parse_config
-from contract.errors import DataError
+from contract.errors import DataError, StoppedError
 from train.__main__ import main
-from train.config import PRESETS, MethodConfig, TrainJob
+from train.config import PRESETS, MethodConfig, SelectionConfig, TrainJob
+from train.distributed import World
 from train.export import load_asn
 from train.loop import Trainer, run_job, schedule
 from train.model import load_target
 from train.result import read_log
-from train.stream import BatchStream, ShardSet
+from train.stream import ShardSet
+from train.throughput import TIMED_FIELDS
 from train.validation import Validation
 
 CANDIDATES = ["target", "prose", "code"]
+ALONE = World(0, 1, torch.device("cpu"))
 STEPS = 10  # round(2.3 epochs x 13 chunks / 3)
 METHODS: dict[str, str | MethodConfig] = {
     **{name: name for name in PRESETS},
-    "sequence": MethodConfig(granularity="sequence"),
+    "sequence": MethodConfig(selection=SelectionConfig(granularity="sequence")),
+    "gumbel": MethodConfig(selection=SelectionConfig(metric="gumbel")),
 }
 Make = Callable[..., TrainJob]
 
@@ -74,7 +80,8 @@ def finished(make: Make, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
 
 
 def untimed_log(output: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in line.items() if key != "tokens_per_s"} for line in read_log(output)]
+    """The log without what depends on the clock."""
+    return [{key: value for key, value in line.items() if key not in TIMED_FIELDS} for line in read_log(output)]
 
 
 def assert_same_training(left: Path, right: Path) -> None:
@@ -133,6 +140,7 @@ def test_what_a_job_leaves(method: str, finished: Callable[[str], Path], model: 
         assert line["loss"] == pytest.approx(total, rel=1e-5)
         assert line["grad_norm"] > 0
         assert line["epoch"] == pytest.approx(line["step"] * 3 / 13)
+        assert line["waiting_for_data"] >= 0
         assert line["learning_rate"] == pytest.approx(1e-2 * schedule(line["step"] - 1, STEPS, 0.008))
         if weights.teacher == "none":
             assert "weight" not in line
@@ -156,12 +164,12 @@ def test_what_a_job_leaves(method: str, finished: Callable[[str], Path], model: 
 
 @pytest.mark.parametrize("method", ["fusionx", "paper"])
 def test_exports_load(method: str, make: Make, tmp_path: Path) -> None:
-    trainer = Trainer(make(tmp_path / "out", method))
+    trainer = Trainer(make(tmp_path / "out", method), ALONE)
     trainer.run()
     assert trainer.asn is not None
     asn, candidates = load_asn(tmp_path / "out" / "last")
     assert candidates == sorted(CANDIDATES)
-    assert asn.granularity == trainer.job.method.granularity
+    assert asn.config == trainer.job.method.selection
     for name, tensor in trainer.asn.state_dict().items():
         assert torch.equal(asn.state_dict()[name], tensor)
     for which in ("last", "best"):
@@ -185,7 +193,7 @@ def test_best_is_the_target_at_its_best_step(make: Make, tmp_path: Path) -> None
     for which in ("best", "last"):
         target = load_target(f"{job.output}/{which}", None, torch.device("cpu"))
         validation = Validation(job.tokens, 128, 0, ShardSet(job.tokens, {}, "train").domains)
-        measured = validation(target, torch.device("cpu"), None, 32)
+        measured = validation(target, ALONE, None, 32)
         assert measured["trained_bits_per_byte"] == pytest.approx(result[f"{which}_bits_per_byte"], rel=1e-6)
 
 
@@ -213,7 +221,7 @@ def test_killed_and_resumed(
 
 
 @pytest.mark.parametrize(
-    ("where", "step"), [("_validate", 0), ("_validate", 8), ("_checkpoint", 6), ("_log_step", 6), ("_finish", 10)]
+    ("where", "step"), [("_validate", 0), ("_validate", 8), ("_save", 6), ("_log_step", 6), ("_finish", 10)]
 )
 def test_killed_elsewhere(
     where: str, step: int, finished: Callable[[str], Path], make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -234,14 +242,13 @@ def test_killed_twice_and_while_writing_a_checkpoint(
         def dying(*_: object) -> None:
             raise _KilledError
 
-        patch.setattr(torch, "save", dying)  # in the midst of the checkpoint of step 6
+        patch.setattr(train.checkpoint, "save_file", dying)  # in the midst of the checkpoint of step 6
         with pytest.raises(_KilledError):
             run_job(job)
     assert [path.name for path in sorted((tmp_path / "out" / "checkpoints").glob("step-*"))] == ["step-00000003"]
     run_job(job)
     assert_same_training(tmp_path / "out", finished("fusionx"))
-    kept = sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir())
-    assert kept == ["step-00000006", "step-00000009"]
+    assert not (tmp_path / "out" / "checkpoints").exists()  # a finished job never resumes
 
 
 def test_the_order_in_which_sources_are_listed_decides_nothing(
@@ -264,13 +271,20 @@ def test_seeds_differ(finished: Callable[[str], Path], make: Make, tmp_path: Pat
 
 
 def test_a_checkpoint_of_another_job_is_refused(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = make(tmp_path / "out", "fusionx")
-    kill_before(monkeypatch, job, 4)
-    other = make(tmp_path / "out", "fusionx", seed=1)
+    kill_before(monkeypatch, make(tmp_path / "out", "fusionx"), 4)
     with pytest.raises(DataError, match="another training") as caught:
-        run_job(other)
-    assert (caught.value.details["found"], caught.value.details["expected"]) == (job.digest(), other.digest())
+        run_job(make(tmp_path / "out", "fusionx", seed=1, run={"log_every": 1}))
+    assert (caught.value.details["field"], caught.value.details["found"]) == ("seed", "seed: found 0, expected 1")
     assert caught.value.details["file"].endswith("step-00000003")
+
+
+def test_going_on_from_an_earlier_checkpoint(
+    finished: Callable[[str], Path], make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make(tmp_path / "out", "fusionx")
+    kill_before(monkeypatch, job, 8)
+    run_job(job, resume=tmp_path / "out" / "checkpoints" / "step-00000003")
+    assert_same_training(tmp_path / "out", finished("fusionx"))
 
 
 def test_a_log_that_lost_lines_is_refused(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,46 +317,142 @@ def test_a_finished_job(
         assert caught.value.details["file"] == str(output / "result.json")
 
 
-def test_a_loss_that_is_not_finite_names_its_chunks(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], factor: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Multiplies the loss of these steps."""
+    original = train.loop.selection_loss
+    calls = itertools.count()
+
+    def broken(*arguments: Any) -> Any:
+        loss = original(*arguments)
+        return loss * factor(loss) if next(calls) in steps else loss
+
+    monkeypatch.setattr(train.loop, "selection_loss", broken)
+
+
+@pytest.mark.parametrize(
+    "factor",
+    # sqrt at 0: value 0, gradient infinite, times 0: a finite loss whose gradient is NaN.
+    [lambda loss: loss * math.nan, lambda loss: loss * math.inf, lambda loss: (loss * 0).sqrt()],
+    ids=["nan", "inf", "gradient"],
+)
+def test_a_step_that_is_not_finite_is_skipped(
+    factor: Callable[[torch.Tensor], torch.Tensor], make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Trainer._losses
-
-    def broken(self: Trainer, batch: Any) -> Any:
-        terms = original(self, batch)
-        return terms._replace(total=terms.total * math.nan) if self.state.step == 4 else terms
-
+    """It changes no weight, is counted, and the log names its chunks."""
     job = make(tmp_path / "out", "fusionx")
+    poison(monkeypatch, {4, 6}, factor)
+    result = run_job(job)
+    assert result["skipped"] == 2
+    skipped = [line for line in read_log(tmp_path / "out") if line["event"] == "skipped"]
+    assert [line["step"] for line in skipped] == [5, 7]
+    assert [[tuple(key) for key in line["keys"]] for line in skipped] == [keys_of(job, step) for step in (4, 6)]
+    assert "nan" in skipped[0]["asn_grad_norm"] or "inf" in skipped[0]["asn_grad_norm"]
+    for which in ("last", "best"):
+        for tensor in load_file(tmp_path / "out" / which / "model.safetensors").values():
+            assert torch.isfinite(tensor).all()
+
+
+def test_too_many_skipped_steps_stop_the_run(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those before a kill count; mended, the run goes on from the checkpoint."""
+    job = make(tmp_path / "out", "fusionx", run={"skip_limit": 2})
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_losses", broken)
-        with pytest.raises(DataError, match="not finite") as caught:
+        poison(patch, {2, 5}, lambda loss: loss * math.nan)
+        with pytest.raises(DataError, match="2 steps") as caught:
             run_job(job)
-    assert caught.value.details["field"] == "step 4"
-    keys = [sample.key for batch in _batches(job, 5)[4:] for sample in batch]
-    assert str(keys) in caught.value.details["expected"]
+    assert caught.value.details["field"] == "step 6"
+    assert str(keys_of(job, 5)) in caught.value.details["expected"]
     assert (tmp_path / "out" / "checkpoints" / "step-00000003" / "state.json").exists()
+    assert run_job(job)["skipped"] == 1
 
 
-def _batches(job: TrainJob, count: int) -> list[Any]:
-    return list(itertools.islice(BatchStream(ShardSet(job.tokens, job.aligned, "train"), 3, job.seed), count))
+def keys_of(job: TrainJob, step: int) -> list[tuple[int, int]]:
+    return Trainer(job, ALONE).batches.keys(step)
 
 
-def test_a_gradient_that_is_not_finite_never_reaches_the_weights(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_told_to_stop(
+    number: signal.Signals,
+    finished: Callable[[str], Path],
+    make: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A finite loss with a NaN gradient would else be checkpointed and exported."""
-    original = Trainer._losses
-
-    def broken(self: Trainer, batch: Any) -> Any:
-        terms = original(self, batch)
-        # sqrt at 0: value 0, gradient infinite, times 0: NaN.
-        return terms._replace(total=terms.total + (terms.total * 0).sqrt()) if self.state.step == 5 else terms
-
+    """The step is finished and saved, the exit code says so, and the run goes on to the same end."""
     job = make(tmp_path / "out", "fusionx")
+    original = Trainer._step
+
+    def told(self: Trainer, batches: Any) -> None:
+        if self.state.step == 4:
+            signal.raise_signal(number)
+        original(self, batches)
+
+    before = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_losses", broken)
-        with pytest.raises(DataError, match="gradient norm is not finite"):
+        patch.setattr(Trainer, "_step", told)
+        with pytest.raises(StoppedError) as caught:
             run_job(job)
+    assert caught.value.exit_code == 75
+    assert "step 5 of 10" in caught.value.details["found"]
+    assert signal.getsignal(number) == before
+    assert (tmp_path / "out" / "checkpoints" / "step-00000005" / "state.json").exists()
+    run_job(job)
+    assert_same_training(tmp_path / "out", finished("fusionx"))
+
+
+@pytest.mark.parametrize("method", ["ct", "fusellm", "fusionx", "paper"])
+def test_accumulation_is_exact(method: str, make: Make, tmp_path: Path, model: Path, parts: Parts) -> None:
+    """Micro-batches of 1, 2 or 3 chunks give the same step, whose means are over the step and not over its parts."""
+    plain = AutoConfig.from_pretrained(model)
+    plain.attention_dropout = 0.0  # whose draws follow the shapes
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    plain.save_pretrained(folder)
+    tokens, aligned = write_set(tmp_path / "shards", parts, CANDIDATES)
+    outputs = {}
+    for micro_batch in (1, 2, None):
+        outputs[micro_batch] = tmp_path / str(micro_batch)
+        run_job(make_job(folder, tokens, aligned, outputs[micro_batch], method, run={"micro_batch": micro_batch}))
+    whole = [line for line in untimed_log(outputs[None]) if line["event"] == "step"]
+    for micro_batch in (1, 2):
+        divided = [line for line in untimed_log(outputs[micro_batch]) if line["event"] == "step"]
+        for ours, theirs in zip(divided, whole, strict=True):
+            for name in ("loss", "lm", "fuse", "feed", "select", "grad_norm"):
+                assert ours[name] == pytest.approx(theirs[name], rel=2e-3, abs=1e-6), (micro_batch, name)
+
+
+@pytest.mark.parametrize("document_mask", [True, False])
+def test_packed_blocks(document_mask: bool, make: Make, tmp_path: Path) -> None:
+    pack = {"pack": 128, "document_mask": document_mask}
+    result = run_job(make(tmp_path / "out", "fusionx", optimizer={**pack, "batch_size": 2, "epochs": 4}))
+    unpacked = Trainer(make(tmp_path / "other", "fusionx"), ALONE)
+    blocks = Trainer(make(tmp_path / "third", "fusionx", optimizer=pack), ALONE).blocks_per_epoch
+    assert result["steps"] == round(4 * blocks / 2)
+    assert blocks < unpacked.blocks_per_epoch
+    assert result["last_bits_per_byte"] < json.loads(json.dumps(read_log(tmp_path / "out")[0]))["bits_per_byte"]
+
+
+def test_adapters(make: Make, tmp_path: Path) -> None:
+    """LoRA: the export is a plain model, which the training improved."""
+    result = run_job(make(tmp_path / "out", "fusionx", optimizer={"lora": {"r": 4}}))
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "last")
+    assert not [name for name in plain.state_dict() if "lora" in name]
+    target = load_target(str(tmp_path / "out" / "last"), None, torch.device("cpu"))
+    job = make(tmp_path / "out", "fusionx")
+    validation = Validation(job.tokens, 128, 0, ShardSet(job.tokens, {}, "train").domains)
+    measured = validation(target, ALONE, None, 32)
+    assert measured["trained_bits_per_byte"] == pytest.approx(result["last_bits_per_byte"], rel=1e-4)
+    assert result["last_bits_per_byte"] < read_log(tmp_path / "out")[0]["trained_bits_per_byte"]
+
+
+@pytest.mark.parametrize("changed", [{"gradient_checkpointing": True}, {"loader_workers": 1}, {"tensorboard": True}])
+def test_how_it_is_carried_out_changes_nothing(
+    changed: dict[str, Any], finished: Callable[[str], Path], make: Make, tmp_path: Path
+) -> None:
+    run_job(make(tmp_path / "out", "fusionx", run=changed))
+    ours = load_file(tmp_path / "out" / "last" / "model.safetensors")
+    theirs = load_file(finished("fusionx") / "last" / "model.safetensors")
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name])
 
 
 def test_a_chunk_of_one_token_is_no_reason_to_stop(model: Path, parts: Parts, tmp_path: Path) -> None:
@@ -392,7 +502,9 @@ def test_the_command(
     file.write_text(json.dumps(job.model_dump(mode="json")))
     assert parse_config(TrainJob, json.loads(file.read_text()), file).digest() == job.digest()
     assert main([str(file)]) == 0
-    assert main([]) == 2
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == 2
     file.write_text(json.dumps({**job.model_dump(mode="json"), "sed": 1}))
     assert main([str(file)]) == 2
     assert "sed" in capsys.readouterr().err

@@ -13,10 +13,12 @@ from shard_builder import Chunk, corpus_parts, write_tiny_model, write_tokens
 from torch import nn
 
 from contract.errors import ConfigError, DataError
-from train.model import Target, load_target
+from train.distributed import World
+from train.model import Target, TextInputs, load_target
 from train.stream import ShardSet
 from train.validation import Validation
 
+ALONE = World(0, 1, torch.device("cpu"))
 SMALL = {"vocab_size": 64, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
 FLOW = {**SMALL, "intermediate_size": 24, "num_key_value_heads": 1, "max_position_embeddings": 64}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -62,7 +64,7 @@ def test_trunk_and_head_are_the_model(name: str) -> None:
     mask[1, 7:] = 0
     with torch.no_grad():
         expected = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        hidden = target.hidden(ids, mask)
+        hidden = target.hidden(TextInputs(ids, mask, None))
         found = target.logits(hidden[mask.bool()])
     torch.testing.assert_close(found, expected[mask.bool()], rtol=1e-4, atol=1e-4)
     assert target.vocab_size == found.shape[1] == 64
@@ -75,8 +77,8 @@ def test_right_padding_changes_nothing(name: str) -> None:
     padded = torch.cat([ids, torch.zeros(1, 5, dtype=torch.long)], 1)
     mask = (torch.arange(11) < 6).long()[None]
     with torch.no_grad():
-        alone = target.hidden(ids, torch.ones_like(ids))
-        torch.testing.assert_close(target.hidden(padded, mask)[:, :6], alone, rtol=1e-4, atol=1e-5)
+        alone = target.hidden(TextInputs(ids, torch.ones_like(ids), None))
+        torch.testing.assert_close(target.hidden(TextInputs(padded, mask, None))[:, :6], alone, rtol=1e-4, atol=1e-5)
 
 
 class _Bent(nn.Module):
@@ -125,6 +127,18 @@ def test_an_unknown_rule_is_refused(rule: Any, size: float) -> None:
     Target(_Bent(model, lambda z: z))
     with pytest.raises(ConfigError, match="_Bent"):
         Target(_Bent(model, rule))
+
+
+@pytest.mark.parametrize("name", ["Llama", "GPTNeoX", "GPTNeo", "GPT2", "Starcoder2", "Qwen2", "Mistral", "Gemma2"])
+def test_packed_documents_are_kept_apart(name: str) -> None:
+    Target(build(name)).verify_document_mask()
+
+
+@pytest.mark.parametrize("name", ["Mpt"])
+def test_architectures_that_mix_packed_documents_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Target(build(name)).verify_document_mask()
+    assert caught.value.details["field"] == "train.optimizer.document_mask"
 
 
 def test_verification_leaves_mode_and_rng_alone() -> None:
@@ -178,7 +192,7 @@ def test_bits_per_byte_against_a_loop(tmp_path: Path, batch_tokens: int) -> None
     target = load_target(str(folder), None, torch.device("cpu")).train()
     tokens = write_tokens(tmp_path / "tokens", parts)
     trained = ShardSet(tokens, {}, "train").domains
-    found = Validation(tokens, batch_tokens, 0, trained)(target, torch.device("cpu"), None, head_block=7)
+    found = Validation(tokens, batch_tokens, 0, trained)(target, ALONE, None, head_block=7)
     assert target.training
     target.eval()
     sums = naive_measures(target.model, parts[1][1])
@@ -203,7 +217,7 @@ def test_a_diverged_target_is_measured_not_crashed_on(tmp_path: Path) -> None:
     with torch.no_grad():
         target.model.get_output_embeddings().weight.mul_(1e5)  # type: ignore[operator]
     tokens = write_tokens(tmp_path / "tokens", corpus_parts(folder, [], rows=(1,)))
-    found = Validation(tokens, 64, 0, set())(target, torch.device("cpu"), None, 32)
+    found = Validation(tokens, 64, 0, set())(target, ALONE, None, 32)
     assert found["perplexity"] == math.inf
     assert found["bits_per_byte"] > 100
     assert found["bits_per_byte"] < math.inf

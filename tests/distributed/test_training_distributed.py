@@ -1,0 +1,156 @@
+"""Real trainings under torchrun with two processes (gloo): the same as one process, whatever divides the target."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from shard_builder import corpus_parts, make_job, write_set, write_tiny_model
+from transformers import AutoConfig
+
+from contract.errors import EXIT_STOPPED
+from train.config import PRESETS, MethodConfig, SelectionConfig, TrainJob
+from train.result import read_log
+
+CANDIDATES = ["target", "prose", "code"]
+CHECKOUT = Path(__file__).resolve().parents[2]
+Make = Callable[..., TrainJob]
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """make(output, method, **changed): a job whose model draws no random numbers, in batches of four."""
+    folder = tmp_path_factory.mktemp("inputs")
+    model = write_tiny_model(folder / "model")
+    plain = AutoConfig.from_pretrained(model)
+    plain.attention_dropout = 0.0
+    plain.save_pretrained(model)
+    tokens, aligned = write_set(folder / "shards", corpus_parts(model, CANDIDATES), CANDIDATES)
+
+    def job(output: Path, method: str | MethodConfig = "fusionx", **changed: Any) -> TrainJob:
+        optimizer = {"batch_size": 4, "learning_rate": 3e-3, **changed.pop("optimizer", {})}
+        return make_job(model, tokens, aligned, output, method, optimizer=optimizer, **changed)
+
+    return job
+
+
+def command(job: TrainJob, processes: int) -> list[str]:
+    file = Path(job.output) / "job.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(job.model_dump(mode="json")))
+    launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"] if processes > 1 else []
+    return [sys.executable, "-m", *launcher, "train", str(file)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)}
+
+
+def train(job: TrainJob, processes: int = 1) -> Path:
+    done = subprocess.run(command(job, processes), env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return Path(job.output)
+
+
+def steps(output: Path) -> list[dict[str, Any]]:
+    return [line for line in read_log(output) if line["event"] == "step"]
+
+
+def assert_close(ours: Path, theirs: Path) -> None:
+    """Losses, selection and weights are equal but for the order in which sums run."""
+    assert len(steps(ours)) == len(steps(theirs)) > 0
+    for left, right in zip(steps(ours), steps(theirs), strict=True):
+        assert left["tokens"] == right["tokens"]
+        for name in ("loss", "lm", "fuse", "feed", "select", "grad_norm"):
+            assert left[name] == pytest.approx(right[name], rel=1e-3, abs=1e-5), (name, left["step"])
+        assert left.get("weight") == pytest.approx(right.get("weight"), abs=1e-3)
+    for file in ("model.safetensors", "asn.safetensors"):
+        if not (theirs / "last" / file).exists():
+            continue
+        mine, other = load_file(ours / "last" / file), load_file(theirs / "last" / file)
+        assert mine.keys() == other.keys()
+        for name in mine:
+            torch.testing.assert_close(mine[name], other[name], rtol=2e-3, atol=2e-4)
+    results = [json.loads((output / "result.json").read_text()) for output in (ours, theirs)]
+    assert results[0]["last_bits_per_byte"] == pytest.approx(results[1]["last_bits_per_byte"], rel=1e-4)
+    assert results[0]["job"] == results[1]["job"]
+
+
+@pytest.mark.parametrize(
+    ("name", "shards", "micro_batch"),
+    [("fusionx", "none", 1), ("fusionx", "fsdp", None), ("paper", "none", None), ("ct", "fsdp", 1)],
+)
+def test_two_processes_are_one(name: str, shards: str, micro_batch: int | None, make: Make, tmp_path: Path) -> None:
+    alone = train(make(tmp_path / "alone", name))
+    together = train(make(tmp_path / "together", name, run={"shards": shards, "micro_batch": micro_batch}), 2)
+    assert_close(together, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shards", ["none", "fsdp"])
+def test_every_option_in_two_processes(shards: str, make: Make, tmp_path: Path) -> None:
+    method = PRESETS["fusionx"].model_copy(
+        update={"selection": SelectionConfig(feed_over="place", choice="top_n", fusion="maximum", layers="conv")}
+    )
+    options = {"pack": 160, "batch_size": 2, "lora": {"r": 4}}
+    alone = train(make(tmp_path / "alone", method, optimizer=options))
+    together = train(make(tmp_path / "together", method, optimizer=options, run={"shards": shards}), 2)
+    assert_close(together, alone)
+
+
+@pytest.mark.parametrize("shards", ["none", "fsdp"])
+def test_stopped_in_two_processes_and_gone_on_in_one(shards: str, make: Make, tmp_path: Path) -> None:
+    """A signal to the launcher ends with a checkpoint, and one process takes up what two have left."""
+    job = make(tmp_path / "stopped", run={"shards": shards}, optimizer={"epochs": 40})
+    process = subprocess.Popen(
+        command(job, 2), env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    log = tmp_path / "stopped" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and '"step"' in log.read_text()):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode != 0
+    (checkpoint,) = list((tmp_path / "stopped" / "checkpoints").glob("step-*"))[-1:]
+    assert "its checkpoint is written" in said
+    mark = json.loads((checkpoint / "state.json").read_text())
+    assert mark["state"]["world_size"] == 2
+    alone = train(make(tmp_path / "alone", optimizer={"epochs": 40}))
+    gone_on = train(job)
+    last = steps(gone_on)[-1]
+    assert last["step"] == steps(alone)[-1]["step"]
+    assert last["tokens"] == steps(alone)[-1]["tokens"]
+    assert last["lm"] == pytest.approx(steps(alone)[-1]["lm"], rel=0.05)
+
+
+def test_a_signal_ends_one_process_with_its_own_exit_code(make: Make, tmp_path: Path) -> None:
+    job = make(tmp_path / "stopped", optimizer={"epochs": 2000})
+    process = subprocess.Popen(command(job, 1), env=environment(), stderr=subprocess.DEVNULL)
+    log = tmp_path / "stopped" / "log.jsonl"
+    while not (log.exists() and '"step"' in log.read_text()):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == EXIT_STOPPED
+    assert list((tmp_path / "stopped" / "checkpoints").glob("step-*"))
+
+
+def test_a_batch_that_does_not_divide_is_refused(make: Make, tmp_path: Path) -> None:
+    job = make(tmp_path / "out", "ct", optimizer={"batch_size": 3})
+    done = subprocess.run(command(job, 2), env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "optimizer.batch_size" in done.stderr
+    assert "3 blocks for 2 devices" in done.stderr

@@ -1,0 +1,145 @@
+"""Several devices: joining the others, dividing the target over them, and every collective of the trainer.
+
+The target is wrapped (DDP or FSDP2) and reduces its own gradients in backward. The selection network is small and never
+wrapped: every device holds it, and its gradients are averaged here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from contract.errors import ConfigError
+from train.model import Target, decoder_blocks
+from train.place import launched
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the `size` that train together, and its device."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes what there is to write."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """`values` summed over all processes; the same everywhere."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def average_gradients(self, module: nn.Module) -> None:
+        """For a module that every process holds whole and unwrapped."""
+        if self.size == 1:
+            return
+        for parameter in module.parameters():
+            if parameter.grad is None:  # the others may have one
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= self.size
+
+
+@contextmanager
+def join(wanted: Literal["auto", "cpu", "cuda"]) -> Iterator[World]:
+    """This process's world, for as long as the context lasts.
+
+    Raises:
+        ConfigError: the launcher did not say where the processes meet, or this machine has fewer GPUs than processes.
+    """
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+    place = launched()
+    if place is None:
+        yield World(0, 1, torch.device(kind))
+        return
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ConfigError(
+            "The processes of this training cannot meet.",
+            field=", ".join(missing),
+            expected="an environment variable: the first machine's address, a free port",
+            remedy="start with torchrun, or as pipelines/cluster/train.sbatch does",
+        )
+    device = torch.device(kind)
+    if kind == "cuda":
+        if place.local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                "This machine has fewer GPUs than processes.",
+                field="train.run.devices",
+                found=f"process {place.local_rank}, {torch.cuda.device_count()} GPUs",
+            )
+        device = torch.device("cuda", place.local_rank)
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo",
+        rank=place.rank,
+        world_size=place.size,
+        timeout=timedelta(minutes=30),
+    )
+    try:
+        yield World(place.rank, place.size, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def divide(target: Target, shards: Literal["none", "fsdp"], dtype: torch.dtype | None, world: World) -> nn.Module:
+    """The target as the training step calls it: itself, or wrapped so that its gradients are averaged.
+
+    Args:
+        dtype: in which FSDP gathers the weights (bf16 under autocast); None: as they are.
+    """
+    if shards == "fsdp":
+        return _fully_shard(target, dtype, world)
+    if world.size == 1:
+        return target
+    return DistributedDataParallel(target, gradient_as_bucket_view=True)
+
+
+def _fully_shard(target: Target, dtype: torch.dtype | None, world: World) -> nn.Module:
+    if world.size == 1 and not dist.is_initialized():
+        return target
+    options: dict[str, Any] = {"mesh": init_device_mesh(world.device.type, (world.size,))}
+    if dtype is not None:
+        options["mp_policy"] = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    for block in decoder_blocks(target.model):
+        fully_shard(block, **options)
+    fully_shard(target, **options)  # in place
+    return target
+
+
+@contextmanager
+def gradient_sync(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """Backward passes inside reduce their gradients over the devices only if `wanted`: the last of a step's."""
+    if isinstance(model, DistributedDataParallel):
+        with nullcontext() if wanted else model.no_sync():
+            yield
+        return
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(wanted)
+    yield
+
+
+def clip(parameters: list[nn.Parameter], limit: float) -> Tensor:
+    """Clips the gradients in place; returns their norm over all devices before that."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

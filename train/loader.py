@@ -1,0 +1,161 @@
+"""The batches of every step, made ahead of the trainer by worker processes.
+
+What a step's batches are follows from its number alone: resuming needs nothing else, and on another number of devices
+the same steps take the same chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from contract.errors import ConfigError, FusionXError, IncompleteError
+from train.collate import Batch, collate_blocks
+from train.order import BlockOrder
+from train.stream import ShardSet
+
+_STEPS_AHEAD = 4
+"""Per worker; it bounds what waits in memory."""
+
+
+class StepBatches(Dataset[list[Batch]]):
+    """The micro-batches of one device at every step: `batches[step]`.
+
+    A step takes the next `batch_size` blocks of the order; device `rank` of `world` has the rank-th equal share of
+    them, in micro-batches of `micro_batch` blocks (None: all at once).
+
+    Raises:
+        ConfigError: the batch does not divide evenly among the devices.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        order: BlockOrder,
+        batch_size: int,
+        pad_id: int,
+        *,
+        document_mask: bool = False,
+        micro_batch: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if batch_size % world:
+            raise ConfigError(
+                "A batch cannot be shared out evenly among the devices.",
+                field="optimizer.batch_size",
+                found=f"{batch_size} blocks for {world} devices",
+                expected=f"a multiple of {world}",
+                remedy="change optimizer.batch_size, or the number of devices",
+            )
+        self._shards, self._order = shards, order
+        self._batch_size, self._share = batch_size, batch_size // world
+        self._first = rank * self._share
+        self._micro_batch = micro_batch or self._share
+        self._pad_id, self._document_mask = pad_id, document_mask
+
+    def __getitem__(self, step: int) -> list[Batch]:
+        """
+        Raises:
+            DataError: a part is missing, damaged, or of another text.
+        """
+        first = step * self._batch_size + self._first
+        blocks = range(first, first + self._share)
+        parts = [blocks[start : start + self._micro_batch] for start in range(0, self._share, self._micro_batch)]
+        batches = [self._collated(part) for part in parts]
+        self._shards.prefetch(self._order.parts_ahead(blocks[-1]))
+        return batches
+
+    def keys(self, step: int) -> list[tuple[int, int]]:
+        """(doc_id, chunk) of every chunk of the step, on all devices."""
+        blocks = range(step * self._batch_size, (step + 1) * self._batch_size)
+        return [self._shards.sample(*place).key for index in blocks for place in self._order.block(index)]
+
+    def _collated(self, blocks: range) -> Batch:
+        samples = [[self._shards.sample(*place) for place in self._order.block(index)] for index in blocks]
+        return collate_blocks(samples, self._pad_id, self._document_mask)
+
+
+def loader(
+    batches: StepBatches, start: int, stop: int, workers: int, pin_memory: bool = False
+) -> Iterator[list[Batch]]:
+    """`batches[step]` of the steps from `start` to before `stop`, made ahead by `workers` processes; 0: in this one.
+
+    Each worker makes every workers-th step and keeps the parts it needs for itself, so memory grows with their number.
+
+    Raises:
+        DataError: as `batches` raises it, wherever that happened.
+        IncompleteError: a worker was killed.
+    """
+    made = DataLoader(
+        _Outcomes(batches),
+        batch_size=None,
+        sampler=range(start, stop),
+        num_workers=workers,
+        # A forked worker would inherit locks of threads that it lacks: pyarrow's, the store's client's, CUDA's.
+        multiprocessing_context="forkserver" if workers else None,
+        prefetch_factor=_STEPS_AHEAD if workers else None,
+        worker_init_fn=_one_thread,
+        generator=torch.Generator(),  # the global one is the trainer's: a resumed run must find it as it was
+        pin_memory=pin_memory,
+    )
+    outcomes = iter(made)
+    while True:
+        try:
+            outcome = next(outcomes)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise IncompleteError(
+                "A process that makes batches died.",
+                field="run.loader_workers",
+                found=str(error).splitlines()[0],
+                remedy="if memory ran out, lower run.loader_workers; the same command goes on from the last checkpoint",
+            ) from None
+        if outcome.error is not None:
+            raise outcome.error
+        yield outcome.batches
+
+
+@dataclass
+class _Outcome:
+    """A step's batches, or the error: DataLoader would turn one of ours into text, without its details.
+
+    It crosses to another process as arrays in a pipe. Torch's own way, shared memory, takes a file descriptor per
+    tensor and more room than containers give.
+    """
+
+    batches: list[Batch]
+    error: FusionXError | None = None
+
+    def pin_memory(self) -> _Outcome:
+        return _Outcome([batch.pin_memory() for batch in self.batches], self.error)
+
+    def __getstate__(self) -> tuple[list[Batch], FusionXError | None]:
+        return [batch.map(lambda tensor: tensor.numpy()) for batch in self.batches], self.error
+
+    def __setstate__(self, state: tuple[list[Batch], FusionXError | None]) -> None:
+        arrays, self.error = state
+        self.batches = [batch.map(torch.from_numpy) for batch in arrays]
+
+
+@dataclass
+class _Outcomes(Dataset[_Outcome]):
+    batches: StepBatches
+
+    def __getitem__(self, step: int) -> _Outcome:
+        try:
+            return _Outcome(self.batches[step])
+        except FusionXError as error:
+            return _Outcome([], error)
+
+
+def _one_thread(worker: int) -> None:
+    """The processes are the parallelism; torch sees to its own threads."""
+    pa.set_cpu_count(1)

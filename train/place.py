@@ -1,0 +1,31 @@
+"""Which of several processes this is, as torchrun or srun says it. Needs no torch."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+
+class Place(NamedTuple):
+    """rank: among all `size` processes. local_rank: among those of this machine."""
+
+    rank: int
+    size: int
+    local_rank: int
+
+
+def launched() -> Place | None:
+    """This process's place; None where it was started alone."""
+    for rank, size, local in (
+        ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+        ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),  # set in a step, not in the batch script
+    ):
+        if int(os.environ.get(size, "1")) > 1:
+            return Place(int(os.environ[rank]), int(os.environ[size]), int(os.environ[local]))
+    return None
+
+
+def leads() -> bool:
+    """Whether this process writes what there is to write."""
+    place = launched()
+    return place is None or place.rank == 0
