@@ -37,8 +37,6 @@ SOURCE, TARGET = "coder", "target"
 BLOCK = 256
 LONG = 2048
 """Tokens of the paper's block, which the published figures are of."""
-_REPEATS = 8
-"""How often the part's positions stand one after the other in what the kernel is given."""
 
 
 def figures() -> Iterator[Figure]:
@@ -96,21 +94,16 @@ def _figures_at(k: int, stage: AlignedStage) -> Iterator[Figure]:
     worker, units = stage.worker(), stage.units()
     assert isinstance(worker, AlignWorker)
     part = _Part(worker, units[0])
-    tokens, many, n = len(part.target_ids), len(part.index) * _REPEATS, 5
-    index = np.tile(part.index, _REPEATS)
+    tokens, n = len(part.target_ids), 5
     chunk, block = part.longest_chunk(), part.chunks_of(LONG)
     works: dict[str, Callable[[], object]] = {
-        "kernel": partial(project, part.distributions, index, worker.vocab_map, k),
+        "kernel": partial(project, part.distributions, part.index, worker.vocab_map, k),
         "positions": part.positions,
         "parquet": partial(worker, units[0]),
         "reference": partial(part.reference, chunk),
     }
     seconds = {name: cpu_seconds(work, n)[0] for name, work in works.items()}
-    rates = {
-        "kernel": many / seconds["kernel"],
-        "positions": tokens / seconds["positions"],
-        "parquet": tokens / seconds["parquet"],
-    }
+    rates = {name: tokens / seconds[name] for name in ("kernel", "positions", "parquet")}
     once, _ = cpu_seconds(partial(part.reference, block), 1)
     long_rate = part.length(block) / once
     against = f"one dynamic program over {part.length(block)} tokens, and dictionaries"

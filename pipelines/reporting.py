@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from align.fidelity import Fidelity, summary
+from align.fidelity import Fidelity, shares, summary
 from contract.manifest import read_manifest
 from eval.evaluation import Evaluation
 from eval.report import write_report
@@ -16,6 +16,7 @@ from pipelines.config import FusionConfig
 from pipelines.evaluation import evaluation_of
 from pipelines.layout import Layout
 from pipelines.road import read_timings
+from pipelines.status import held_out
 from pipelines.training import finished_jobs, read_tuning
 from precompute.config import ModelConfig
 from train.config import TrainJob
@@ -30,9 +31,8 @@ def report(config: FusionConfig, layout: Layout, command: str | None = None) -> 
 
 
 def report_inputs(config: FusionConfig, layout: Layout, command: str | None = None) -> ReportInputs:
-    status, sums = (_aligned_stats(config, layout, name) for name in ("status", "fidelity"))
-    first_map = next(iter(status.values()))
-    train_domains = sorted(next(iter(first_map.values())))
+    split, aligned = _alignment(config, layout)
+    train_domains = _train_domains(config, layout)
     original = Evaluation.load(layout.evaluation("models", config.target.id))
     return ReportInputs(
         title=config.name,
@@ -44,8 +44,9 @@ def report_inputs(config: FusionConfig, layout: Layout, command: str | None = No
         train_domains=train_domains,
         absent_domains=sorted(set(original.domains) - set(train_domains)),
         stages={name: _summed(parts) for name, parts in read_timings(layout).items()},
-        alignment={mode: {name: _shares(found) for name, found in of.items()} for mode, of in status.items()},
-        fidelity={mode: {name: _fidelity(found) for name, found in of.items()} for mode, of in sums.items()},
+        alignment_split=split,
+        alignment={mode: {id: shares(found["status"]) for id, found in of.items()} for mode, of in aligned.items()},
+        fidelity={mode: {id: _fidelity(found["fidelity"]) for id, found in of.items()} for mode, of in aligned.items()},
         sources=[_source(config, layout, model) for model in config.models],
         bootstrap=config.eval.bootstrap,
         confidence=config.eval.confidence,
@@ -68,28 +69,30 @@ def _run(layout: Layout, job: TrainJob) -> MethodRun:
     )
 
 
-def _aligned_stats(config: FusionConfig, layout: Layout, name: str) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
-    """map -> source -> domain -> counts or sums, from the aligned manifests."""
-    return {
-        mode: {
-            model.id: read_manifest(layout.aligned(config.target.id, mode, model.id), "aligned", "align").stats[name]
-            for model in config.models
-        }
+def _train_domains(config: FusionConfig, layout: Layout) -> list[str]:
+    """The domains that the training text has."""
+    tokens = read_manifest(layout.tokens(config.target.id), "tokens", "align")
+    return sorted({domain for part in tokens.parts_of("train") for domain in part.stats["domains"]})
+
+
+def _alignment(config: FusionConfig, layout: Layout) -> tuple[str, dict[str, dict[str, dict[str, Any]]]]:
+    """The split by which alignment is judged, and map -> source -> statistics, from the aligned manifests."""
+    folders = {
+        mode: {model.id: layout.aligned(config.target.id, mode, model.id) for model in config.models}
         for mode in config.align.maps
     }
+    found = {
+        mode: {id: held_out(read_manifest(folder, "aligned", "align")) for id, folder in of.items()}
+        for mode, of in folders.items()
+    }
+    # All sources are aligned over the same parts.
+    split, _ = next(iter(next(iter(found.values())).values()))
+    return split, {mode: {id: stats for id, (_, stats) in of.items()} for mode, of in found.items()}
 
 
 def _fidelity(by_domain: Fidelity) -> dict[str, dict[str, float]]:
     """Of all domains together under "", and of each."""
     return {"": summary(by_domain)} | {domain: summary({domain: sums}) for domain, sums in by_domain.items()}
-
-
-def _shares(by_domain: dict[str, dict[str, int]]) -> dict[str, float]:
-    """Shares of the positions of all domains."""
-    names = next(iter(by_domain.values()))
-    counts = {name: sum(of_domain[name] for of_domain in by_domain.values()) for name in names}
-    total = max(1, sum(counts.values()))
-    return {name: count / total for name, count in counts.items()}
 
 
 def _source(config: FusionConfig, layout: Layout, model: ModelConfig) -> SourceModel:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from align.aligned_stage import AlignedStage
-from align.fidelity import summary
+from align.fidelity import shares, summary
 from contract.errors import DataError, FusionXError
-from contract.manifest import has_manifest, read_manifest
+from contract.manifest import Manifest, build_manifest, has_manifest, read_manifest
 from contract.shard import inspect_part
 from contract.stage import Stage
 from contract.storage import exists, join
@@ -88,17 +88,24 @@ def _aligned(stage: AlignedStage) -> StageStatus:
     """With what the alignment costs, once it is complete."""
     found = _stage(stage)
     if found.complete and has_manifest(stage.output):
-        stats = read_manifest(stage.output, stage.kind, stage.name).stats
-        positions = Counter[str]()
-        for of_domain in stats["status"].values():
-            positions.update(of_domain)
-        share = 1 - positions["not_aligned"] / max(positions.total(), 1)
-        cost = summary(stats["fidelity"])
+        split, stats = held_out(read_manifest(stage.output, stage.kind, stage.name))
+        share = 1 - shares(stats["status"])["not_aligned"]
+        told = summary(stats["fidelity"])
         found.note = (
-            f"{share:.1%} of positions aligned; bits per byte: own {cost['own_bits_per_byte']:.3f}, "
-            f"aligned {cost['aligned_bits_per_byte']:.3f}"
+            f"{split}: {share:.1%} of positions aligned; bits per byte: own {told['own_bits_per_byte']:.3f}, "
+            f"aligned {told['aligned_bits_per_byte']:.3f} ({told['cost']:+.3f}); right {told['hits']:.1%}"
         )
     return found
+
+
+def held_out(aligned: Manifest) -> tuple[str, dict[str, Any]]:
+    """The split by which alignment is judged, and the statistics of its parts, summed up.
+
+    It is `validation`; another one where `precompute.splits` leaves that out.
+    """
+    split = "validation" if aligned.parts_of("validation") else aligned.parts[0].split
+    judged = build_manifest(aligned.kind, aligned.config, aligned.identity, aligned.parts_of(split))
+    return split, judged.stats
 
 
 def _trainings(road: Road) -> Iterator[StageStatus]:
