@@ -81,8 +81,8 @@ def figures(
     with TemporaryDirectory() as folder:
         if Path(data, "models", "target").is_dir():
             yield from _demo(Path(data), demo_characters, Path(folder) / "demo")
-        texts = _source_texts(source_files)
-        tokenizer = _train_tokenizer(Path(folder) / "tokenizer", vocab, texts)
+        texts = source_texts(source_files)
+        tokenizer = train_tokenizer(Path(folder) / "tokenizer", vocab, texts)
         for case in cases:
             if case.device == "cpu" or torch.cuda.is_available():
                 yield from _random_llama(case, vocab, tokenizer, texts, Path(folder) / case.name.replace(" ", "-"))
@@ -204,7 +204,7 @@ def _random_llama(case: Case, vocab: int, tokenizer: Path, texts: list[str], fol
     models = [ModelConfig(id="llama", path=str(tokenizer), dtype="bfloat16" if cuda else "float32")]
     parts = ChunkConfig(block_size=2048, part_bytes=1_000_000 if cuda else 20_000)
     _chunk(CorpusConfig(path=str(folder / "corpus.jsonl"), splits=["train"]), parts, models, folder)
-    config = _llama(case.width, case.layers, case.heads, case.inner, vocab)
+    config = random_llama(case.width, case.layers, case.heads, case.inner, vocab)
     config.save_pretrained(tokenizer)
     with torch.device(case.device):
         torch.manual_seed(0)
@@ -224,7 +224,7 @@ def peak_megabytes(vocab: int, parted: bool) -> float:
     """Of one forward pass, over that of the loaded model."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_config(_llama(64, 1, 1, 64, vocab)).eval()
+    model = AutoModelForCausalLM.from_config(random_llama(64, 1, 1, 64, vocab)).eval()
     source = split_model("llama", model, vocab)
     ids = torch.arange(8192).view(8, 1024) % vocab
     labels = torch.zeros(1 << 13, dtype=torch.long)
@@ -256,7 +256,7 @@ def _made(stage: LogitsStage, model: Any, block_size: int) -> _Contest:
     return _Contest(worker, model, list(stage.units()), block_size)
 
 
-def _llama(width: int, layers: int, heads: int, inner: int, vocab: int) -> Any:
+def random_llama(width: int, layers: int, heads: int, inner: int, vocab: int) -> Any:
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -269,14 +269,14 @@ def _llama(width: int, layers: int, heads: int, inner: int, vocab: int) -> Any:
     )
 
 
-def _source_texts(files: int | None) -> list[str]:
+def source_texts(files: int | None) -> list[str]:
     """The standard library's sources, or the first `files` of them: text in plenty on every machine."""
     paths = sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py"))
     sources = [path for path in paths if "site-packages" not in path.parts]
     return [path.read_text(encoding="utf-8", errors="ignore") for path in sources[:files]]
 
 
-def _train_tokenizer(folder: Path, vocab_size: int, texts: list[str]) -> Path:
+def train_tokenizer(folder: Path, vocab_size: int, texts: list[str]) -> Path:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

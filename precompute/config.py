@@ -70,6 +70,7 @@ class PrecomputeConfig(Config):
     """How distributions are computed and kept.
 
     `mass` keeps of the k only as many as reach this probability; `mantissa_bits` rounds the log-probabilities.
+    Only the text of `splits` is run: training reads the one, and fidelity is measured on the other.
     `threads` fixes the CPU threads of one worker, because sums depend on them. `resources` are what else one worker
     takes of a Ray cluster, by the names that the cluster gives them.
     """
@@ -77,7 +78,7 @@ class PrecomputeConfig(Config):
     k: int = Field(32, ge=1, le=1024)
     mass: float | None = Field(None, gt=0, le=1)
     mantissa_bits: int | None = Field(None, ge=0, le=10)
-    splits: list[Split] = ["train"]
+    splits: list[Split] = ["train", "validation"]
     batch_tokens: int = Field(16384, ge=1)
     threads: int = Field(1, ge=1)
     workers: Operational[int] = Field(1, ge=1)

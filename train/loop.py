@@ -136,8 +136,8 @@ class Trainer:
                 self.model.train()
                 if first == 0:
                     self._validate()
-                for batches in self._loaded(first):
-                    self._step(batches)
+                for batches in self.batches_from(first):
+                    self.step(batches)
                     self.progress.show(self.state.step)
                     if self.state.step % run.validate_every == 0 or self.state.step == self.steps:
                         self._validate()
@@ -151,7 +151,7 @@ class Trainer:
             checkpoints.delete_all()  # a finished job never resumes
         return result
 
-    def _loaded(self, first: int) -> Iterator[list[Batch]]:
+    def batches_from(self, first: int) -> Iterator[list[Batch]]:
         """Micro-batches step by step, on the device; what is spent waiting for them is measured."""
         device = self.world.device
         workers = self.job.run.loader_workers
@@ -165,7 +165,7 @@ class Trainer:
                 return
             yield [batch.to(device) for batch in batches]
 
-    def _step(self, batches: list[Batch]) -> None:
+    def step(self, batches: list[Batch]) -> None:
         """One update of the target and the selection network, or none if a gradient is not finite."""
         state, method, world = self.state, self.job.method, self.world
         # All randomness of a step follows from this, so a checkpoint needs no generator's state.

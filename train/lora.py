@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from contract.errors import ConfigError
 from train.config import LoraConfig
-from train.extras import import_extra
+from contract.extras import import_extra
 
 _FIELD = "train.optimizer.lora"
 _ADAPTER = "default"

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from contract.errors import ConfigError, DataError
 from train.config import TrainJob
-from train.extras import import_extra
+from contract.extras import import_extra
 
 _LOSSES = ("lm", "fuse", "feed", "select")
 _SELECTION = ("weight", "selected", "gate_entropy")

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import BENCHMARKS
+from benchmarks import BENCHMARKS, fusion, train
 from benchmarks.figure import Figure
-from benchmarks.fusion import Case
+from benchmarks.random_shards import Shape
 from benchmarks.run import run_benchmark
 
 KEYS = ["bench", "case", "metric", "value", "unit", "against", "ratio", "n"]
@@ -75,7 +75,8 @@ SMALL: dict[str, Callable[[Tiny], dict[str, Any]]] = {
     "map": small_map,
     "align": small_align,
     "collate": lambda tiny: {"ranks": [4], "parts": 2, "rows": 3},
-    "fusion": lambda tiny: {"cases": [Case(512, 8, 2, 4)], "n": 1},
+    "fusion": lambda tiny: {"cases": [fusion.Case(512, 8, 2, 4)], "n": 1},
+    "train": lambda tiny: {"cases": [train.Case("tiny", (8, 1, 1, 8), Shape(32, 2, 600, 4), 2)], "n": 1},
 }
 """By benchmark: the parameters of its `figures` that make it small, or constants of its module where it has none."""
 

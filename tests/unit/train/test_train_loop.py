@@ -103,7 +103,7 @@ class _KilledError(BaseException):
     """Like a signal: no handler of the product may swallow it."""
 
 
-def kill_before(monkeypatch: pytest.MonkeyPatch, job: TrainJob, step: int, method: str = "_step") -> None:
+def kill_before(monkeypatch: pytest.MonkeyPatch, job: TrainJob, step: int, method: str = "step") -> None:
     """Runs `job` and stops it where `method` of the trainer is entered at `step`."""
     original = getattr(Trainer, method)
 
@@ -379,7 +379,7 @@ def test_told_to_stop(
 ) -> None:
     """The step is finished and saved, the exit code says so, and the run goes on to the same end."""
     job = make(tmp_path / "out", "fusionx")
-    original = Trainer._step
+    original = Trainer.step
 
     def told(self: Trainer, batches: Any) -> None:
         if self.state.step == 4:
@@ -388,7 +388,7 @@ def test_told_to_stop(
 
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", told)
+        patch.setattr(Trainer, "step", told)
         with pytest.raises(StoppedError) as caught:
             run_job(job)
     assert caught.value.exit_code == 75
