@@ -369,7 +369,7 @@ class Trainer:
 
     @property
     def _name(self) -> str:
-        return f"train/{self.job.method_name}/seed-{self.job.seed}"
+        return f"train/{self.job.method_name}/lr-{self.job.optimizer.learning_rate:g}/seed-{self.job.seed}"
 
 
 def schedule(step: int, steps: int, warmup_ratio: float) -> float:
