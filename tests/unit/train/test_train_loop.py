@@ -399,19 +399,25 @@ def test_told_to_stop(
     assert_same_training(tmp_path / "out", finished("fusionx"))
 
 
+def quiet_jobs(folder: Path, model: Path, parts: Parts) -> Make:
+    """As `make`, but the model has no dropout, whose draws follow the shapes of what runs."""
+    quiet = folder / "model"
+    shutil.copytree(model, quiet)
+    config = AutoConfig.from_pretrained(quiet)
+    config.attention_dropout = 0.0
+    config.save_pretrained(quiet)
+    tokens, aligned = write_set(folder / "shards", parts, CANDIDATES)
+    return lambda output, method, **changed: make_job(quiet, tokens, aligned, output, method, **changed)
+
+
 @pytest.mark.parametrize("method", ["ct", "fusellm", "fusionx", "paper"])
-def test_accumulation_is_exact(method: str, make: Make, tmp_path: Path, model: Path, parts: Parts) -> None:
+def test_accumulation_is_exact(method: str, tmp_path: Path, model: Path, parts: Parts) -> None:
     """Micro-batches of 1, 2 or 3 chunks give the same step, whose means are over the step and not over its parts."""
-    plain = AutoConfig.from_pretrained(model)
-    plain.attention_dropout = 0.0  # whose draws follow the shapes
-    folder = tmp_path / "model"
-    shutil.copytree(model, folder)
-    plain.save_pretrained(folder)
-    tokens, aligned = write_set(tmp_path / "shards", parts, CANDIDATES)
+    make_quiet = quiet_jobs(tmp_path, model, parts)
     outputs = {}
     for micro_batch in (1, 2, None):
         outputs[micro_batch] = tmp_path / str(micro_batch)
-        run_job(make_job(folder, tokens, aligned, outputs[micro_batch], method, run={"micro_batch": micro_batch}))
+        run_job(make_quiet(outputs[micro_batch], method, run={"micro_batch": micro_batch}))
     whole = [line for line in untimed_log(outputs[None]) if line["event"] == "step"]
     for micro_batch in (1, 2):
         divided = [line for line in untimed_log(outputs[micro_batch]) if line["event"] == "step"]
@@ -442,6 +448,17 @@ def test_adapters(make: Make, tmp_path: Path) -> None:
     measured = validation(target, ALONE, None, 32)
     assert measured["trained_bits_per_byte"] == pytest.approx(result["last_bits_per_byte"], rel=1e-4)
     assert result["last_bits_per_byte"] < read_log(tmp_path / "out")[0]["trained_bits_per_byte"]
+
+
+@pytest.mark.slow
+def test_compiled_blocks(tmp_path: Path, model: Path, parts: Parts) -> None:
+    make_quiet = quiet_jobs(tmp_path, model, parts)
+    outputs = [tmp_path / name for name in ("compiled", "eager")]
+    for output in outputs:
+        run_job(make_quiet(output, "fusionx", run={"compile": output.name == "compiled"}))
+    ours, theirs = (load_file(output / "last" / "model.safetensors") for output in outputs)
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("changed", [{"gradient_checkpointing": True}, {"loader_workers": 1}, {"tensorboard": True}])

@@ -70,6 +70,32 @@ def test_trunk_and_head_are_the_model(name: str) -> None:
     assert target.vocab_size == found.shape[1] == 64
 
 
+@pytest.mark.parametrize("block", [3, 1000])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_losses_and_gradients_are_the_models_own(name: str, block: int) -> None:
+    """The blocked head's, against whole logits: caps, scales, biases and tied embeddings included."""
+    model = build(name).double()
+    target = Target(model)
+    ids = torch.randint(1, 64, (2, 11), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[1, 7:] = 0
+    predicts = (mask == 1) & (torch.arange(11) < mask.sum(-1, keepdim=True) - 1)
+    labels = ids.roll(-1, 1)[predicts]
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[predicts]
+    expected = torch.nn.functional.cross_entropy(logits, labels)
+    parameters = dict(model.named_parameters())
+    theirs = torch.autograd.grad(expected, list(parameters.values()), allow_unused=True)
+    scales = (torch.tensor(1 / len(labels), dtype=torch.float64), torch.tensor(0.0))
+    losses = target(TextInputs(ids, mask, None), predicts, labels, block, scales)
+    torch.testing.assert_close(losses.loss, expected, rtol=1e-6, atol=1e-8)
+    ours = torch.autograd.grad(losses.loss, list(parameters.values()), allow_unused=True)
+    for path, left, right in zip(parameters, ours, theirs, strict=True):
+        if right is not None:
+            torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-7, msg=path)
+    nll = target(TextInputs(ids, mask, None), predicts, labels, block)
+    torch.testing.assert_close(nll.mean(), expected.detach(), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["Llama", "GPTBigCode", "Gemma2"])
 def test_right_padding_changes_nothing(name: str) -> None:
     target = Target(build(name))
