@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.codec import Distributions
+from contract.next_token import gold_probabilities, next_tokens
 from contract.shard import Ragged
 
 Fidelity = dict[str, dict[str, float]]
@@ -43,9 +44,9 @@ def fidelity(
         domain -> gold_positions, gold_bytes (of these next tokens), gold_nll (nats), gold_hits (the most probable
         entry is the next token), own_bytes, own_nll.
     """
-    labels, sizes = _next_tokens(input_ids, ends)
+    labels, sizes = next_tokens(input_ids, ends)
     counted = aligned & (labels >= 0)
-    gold, hit = _gold(projected, probs, labels, vocab_size)
+    gold, hit = gold_probabilities(projected, probs, labels, vocab_size)
     columns = {
         "gold_positions": counted,
         "gold_bytes": np.where(counted, sizes, 0),
@@ -81,29 +82,3 @@ def shares(by_domain: dict[str, dict[str, int]]) -> dict[str, float]:
     counts = {name: sum(of_domain[name] for of_domain in by_domain.values()) for name in names}
     total = max(1, sum(counts.values()))
     return {name: count / total for name, count in counts.items()}
-
-
-def _next_tokens(input_ids: Ragged, ends: Ragged) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The next token of every position, -1 at the end of a row, and the bytes of text that it takes."""
-    labels, sizes = np.full(len(input_ids.values), -1, np.int64), np.zeros(len(input_ids.values), np.int64)
-    labels[:-1] = input_ids.values[1:]
-    sizes[:-1] = np.diff(ends.values)
-    last = input_ids.offsets[1:][input_ids.lengths() > 0] - 1
-    labels[last], sizes[last] = -1, 0
-    return labels, sizes
-
-
-def _gold(
-    projected: Distributions, probs: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], vocab_size: int
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Probability of every position's label, and whether the label is its most probable entry."""
-    counts = projected.counts.astype(np.int64)
-    found = np.flatnonzero(projected.ids == np.repeat(labels, counts))
-    position = np.searchsorted(np.cumsum(counts), found, side="right")
-    gold = projected.tail.astype(np.float64) / np.maximum(vocab_size - counts, 1)
-    gold[position] = probs[found]
-    hit = np.zeros(len(labels), bool)
-    first = np.cumsum(counts) - counts
-    hit[position] = found == first[position]
-    # fp16 has no tail below 6e-8; what is not there at all counts as that.
-    return np.maximum(gold, np.finfo(np.float16).smallest_subnormal / vocab_size), hit

@@ -4,12 +4,34 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from contract.config import Config, Operational, digest_of
 
 JUDGING_FIELDS = ("bootstrap", "confidence")
 LOCATION_FIELDS = ("tasks", "prompt_prefix_folder")
+HARNESS_FIELDS = ("benchmarks", "harness")
+
+Benchmark = Literal["cs", "bbh", "mmlu"]
+
+
+class HarnessConfig(Config):
+    """How lm-evaluation-harness runs the benchmarks; `limit`, `batch_size`, `max_gen_toks` mean what they mean there.
+
+    `data` is a folder of task files to read instead of the hub, see `eval.harness_tasks.local_data`.
+    """
+
+    data: str | None = None
+    limit: int | None = Field(None, ge=1)
+    batch_size: Operational[int | Literal["auto"]] = 8
+    max_gen_toks: int | None = Field(None, ge=1)
+
+    @field_validator("batch_size")
+    @classmethod
+    def _positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("'batch_size' must be at least 1, or auto")
+        return value
 
 
 class EvalConfig(Config):
@@ -20,10 +42,16 @@ class EvalConfig(Config):
     the answer is what follows "the answer is". `stop` ends an answer: a new line by default, a blank line where worked
     prompts are used, because their answers run over several lines. `few_shot` examples come from the start of a task
     and are not scored.
+
+    `rivals` are other model folders by name, merged ones for example: scored beside the ensembles of the sources.
+
+    `benchmarks` are run through lm-evaluation-harness besides: `cs` (commonsense: six tasks, zero-shot likelihood),
+    `bbh` (27 tasks, few-shot chain of thought, exact match) and `mmlu` (57 subjects, five-shot likelihood).
     """
 
     split: Literal["train", "validation", "test"] = "test"
     sources: Operational[bool] = False
+    rivals: Operational[dict[str, str]] = {}
     batch_tokens: int = Field(8192, ge=1)
     tasks: list[str] = []
     task_template: str = "Q: {input}\nA:"
@@ -32,6 +60,8 @@ class EvalConfig(Config):
     stop: str | None = Field(None, min_length=1)
     max_new_tokens: int = Field(32, ge=1)
     limit: int | None = Field(None, ge=1)
+    benchmarks: list[Benchmark] = []
+    harness: HarnessConfig = HarnessConfig()
     bootstrap: int = Field(2000, ge=100)
     confidence: float = Field(0.95, gt=0.5, lt=1.0)
     device: Operational[str] = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
@@ -54,8 +84,9 @@ class EvalConfig(Config):
     def measurement_digest(self) -> str:
         """Digest of the fields that decide what is measured.
 
-        Leaves out how differences are judged afterwards, and where task files lie: their content is part of an
-        evaluation's data digest.
+        Leaves out how differences are judged afterwards, where task files lie (their content is part of an evaluation's
+        data digest), and the benchmarks, whose scores are kept task by task with digests of their own.
         """
         content: dict[str, Any] = self.content()
-        return digest_of({name: content[name] for name in content if name not in JUDGING_FIELDS + LOCATION_FIELDS})
+        left_out = JUDGING_FIELDS + LOCATION_FIELDS + HARNESS_FIELDS
+        return digest_of({name: content[name] for name in content if name not in left_out})

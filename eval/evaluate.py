@@ -15,7 +15,7 @@ from contract.errors import DataError
 from contract.storage import exists, write_bytes
 from eval.config import EvalConfig
 from eval.evaluation import Evaluation
-from eval.model import LoadedModel, check_model_folder, load_model, settings_digest, weights_digest
+from eval.model import LoadedModel, check_model_folder, limited_threads, load_model, settings_digest, weights_digest
 from eval.perplexity import Chunk, aggregate, overall, score_chunks
 from eval.tasks import Task, load_tasks, run_task
 
@@ -92,17 +92,10 @@ def _finished(output: str | Path, identity: dict[str, str]) -> dict[str, Any] | 
 def _measure(
     folder: Path, chunks: Sequence[Chunk], tasks: Sequence[Task], config: EvalConfig, trust_remote_code: bool
 ) -> dict[str, Any]:
-    import torch
-
-    threads_before = torch.get_num_threads()
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    try:
+    with limited_threads(config.threads):
         loaded = load_model(folder, config.device, config.dtype, trust_remote_code=trust_remote_code)
         held_out = aggregate(chunks, score_chunks(loaded, chunks, config.batch_tokens))
         results = {task.name: run_task(loaded, task, config) for task in tasks}
-    finally:
-        torch.set_num_threads(threads_before)
     return {
         "domains": held_out.domains,
         "overall": overall(held_out.domains),

@@ -113,6 +113,17 @@ def check_comparable(baseline: Evaluation, model: Evaluation) -> None:
                 expected=f"{expected} (as in {baseline.model})",
                 remedy="evaluate both models again with the same config and held-out text",
             )
+    for name in sorted(baseline.tasks.keys() | model.tasks.keys()):
+        expected, found = _prompts(baseline, name), _prompts(model, name)
+        if expected != found:
+            raise DataError(
+                "Two scores are of different prompts.",
+                file=model.model,
+                field=name,
+                found=found,
+                expected=f"{expected} (as in {baseline.model})",
+                remedy="run the benchmarks of both models again with the same config and data",
+            )
     # `dtype: auto` is bfloat16 on a GPU and float32 on a CPU: two machines would differ by rounding alone.
     expected, found = baseline.versions.get("dtype"), model.versions.get("dtype")
     if expected and found and expected != found:
@@ -124,6 +135,12 @@ def check_comparable(baseline: Evaluation, model: Evaluation) -> None:
             expected=f"{expected} (as in {baseline.model})",
             remedy="set eval.dtype, so that every model is evaluated again in one precision",
         )
+
+
+def _prompts(evaluation: Evaluation, name: str) -> str:
+    """The digest of a benchmark task's prompts; those of the run's own tasks are part of `data_digest`."""
+    task = evaluation.tasks.get(name)
+    return "no score" if task is None else task.get("prompts_digest", "")
 
 
 def _domain_change(

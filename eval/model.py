@@ -6,7 +6,8 @@ Weights come from safetensors only; code from the folder runs only where the cal
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,12 +110,11 @@ def load_model(
 
     path = check_model_folder(folder)
     place = resolve_device(device)
-    number_type = getattr(torch, dtype) if dtype != "auto" else (torch.float32, torch.bfloat16)[place.type == "cuda"]
     tokenizer = load_tokenizer(path)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             path,
-            dtype=number_type,
+            dtype=getattr(torch, resolve_dtype(dtype, place)),
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=trust_remote_code,
@@ -148,6 +148,27 @@ def resolve_device(device: str) -> torch.device:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError("There is no GPU.", field="device", found=device, remedy="use auto or cpu")
     return torch.device(device)
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> str:
+    """The precision behind `auto`: bfloat16 on a GPU, float32 elsewhere."""
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if device.type == "cuda" else "float32"
+
+
+@contextmanager
+def limited_threads(threads: int | None) -> Iterator[None]:
+    """Lets torch use so many threads inside the block; None leaves them as they are."""
+    import torch
+
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def batches_by_length(lengths: list[int], cost: Callable[[int, int], int], budget: int) -> list[list[int]]:

@@ -398,5 +398,5 @@ def _fidelity(results: Mapping[str, Any]) -> Plot | None:
         f"{source} " + ", ".join(f"{found[source]['']['cost']:+.3f} ({name})" for name, found in maps.items())
         for source in sources
     )
-    title = "What alignment costs: each source on its own tokens and through every map"
+    title = f"What alignment costs, {results['alignment_split']} split: each source's own tokens, and through every map"
     return Plot("fidelity", "alignment", title, f"Bar chart. Cost in bits per byte: {costs}.", svg[0])

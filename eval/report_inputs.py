@@ -66,6 +66,25 @@ class SourceModel:
 
 
 @dataclass(frozen=True)
+class Ensembles:
+    """Ensembles of the sources, and the models to compare them with on the same held-out split.
+
+    Attributes:
+        split: the held-out split of all of them. report_split: the one of the report's other tables.
+        vocab_map: the map that the sources were aligned through.
+        scores: of candidates and ensembles, see `eval.ensembles.evaluate_ensembles`.
+        models: one evaluation of the original target (`target`) and of every other model, and one per seed of every
+            method, at its best step.
+    """
+
+    split: str
+    report_split: str
+    vocab_map: str
+    scores: dict[str, Any]
+    models: dict[str, list[Evaluation]]
+
+
+@dataclass(frozen=True)
 class ReportInputs:
     """Everything a report says.
 
@@ -77,9 +96,11 @@ class ReportInputs:
         tuning: ct's learning-rate search: {learning_rate, best_bits_per_byte, last_bits_per_byte, best_step} each.
         train_domains, absent_domains: domains that the continual corpus has and has not.
         stages: stage -> {seconds, parts, rows, tokens, bytes}, each optional.
+        alignment_split: the split that `alignment` and `fidelity` are of.
         alignment: vocabulary map -> source -> {status: share of positions}.
         fidelity: vocabulary map -> source -> domain ("" for all together) -> {own_bits_per_byte,
             aligned_bits_per_byte, cost, hits}: how well the aligned distributions predict the target's next tokens.
+        ensembles: None where no held-out split was aligned.
         bootstrap: resamples behind "beyond noise"; `confidence` is its level.
         command: what reproduces the run.
     """
@@ -93,9 +114,11 @@ class ReportInputs:
     train_domains: list[str] = field(default_factory=list)
     absent_domains: list[str] = field(default_factory=list)
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    alignment_split: str = "validation"
     alignment: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     fidelity: dict[str, dict[str, dict[str, dict[str, float]]]] = field(default_factory=dict)
     sources: list[SourceModel] = field(default_factory=list)
+    ensembles: Ensembles | None = None
     bootstrap: int = 2000
     confidence: float = 0.95
     command: str = "fusionx run CONFIG.yaml"

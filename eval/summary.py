@@ -17,6 +17,9 @@ from eval.statistics import spread, t_interval
 SUBJECT = "fusionx"
 BASELINES = ("ct", "fusellm", "paper")
 INTERVAL_CONFIDENCE = 0.95
+Domains = Mapping[str, Mapping[str, float]]
+"""Domain -> figures, at least `bits_per_byte` and `perplexity`."""
+
 GROUPS = ("corpus", "absent", "all")
 """Domains that the training text has, domains that it has not, and both together."""
 
@@ -29,15 +32,16 @@ def summarize(inputs: ReportInputs) -> dict[str, Any]:
 
     Keys: `methods` (per method `per_seed`, `mean`, `spread`, at `best` and `last`), `comparison` (`fusionx` against
     each baseline), `interference` (per method against the original target and against ct), `selection`, `curves`,
-    `tuning`, `sources`, `alignment`, `stages`, `domains`, `provenance`, `config`.
+    `tuning`, `sources`, `alignment_split`, `alignment`, `fidelity`, `ensembles` (on a split of their own), `stages`,
+    `domains`, `provenance`, `config`.
     """
     interference = _interference(inputs)
     return {
         "format": FORMAT_VERSION,
         "title": inputs.title,
         "domains": {
-            "corpus": _group_domains(inputs, "corpus", inputs.original),
-            "absent": _group_domains(inputs, "absent", inputs.original),
+            "corpus": _group_domains(inputs, "corpus", inputs.original.domains),
+            "absent": _group_domains(inputs, "absent", inputs.original.domains),
             "all": sorted(inputs.original.domains),
         },
         "methods": _methods(inputs),
@@ -47,8 +51,10 @@ def summarize(inputs: ReportInputs) -> dict[str, Any]:
         "curves": {method: _curves(inputs, method) for method in inputs.methods()},
         "tuning": inputs.tuning,
         "sources": [_source(inputs, index) for index in range(len(inputs.sources))],
+        "alignment_split": inputs.alignment_split,
         "alignment": inputs.alignment,
         "fidelity": inputs.fidelity,
+        "ensembles": _ensembles(inputs),
         "stages": inputs.stages,
         "judging": {"note": METHOD_NOTE, "bootstrap": inputs.bootstrap, "confidence": inputs.confidence},
         "provenance": inputs.provenance,
@@ -57,28 +63,35 @@ def summarize(inputs: ReportInputs) -> dict[str, Any]:
     }
 
 
-def _group_domains(inputs: ReportInputs, group: str, evaluation: Evaluation) -> list[str]:
-    chosen = {"corpus": inputs.train_domains, "absent": inputs.absent_domains, "all": list(evaluation.domains)}[group]
-    return sorted(domain for domain in evaluation.domains if domain in chosen)
+def _group_domains(inputs: ReportInputs, group: str, domains: Domains) -> list[str]:
+    chosen = {"corpus": inputs.train_domains, "absent": inputs.absent_domains, "all": list(domains)}[group]
+    return sorted(domain for domain in domains if domain in chosen)
 
 
 def _snapshot(inputs: ReportInputs, evaluation: Evaluation, step: int) -> dict[str, Any]:
     """One model's figures: per domain, over groups of domains (macro means), per task."""
     return {
         "step": step,
-        "domains": {
-            domain: {"bits_per_byte": figures["bits_per_byte"], "perplexity": figures["perplexity"]}
-            for domain, figures in sorted(evaluation.domains.items())
-        },
-        "groups": {group: _group_figures(inputs, group, evaluation) for group in GROUPS},
+        **_held_out_figures(inputs, evaluation.domains),
         "tasks": {name: figures["score"] for name, figures in sorted(evaluation.tasks.items())},
         "skill_accuracy": evaluation.skill_accuracy,
     }
 
 
-def _group_figures(inputs: ReportInputs, group: str, evaluation: Evaluation) -> dict[str, Any] | None:
+def _held_out_figures(inputs: ReportInputs, domains: Domains) -> dict[str, Any]:
+    """`domains` and `groups`: of every domain, and over groups of them."""
+    return {
+        "domains": {
+            domain: {"bits_per_byte": figures["bits_per_byte"], "perplexity": figures["perplexity"]}
+            for domain, figures in sorted(domains.items())
+        },
+        "groups": {group: _group_figures(inputs, group, domains) for group in GROUPS},
+    }
+
+
+def _group_figures(inputs: ReportInputs, group: str, domains: Domains) -> dict[str, Any] | None:
     """Mean bits per byte, and exp of the mean nats per token, over the group's domains; None for an empty group."""
-    figures = [evaluation.domains[domain] for domain in _group_domains(inputs, group, evaluation)]
+    figures = [domains[domain] for domain in _group_domains(inputs, group, domains)]
     if not figures:
         return None
     return {
@@ -195,7 +208,7 @@ def _comparison(inputs: ReportInputs, interference: Mapping[str, Any]) -> dict[s
     runs = inputs.runs_of(SUBJECT)
     if not runs:
         return None
-    claim = claim_group(_group_domains(inputs, "corpus", inputs.original))
+    claim = claim_group(_group_domains(inputs, "corpus", inputs.original.domains))
     found: dict[str, Any] = {"of": SUBJECT, "seeds": len(runs), "seed_values": list(runs), "claim": claim}
     for baseline in BASELINES:
         pairs = [(run, other) for seed, run in runs.items() if (other := inputs.runs_of(baseline).get(seed))]
@@ -222,8 +235,7 @@ def _relative(inputs: ReportInputs, pairs: Sequence[tuple[MethodRun, MethodRun]]
     for step in STEPS:
         found[step] = {}
         for group in GROUPS:
-            figures = [(_group_figures(inputs, group, a.at(step)), _group_figures(inputs, group, b.at(step)))
-                       for a, b in pairs]  # fmt: skip
+            figures = [[_group_figures(inputs, group, run.at(step).domains) for run in pair] for pair in pairs]
             found[step][group] = _over_seeds([a[metric] / b[metric] - 1 for a, b in figures if a and b])
     headline = found["best"]["all"]
     return {
@@ -242,8 +254,8 @@ def _relative_to_target(inputs: ReportInputs, runs: Mapping[int, MethodRun]) -> 
     for step in STEPS:
         found[step] = {}
         for group in GROUPS:
-            start = _group_figures(inputs, group, inputs.original)
-            figures = [_group_figures(inputs, group, run.at(step)) for run in runs.values()]
+            start = _group_figures(inputs, group, inputs.original.domains)
+            figures = [_group_figures(inputs, group, run.at(step).domains) for run in runs.values()]
             ratios = [item["bits_per_byte"] / start["bits_per_byte"] - 1 for item in figures if item and start]
             found[step][group] = _over_seeds(ratios)
     return found
@@ -340,4 +352,28 @@ def _source(inputs: ReportInputs, index: int) -> dict[str, Any]:
         "parameters": source.parameters,
         "vocab_size": source.vocab_size,
         "evaluation": None if evaluation is None else _snapshot(inputs, evaluation, 0),
+    }
+
+
+def _ensembles(inputs: ReportInputs) -> dict[str, Any] | None:
+    """Candidates and ensembles through the aligned shards, and models, on one split; methods as means over seeds."""
+    found = inputs.ensembles
+    if found is None:
+        return None
+    shown = {
+        kind: {name: _held_out_figures(inputs, figures["domains"]) for name, figures in found.scores[kind].items()}
+        for kind in ("candidates", "ensembles")
+    }
+    models = {
+        name: combine([_held_out_figures(inputs, evaluation.domains) for evaluation in evaluations], _mean)
+        for name, evaluations in found.models.items()
+    }
+    counts = {name: found.scores[name] for name in ("positions", "unaligned")}
+    return {
+        "split": found.split,
+        "report_split": found.report_split,
+        "map": found.vocab_map,
+        **counts,
+        **shown,
+        "models": models,
     }

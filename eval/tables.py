@@ -51,7 +51,9 @@ class Section:
 
 def sections(results: Mapping[str, Any]) -> list[Section]:
     """Every section that has something to show, in reading order."""
-    makers = (_overview, _per_domain, _skills, _interference, _selection, _sources, _alignment, _tuning, _stages)
+    makers = (
+        _overview, _per_domain, _skills, _interference, _selection, _sources, _ensembles, _alignment, _tuning, _stages,
+    )  # fmt: skip
     return [section for maker in makers if (section := maker(results)) is not None]
 
 
@@ -160,7 +162,10 @@ def _per_domain(results: Mapping[str, Any]) -> Section:
 def _skills(results: Mapping[str, Any]) -> Section | None:
     if not results["methods"][TARGET]["mean"]["best"]["tasks"]:
         return None
-    notes = ["Share of items answered exactly right, greedily decoded, and the change in points."]
+    notes = [
+        "Share of items answered exactly right, greedily decoded (of a benchmark with choices: where the likeliest one "
+        "is right), and the change in points."
+    ]
     return Section("skills", "Every skill", notes, [_unit_table(results, "task", step) for step in STEPS])
 
 
@@ -281,6 +286,83 @@ def _source_domains(results: Mapping[str, Any], sources: Sequence[Mapping[str, A
     return Table("Bits per byte of the models before fusion", header, rows)
 
 
+def _ensembles(results: Mapping[str, Any]) -> Section | None:
+    found = results["ensembles"]
+    if found is None:
+        return None
+    split, report_split = found["split"], found["report_split"]
+    notes = [
+        f"Every row of this section is of the {split} split"
+        + (
+            ", like the tables above."
+            if split == report_split
+            else f", because the {report_split} split, that of the other tables, is not among precompute.splits: "
+            "compare within this section only. Learning rate and best step were chosen on validation text."
+        ),
+        f"Candidates and ensembles are scored from the aligned shards (map {found['map']}) and no model is run or "
+        "trained: the mean of the aligned candidates; the one with the lowest perplexity on the chunk so far "
+        "(Top1-PPL); weights falling with that perplexity (PackLLM-sim, here over probabilities instead of logits); "
+        "and at every token whichever candidate gives it most, which looks at the answer and is a ceiling, not a "
+        "model. An ensemble runs all candidates for every token; a trained target runs alone.",
+        "Shards spread the probability outside their entries evenly, and a candidate that is not aligned has the "
+        "target's; models that are run have their full distributions. The target is there in both ways, to show what "
+        "this costs.",
+        "LLM-Blender has no row: it ranks and rewrites generated answers with trained models, and gives text no "
+        "likelihood. FoE (Fusion of Experts) has none either: its fuser, trained on the experts' outputs, is what the "
+        "selection network with its loss on the text (`select` in the training log) is; that fused teacher itself is "
+        "not scored on held-out text, only the model that learns from it.",
+    ]
+    return Section("ensembles", "Ensembles and other models", notes, [_ensemble_overview(results), _by_domain(results)])
+
+
+_ENSEMBLE_LABELS = {"uniform": "Uniform average", "top1_ppl": "Top1-PPL", "packllm_sim": "PackLLM-sim"}
+_CEILING = "oracle"
+
+
+def _ensemble_rows(results: Mapping[str, Any]) -> list[tuple[Cell, Mapping[str, Any]]]:
+    """First cell and figures of every row: candidates, ensembles, the ceiling, models."""
+    found = results["ensembles"]
+    candidates = [(Cell(name, "aligned shards"), figures) for name, figures in found["candidates"].items()]
+    ensembles = [(Cell(label, "ensemble"), found["ensembles"][name]) for name, label in _ENSEMBLE_LABELS.items()]
+    ceiling = (Cell("Oracle per token", "ceiling", "muted"), found["ensembles"][_CEILING])
+    models = [
+        (Cell(method_label(name), "best step" if name in results["methods"] and name != TARGET else ""), figures)
+        for name, figures in found["models"].items()
+    ]
+    return [*candidates, *ensembles, ceiling, *models]
+
+
+def _ensemble_overview(results: Mapping[str, Any]) -> Table:
+    groups = [group for group in GROUPS if results["domains"][group]]
+    titles = {"corpus": "Corpus domains, bits/byte", "absent": "Absent domains, bits/byte", "all": "All, bits/byte"}
+    columns = [(group, "bits_per_byte", 4) for group in groups]
+    columns.append((claim_group(results["domains"]["corpus"]), "perplexity", 2))
+    cells = []
+    for group, metric, digits in columns:
+        values = [figures["groups"][group] for _, figures in _ensemble_rows(results)]
+        cells.append([Cell(MISSING, tone="muted") if of is None else Cell(f"{of[metric]:.{digits}f}") for of in values])
+    rows = [[first, *row] for (first, _), row in zip(_ensemble_rows(results), zip(*cells, strict=True), strict=True)]
+    header = ["Model", *(titles[group] for group in groups), "Perplexity"]
+    caption = f"Ensembles without training, and models, {results['ensembles']['split']} split"
+    return Table(caption, header, rows, emphasis=method_label(SUBJECT))
+
+
+def _by_domain(results: Mapping[str, Any]) -> Table:
+    """Bits per byte of every domain; a column per row of the overview."""
+    columns = _ensemble_rows(results)
+    absent = results["domains"]["absent"]
+    domains = sorted(columns[0][1]["domains"], key=lambda name: (name in absent, name))
+    rows = [
+        [
+            Cell(name, "absent" if name in absent else ""),
+            *(Cell(f"{figures['domains'][name]['bits_per_byte']:.3f}") for _, figures in columns),
+        ]
+        for name in domains
+    ]
+    caption = f"Bits per byte by domain, {results['ensembles']['split']} split"
+    return Table(caption, ["Domain", *(cell.plain() for cell, _ in columns)], rows, folded=True)
+
+
 def _alignment(results: Mapping[str, Any]) -> Section | None:
     if not results["alignment"]:
         return None
@@ -293,7 +375,10 @@ def _alignment(results: Mapping[str, Any]) -> Section | None:
         for vocab_map, by_source in results["alignment"].items()
         for source, shares in by_source.items()
     ]
-    notes = ["Share of target positions by how they were aligned with each source; a source drops out where it is not."]
+    notes = [
+        f"Over the {results['alignment_split']} split. Share of target positions by how they were aligned with each "
+        "source; a source drops out where it is not."
+    ]
     header = ["Source (map)", *(status.replace("_", " ") for status in statuses)]
     tables = [Table("Positions by status", header, rows)]
     if results["fidelity"]:
@@ -321,7 +406,8 @@ def _fidelity(results: Mapping[str, Any]) -> Table:
                     Cell(_percent(found["hits"])),
                 ]
             )
-    return Table("What alignment costs", ["Source (map)", "Own bits/byte", "Aligned bits/byte", "Cost", "Right"], rows)
+    header = ["Source (map)", "Own bits/byte", "Aligned bits/byte", "Cost", "Right"]
+    return Table(f"What alignment costs, {results['alignment_split']} split", header, rows)
 
 
 def _fidelity_by_domain(results: Mapping[str, Any]) -> list[Table]:

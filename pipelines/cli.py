@@ -125,8 +125,11 @@ def train(config: str, overrides: tuple[str, ...], overwrite: bool, resume: str)
 
 @main.command("eval")
 @_config_options
-def evaluate(config: str, overrides: tuple[str, ...], overwrite: bool) -> None:
+@click.option("--benchmarks", metavar="cs,bbh,mmlu", help="Public benchmarks, short for --set eval.benchmarks=[...].")
+def evaluate(config: str, overrides: tuple[str, ...], overwrite: bool, benchmarks: str | None) -> None:
     """Evaluate all models and write the report."""
+    if benchmarks is not None:
+        overrides = (*overrides, f"eval.benchmarks=[{benchmarks}]")
     with _road(config, overrides, overwrite) as road:
         road.eval()
 

@@ -1,8 +1,8 @@
-"""Evaluates every model of a run on the same held-out text and tasks: the original target, the sources, all methods."""
+"""Evaluates every model of a run on the same held-out text, tasks and benchmarks: target, sources, all methods."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,11 @@ from contract.errors import DataError
 from contract.manifest import read_manifest
 from contract.shard import read_part
 from contract.storage import join
+from eval.config import EvalConfig
 from eval.evaluate import evaluate_model
+from eval.evaluation import Evaluation
+from eval.harness import run_benchmarks
+from eval.harness_scores import BenchmarkScores
 from eval.perplexity import Chunk
 from pipelines.config import FusionConfig
 from pipelines.layout import Layout
@@ -31,22 +35,40 @@ class Evaluated:
 
 
 def evaluate_all(config: FusionConfig, layout: Layout) -> int:
-    """Evaluates whatever has no valid evaluation yet; returns how many models that were.
+    """Evaluates whatever has no valid evaluation yet; returns how many evaluations and benchmark tasks that were.
 
     Raises:
-        ConfigError: `output` is no local folder.
-        DataError: a training has no result, or the held-out split is empty.
+        ConfigError: `output` is no local folder, or the benchmarks cannot be run.
+        DataError: a training has no result, or the held-out split or a benchmark's task is empty.
     """
     refuse_object_store(layout)
     chunks = held_out_chunks(layout, config.eval.split)
-    made = 0
-    for item in all_models(config, layout):
-        output = Path(item.output)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        before = output.stat().st_mtime_ns if output.exists() else None
-        evaluate_model(item.model, chunks, config.eval, item.output)
-        made += output.stat().st_mtime_ns != before
+    models = list(all_models(config, layout))
+    made = sum(evaluate(item, chunks, config.eval) for item in models)
+    if config.eval.benchmarks:
+        made += run_benchmarks([item.model for item in models], config.eval, layout.benchmarks)
     return made
+
+
+def evaluate(item: Evaluated, chunks: Sequence[Chunk], config: EvalConfig) -> bool:
+    """Evaluates a model unless it has a valid evaluation; returns whether it had none."""
+    output = Path(item.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    before = output.stat().st_mtime_ns if output.exists() else None
+    evaluate_model(item.model, chunks, config, item.output)
+    return output.stat().st_mtime_ns != before
+
+
+def load_evaluation(config: FusionConfig, layout: Layout, path: str) -> Evaluation:
+    """A model's evaluation; its scores of the configured benchmarks stand among its tasks.
+
+    Raises:
+        DataError: the file is missing or damaged, or the benchmarks were not run on that model.
+    """
+    evaluation = Evaluation.load(path)
+    if not config.eval.benchmarks:
+        return evaluation
+    return BenchmarkScores.load(layout.benchmarks).joined(evaluation, config.eval.benchmarks)
 
 
 def held_out_chunks(layout: Layout, split: str) -> list[Chunk]:

@@ -33,6 +33,10 @@ class Layout:
         return join(self.root, "eval", *model[:-1], f"{model[-1]}.json")
 
     @property
+    def benchmarks(self) -> str:
+        return join(self.root, "eval", "benchmarks.json")
+
+    @property
     def report(self) -> str:
         return join(self.root, "report")
 

@@ -9,12 +9,14 @@ from typing import Any
 
 from align.fidelity import Fidelity, shares, summary
 from contract.manifest import read_manifest
-from eval.evaluation import Evaluation
+from contract.storage import join
 from eval.report import write_report
 from eval.report_inputs import MethodRun, ReportInputs, SourceModel
 from pipelines.config import FusionConfig
-from pipelines.evaluation import evaluation_of
+from pipelines.ensembles import read_ensembles
+from pipelines.evaluation import evaluation_of, load_evaluation
 from pipelines.layout import Layout
+from pipelines.merging import write_merges
 from pipelines.road import read_timings
 from pipelines.status import held_out
 from pipelines.training import finished_jobs, read_tuning
@@ -26,20 +28,24 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "pyarrow", "numpy")
 
 
 def report(config: FusionConfig, layout: Layout, command: str | None = None) -> dict[str, Any]:
-    """Writes results.json, report.md and report.html into the run's report folder; returns the results."""
+    """Writes results.json, report.md and report.html into the run's report folder; returns the results.
+
+    Beside them, in `merge/`, configs for mergekit where candidates have the target's architecture.
+    """
+    write_merges(config.models, join(layout.report, "merge"))
     return write_report(report_inputs(config, layout, command), layout.report)
 
 
 def report_inputs(config: FusionConfig, layout: Layout, command: str | None = None) -> ReportInputs:
     split, aligned = _alignment(config, layout)
     train_domains = _train_domains(config, layout)
-    original = Evaluation.load(layout.evaluation("models", config.target.id))
+    original = load_evaluation(config, layout, layout.evaluation("models", config.target.id))
     return ReportInputs(
         title=config.name,
         config=config.model_dump(mode="json"),
         provenance=_provenance(config, layout),
         original=original,
-        runs=[_run(layout, job) for job in finished_jobs(config, layout)],
+        runs=[_run(config, layout, job) for job in finished_jobs(config, layout)],
         tuning=read_tuning(config, layout).rows,
         train_domains=train_domains,
         absent_domains=sorted(set(original.domains) - set(train_domains)),
@@ -48,15 +54,16 @@ def report_inputs(config: FusionConfig, layout: Layout, command: str | None = No
         alignment={mode: {id: shares(found["status"]) for id, found in of.items()} for mode, of in aligned.items()},
         fidelity={mode: {id: _fidelity(found["fidelity"]) for id, found in of.items()} for mode, of in aligned.items()},
         sources=[_source(config, layout, model) for model in config.models],
+        ensembles=read_ensembles(config, layout),
         bootstrap=config.eval.bootstrap,
         confidence=config.eval.confidence,
         command=command or f"fusionx run configs/{config.name}.yaml",
     )
 
 
-def _run(layout: Layout, job: TrainJob) -> MethodRun:
+def _run(config: FusionConfig, layout: Layout, job: TrainJob) -> MethodRun:
     result = finished_result(job) or {}
-    best, last = (Evaluation.load(evaluation_of(layout, job, step)) for step in ("best", "last"))
+    best, last = (load_evaluation(config, layout, evaluation_of(layout, job, step)) for step in ("best", "last"))
     return MethodRun(
         method=job.method_name,
         seed=job.seed,
@@ -105,7 +112,7 @@ def _source(config: FusionConfig, layout: Layout, model: ModelConfig) -> SourceM
         architecture=(model_config.architectures or [model_config.model_type])[0],
         parameters=_parameters(model.path),
         vocab_size=model_config.vocab_size,
-        evaluation=Evaluation.load(layout.evaluation("models", model.id)) if evaluated else None,
+        evaluation=load_evaluation(config, layout, layout.evaluation("models", model.id)) if evaluated else None,
     )
 
 

@@ -82,10 +82,12 @@ class Road:
         self._timed("train", lambda: train_all(self.config, self.layout, self.overwrite, resume))
 
     def eval(self) -> None:
+        from pipelines.ensembles import evaluate_rivals
         from pipelines.evaluation import evaluate_all
         from pipelines.reporting import report
 
-        self._timed("eval", lambda: evaluate_all(self.config, self.layout))
+        scorers = (evaluate_all, evaluate_rivals)
+        self._timed("eval", lambda: sum(score(self.config, self.layout) for score in scorers))
         report(self.config, self.layout)
 
     def check_models(self) -> None:

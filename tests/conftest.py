@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -107,3 +108,61 @@ def make_tokenizer() -> Any:
 def make_model() -> Any:
     """`save_tiny_model(folder, architecture, tokenizer_size, seed=..., context=..., padding=..., bos=...)`."""
     return save_tiny_model
+
+
+ARC = [
+    {
+        "question": f"Which of the animals number {number} jumps over the lazy dog?",
+        "choices": {"label": ["A", "B", "C", "D"], "text": ["quick fox", "a stone", "the hills", "the shining sun"]},
+        "answerKey": "ABCD"[number % 4],
+    }
+    for number in range(12)
+]
+# Split and rows, with the fields of the hub's data sets, as far as the harness reads them.
+COMMONSENSE = {
+    "arc_easy": ("test", ARC),
+    "arc_challenge": ("test", ARC[:4]),
+    "boolq": ("validation", [{"passage": "The sun is shining.", "question": "is it a fine day", "label": 1}] * 3),
+    "hellaswag": (
+        "validation",
+        [
+            {
+                "activity_label": "Jumping",
+                "ctx_a": "A fox is seen.",
+                "ctx_b": "the fox",
+                "endings": ["jumps.", "adds left and right.", "[title] prints.", "is a hill."],
+                "label": "0",
+            }
+        ]
+        * 3,
+    ),
+    "openbookqa": (
+        "test",
+        [
+            {
+                "question_stem": "The sun is",
+                "choices": {"label": ["A", "B", "C", "D"], "text": ["shining", "lazy", "a fox", "a dog"]},
+                "answerKey": "A",
+            }
+        ]
+        * 3,
+    ),
+    "winogrande": (
+        "validation",
+        [{"sentence": "The fox beat the dog as _ was quick.", "option1": "fox", "option2": "dog", "answer": "1"}] * 3,
+    ),
+}
+
+
+@pytest.fixture(scope="session")
+def commonsense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for `eval.harness.data` with small files of the benchmark `cs`; what they become is cached in tmp."""
+    import datasets
+
+    datasets.config.HF_DATASETS_CACHE = str(tmp_path_factory.mktemp("datasets"))
+    folder = tmp_path_factory.mktemp("commonsense")
+    for name, (split, rows) in COMMONSENSE.items():
+        path = folder / "cs" / name / f"{split}.jsonl"
+        path.parent.mkdir(parents=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from contract.errors import ConfigError
-from train.config import LoraConfig
 from contract.extras import import_extra
+from train.config import LoraConfig
 
 _FIELD = "train.optimizer.lora"
 _ADAPTER = "default"

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from contract.errors import ConfigError, DataError
-from train.config import TrainJob
 from contract.extras import import_extra
+from train.config import TrainJob
 
 _LOSSES = ("lm", "fuse", "feed", "select")
 _SELECTION = ("weight", "selected", "gate_entropy")

@@ -122,7 +122,7 @@ def write_config(root: Path) -> None:
         "sources": sources,
         "corpus": {"path": str(root / "corpus"), "domain": "domain"},
         "chunk": {"block_size": 96, "part_bytes": 1500},
-        "precompute": {"k": 8, "batch_tokens": 512},
+        "precompute": {"k": 8, "splits": ["train", "validation"], "batch_tokens": 512},
         "align": {"maps": ["first-token", "mined"]},
         "train": {
             "methods": ["ct", "fusellm", "paper", "fusionx"],
@@ -130,7 +130,14 @@ def write_config(root: Path) -> None:
             "run": {"validate_every": 4},
             "jobs": 2,
         },
-        "eval": {"tasks": [str(root / "tasks")], "sources": True, "max_new_tokens": 2, "bootstrap": 100, "threads": 1},
+        "eval": {
+            "tasks": [str(root / "tasks")],
+            "sources": True,
+            "rivals": {"sibling": str(root / "target")},
+            "max_new_tokens": 2,
+            "bootstrap": 100,
+            "threads": 1,
+        },
         "executor": {"kind": "inline"},
     }
     (root / "run.yaml").write_text(yaml.safe_dump(config))

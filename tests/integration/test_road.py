@@ -47,6 +47,28 @@ def test_a_run_makes_every_output(world: Any, finished: Path) -> None:
     assert len(config["digest"]) == 16
 
 
+def test_ensembles_and_models_are_scored_on_the_same_text(finished: Path) -> None:
+    """The target's shards cover the very tokens and bytes that the target itself is scored on; so do all others."""
+    told = json.loads((finished / "report" / "results.json").read_text())["ensembles"]
+    assert (told["split"], told["report_split"]) == ("validation", "test")
+    assert list(told["candidates"]) == ["target", "coder", "writer"]
+    assert list(told["models"]) == ["target", "sibling", *METHODS]
+    assert told["models"]["sibling"] == told["models"]["target"]
+    (scores,) = (finished / "eval" / "ensembles").glob("validation-*.json")
+    candidates = json.loads(scores.read_text())["candidates"]
+    models = [*(finished / "eval" / "validation").rglob("*.json")]
+    assert len(models) == 2 + len(METHODS)
+    for path in models:
+        for domain, figures in json.loads(path.read_text())["domains"].items():
+            for candidate in candidates.values():
+                shown = candidate["domains"][domain]
+                assert [shown[key] for key in ("tokens", "bytes", "n_chunks", "n_docs")] == [
+                    figures[key] for key in ("tokens", "bytes", "n_chunks", "n_docs")
+                ]
+    oracle, *others = (told["ensembles"][name]["groups"]["all"] for name in ("oracle", "uniform", "top1_ppl"))
+    assert all(oracle["bits_per_byte"] < other["bits_per_byte"] for other in others)
+
+
 def test_every_exported_model_is_an_ordinary_model(finished: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -75,6 +97,29 @@ def test_a_second_run_makes_nothing(world: Any, finished: Path) -> None:
     assert {name for name in changed if not name.startswith("report/")} <= {"config.json"}
     assert (finished / "timings.json").read_bytes() == timings
     assert json.loads((finished / "report" / "results.json").read_text()) == results
+
+
+def test_benchmarks_stand_among_the_tasks_of_the_report(
+    world: Any, finished: Path, commonsense: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("lm_eval")
+    output = Path(shutil.copytree(finished, tmp_path / "out"))
+    arguments = (output, "eval --benchmarks cs", f"eval.harness.data={commonsense}")
+    world.run(*arguments)
+    results = json.loads((output / "report" / "results.json").read_text())
+    scores = json.loads((output / "eval" / "benchmarks.json").read_text())["models"]
+    assert len(scores) >= 3 + 2 * len(METHODS), "target, sources, and every method at its best and last step"
+    names = {path.name for path in (commonsense / "cs").iterdir()}
+    for method in METHODS:
+        for step in ("best", "last"):
+            units = results["interference"][method][step]["units"]
+            assert names <= {unit["name"] for unit in units if unit["kind"] == "task"}
+    found = next(figures for folder, figures in scores.items() if folder.endswith("target"))["tasks"]["arc_easy"]
+    assert results["methods"]["target"]["mean"]["best"]["tasks"]["arc_easy"] == found["score"]
+
+    before = (output / "eval" / "benchmarks.json").stat().st_mtime_ns
+    world.run(*arguments)
+    assert (output / "eval" / "benchmarks.json").stat().st_mtime_ns == before
 
 
 def test_status_says_what_is_done_and_what_is_not(world: Any, finished: Path, copied: Path) -> None:

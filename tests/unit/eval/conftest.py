@@ -13,6 +13,7 @@ import pytest
 from eval.evaluation import Evaluation
 from eval.perplexity import ChunkScore, aggregate, overall
 from eval.report import MethodRun, ReportInputs, SourceModel
+from eval.report_inputs import Ensembles
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog. Q: True and False is A: False\n",
@@ -228,7 +229,7 @@ def build_inputs(
                 }
                 for number, source in enumerate(SOURCES[1:])
             }
-            for name, cost in (("first-token", 0.08), ("mined", 0.21))
+            for name, cost in (("first-token", 0.08), ("mined", 0.21), ("exact", 0.13))
         },
         "sources": [
             SourceModel(
@@ -237,5 +238,29 @@ def build_inputs(
             for i, name in enumerate(SOURCES[1:])
         ]
         + [SourceModel("unevaluated", "mpt", None, None)],
+        "ensembles": Ensembles(
+            split="validation",
+            report_split="test",
+            vocab_map="first-token",
+            scores={
+                "positions": 1000,
+                "unaligned": 3,
+                "candidates": {
+                    name: {"domains": make_evaluation(name, (0.1 * i, 0.1)).domains} for i, name in enumerate(SOURCES)
+                },
+                "ensembles": {
+                    name: {"domains": make_evaluation(name, (-0.1 * i, -0.1)).domains}
+                    for i, name in enumerate(("uniform", "top1_ppl", "packllm_sim", "oracle"))
+                },
+            },
+            models={
+                "target": [make_evaluation("original")],
+                "merged": [make_evaluation("merged", (0.01, 0.02))],
+                **{
+                    method: [make_evaluation(method, EFFECTS[method][0], seed=seed) for seed in seeds]
+                    for method in methods
+                },
+            },
+        ),
     }
     return ReportInputs(**{**fields, **changes})

@@ -22,6 +22,7 @@ from eval.summary import ONE_SEED, summarize
 from eval.verdict import number, signed_percent, verdict
 
 MakeInputs = Callable[..., ReportInputs]
+SOURCE_ROWS = ("target-gpt2 (aligned shards)", "neox-code (aligned shards)")
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,46 @@ def test_what_alignment_costs_is_told_per_source_map_and_domain(full: tuple[Repo
             assert f"{found['']['aligned_bits_per_byte']:.4f} | " in row
             assert f"{found['']['cost']:+.4f}" in row
     assert "Cost by domain, map mined" in text
+    assert "What alignment costs, validation split" in text
     assert "](plots/fidelity.svg)" in text
+
+
+def test_ensembles_are_told_beside_models_of_the_same_split(full: tuple[ReportInputs, Path]) -> None:
+    inputs, folder = full
+    shown = json.loads((folder / "results.json").read_text())["ensembles"]
+    assert (shown["split"], shown["report_split"], shown["unaligned"]) == ("validation", "test", 3)
+    assert inputs.ensembles is not None
+    groups = {"corpus": inputs.train_domains, "absent": inputs.absent_domains}
+    for group, domains in groups.items():
+        for kind in ("candidates", "ensembles"):
+            for name, found in inputs.ensembles.scores[kind].items():
+                figures = shown[kind][name]["groups"][group]
+                assert figures["perplexity"] == pytest.approx(geometric(found["domains"], domains))
+        for name, evaluations in inputs.ensembles.models.items():
+            figures = shown["models"][name]["groups"][group]
+            expected = sum(macro(evaluation, domains) for evaluation in evaluations) / len(evaluations)
+            assert figures["bits_per_byte"] == pytest.approx(expected)
+    text = (folder / "report.md").read_text()
+    section = text[text.index("## Ensembles and other models") : text.index("## Alignment")]
+    for row in (
+        *SOURCE_ROWS,
+        "Uniform average (ensemble)",
+        "Oracle per token (ceiling)",
+        "Fusion-X (best step)",
+        "merged",
+    ):
+        assert f"\n| {row} | " in section
+    assert "of the validation split, because the test split" in section
+    assert "Bits per byte by domain, validation split" in section
+
+
+def test_ensembles_of_the_reports_own_split_say_so_and_may_be_missing(make_inputs: MakeInputs, tmp_path: Path) -> None:
+    inputs = make_inputs(methods=("ct",), seeds=(1,), bootstrap=100)
+    assert inputs.ensembles is not None
+    write_report(replace(inputs, ensembles=replace(inputs.ensembles, split="test")), tmp_path / "same")
+    assert "is of the test split, like the tables above" in (tmp_path / "same" / "report.md").read_text()
+    write_report(replace(inputs, ensembles=None), tmp_path / "none")
+    assert "Ensembles and other models" not in (tmp_path / "none" / "report.md").read_text()
 
 
 def test_curves_equal_recomputed_figures(full: tuple[ReportInputs, Path]) -> None:

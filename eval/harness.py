@@ -1,0 +1,132 @@
+"""Runs the public benchmarks through lm-evaluation-harness on exported models; a finished task is not run again.
+
+What the tasks are is `eval.harness_tasks`'s, how their scores are kept `eval.harness_scores`'s.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from contract.errors import ConfigError
+from contract.extras import import_extra
+from eval.config import EvalConfig
+from eval.harness_scores import BenchmarkScores, ModelIdentity, TaskScore
+from eval.harness_tasks import EXTRA, HarnessTask, load_benchmarks
+from eval.model import (
+    check_model_folder,
+    limited_threads,
+    load_model,
+    resolve_device,
+    resolve_dtype,
+    settings_digest,
+    weights_digest,
+)
+
+log = logging.getLogger(__name__)
+
+
+def run_benchmarks(
+    models: Sequence[str | Path], config: EvalConfig, output: str | Path, *, trust_remote_code: bool = False
+) -> int:
+    """Runs what `output` has no score of yet, every model on every task of `config.benchmarks`, and adds it there.
+
+    `output` is written after every task, so that a stopped run goes on where it was.
+
+    Returns:
+        How many tasks were run, over all models.
+
+    Raises:
+        ConfigError: there is no such folder, lm-evaluation-harness is not installed, a task's local data is missing,
+            or a model's context has no room for a task's answers.
+        DataError: a folder is no safetensors model, a task has no items, or `output` is something else.
+    """
+    folders = [check_model_folder(model) for model in models]
+    scores = BenchmarkScores.load(output)
+    tasks = load_benchmarks(config.benchmarks, config.harness)
+    version = importlib.metadata.version("lm_eval")
+    dtype = resolve_dtype(config.dtype, resolve_device(config.device))
+    made = 0
+    for folder in folders:
+        scores.begin(str(folder), ModelIdentity(weights_digest(folder), settings_digest(folder), dtype))
+        known = scores.tasks[str(folder)]
+        missing = [task for task in tasks if not _is_score_of(known.get(task.name), task, version)]
+        if missing:
+            with limited_threads(config.threads):
+                model = _harness_model(folder, config, trust_remote_code)
+                _check_room(model, missing)
+                for number, task in enumerate(missing, 1):
+                    score = known[task.name] = _run(model, task, config.harness.limit, version)
+                    scores.save(output)
+                    log.info("%s: %s %.4f (%d of %d)", folder, task.name, score.score, number, len(missing))
+        made += len(missing)
+    scores.save(output)
+    return made
+
+
+def _is_score_of(found: TaskScore | None, task: HarnessTask, version: str) -> bool:
+    return found is not None and (found.prompts_digest, found.harness) == (task.prompts_digest, version)
+
+
+def _harness_model(folder: Path, config: EvalConfig, trust_remote_code: bool) -> Any:
+    """The harness' own HFLM, around weights that were read as everywhere else here."""
+    loaded = load_model(folder, config.device, config.dtype, trust_remote_code=trust_remote_code)
+    huggingface = import_extra("lm_eval.models.huggingface", *EXTRA)
+    return huggingface.HFLM(
+        pretrained=loaded.model, tokenizer=loaded.tokenizer, backend="causal", batch_size=config.harness.batch_size
+    )
+
+
+def _check_room(model: Any, tasks: Sequence[HarnessTask]) -> None:
+    longest = max(tasks, key=_answer_tokens)
+    if _answer_tokens(longest) >= model.max_length:
+        raise ConfigError(
+            f"The answers of {longest.name} do not fit the model's context.",
+            file=model.model.name_or_path,
+            field="eval.harness.max_gen_toks",
+            found=_answer_tokens(longest),
+            expected=f"less than {model.max_length}",
+        )
+
+
+def _answer_tokens(task: HarnessTask) -> int:
+    """Tokens kept free for a generated answer; 0 where continuations are only scored."""
+    return (task.task.get_config("generation_kwargs") or {}).get("max_gen_toks", 0)
+
+
+def _run(model: Any, task: HarnessTask, limit: int | None, version: str) -> TaskScore:
+    evaluator = import_extra("lm_eval.evaluator", *EXTRA)
+    found = evaluator.evaluate(model, {"tasks": {task.name: task.task}}, limit=limit, log_samples=True)
+    figures = {key.split(",")[0]: value for key, value in found["results"][task.name].items() if "," in key}
+    samples = sorted(found["samples"][task.name], key=lambda sample: sample["doc_id"])
+    stderr = figures[f"{task.metric}_stderr"]
+    return TaskScore(
+        benchmark=task.benchmark,
+        metric=task.metric,
+        n=len(samples),
+        score=float(figures[task.metric]),
+        stderr=float(stderr) if isinstance(stderr, float) else None,  # "N/A" for a single item
+        truncated=_truncated(model, task),
+        metrics={name: float(value) for name, value in figures.items() if not name.endswith("_stderr")},
+        harness=version,
+        prompts_digest=task.prompts_digest,
+        items="".join(str(int(sample[task.metric])) for sample in samples),
+    )
+
+
+def _truncated(model: Any, task: HarnessTask) -> int:
+    """Items of which the harness cut the beginning, because prompt and answer together exceed the context."""
+    cut = set()
+    for instance in task.task.instances:
+        prompt, continuation = instance.args
+        if isinstance(continuation, str):
+            # The last token is only predicted.
+            length, room = len(model.tok_encode(prompt + continuation)) - 1, model.max_length
+        else:
+            length, room = len(model.tok_encode(prompt)), model.max_length - _answer_tokens(task)
+        if length > room:
+            cut.add(instance.doc_id)
+    return len(cut)
