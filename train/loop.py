@@ -289,7 +289,7 @@ class Trainer:
             measured = self.validation(self.model, self.world, self.dtype, self.job.run.head_block)
             self.log.write("validation", state.step, **measured)
             if not self.selection_log.empty:
-                self.log.write("selection", state.step, domains=self.selection_log.by_domain())
+                self.log.write("selection", state.step, **self.selection_log.by_domain())
             found = measured["trained_bits_per_byte"]
             state.last_bits_per_byte = found
             if state.step == 0:

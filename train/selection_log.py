@@ -79,16 +79,20 @@ class SelectionLog:
             return {}
         return dict(zip(self._candidates, (sums / sums[-1]).tolist(), strict=False))
 
-    def by_domain(self) -> dict[str, dict[str, float]]:
-        """Mean fusion weight of every candidate on every domain that had a position. Starts afresh."""
+    def by_domain(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Means over each domain's positions, of the domains that had one: domain -> candidate -> mean. Starts afresh.
+
+        domains: fusion weight. selected: share of positions where the candidate was chosen.
+        """
         m = len(self._candidates)
-        found = {
-            domain: dict(zip(self._candidates, (sums[:m] / sums[-1]).tolist(), strict=True))
-            for domain, sums in zip(self._domains, self._since_validation, strict=True)
-            if sums[-1] > 0
-        }
+        found: dict[str, dict[str, dict[str, float]]] = {"domains": {}, "selected": {}}
+        for domain, sums in sorted(zip(self._domains, self._since_validation, strict=True), key=lambda item: item[0]):
+            if sums[-1] > 0:
+                means = (sums / sums[-1]).tolist()
+                found["domains"][domain] = dict(zip(self._candidates, means[:m], strict=True))
+                found["selected"][domain] = dict(zip(self._candidates, means[m : 2 * m], strict=True))
         self._since_validation = self._zeros()
-        return dict(sorted(found.items()))
+        return found
 
     def save(self) -> dict[str, Any]:
         """Both windows as plain values; what was not taken is not in them."""

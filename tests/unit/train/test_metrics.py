@@ -333,8 +333,9 @@ def test_selection_means_are_over_aligned_positions() -> None:
     assert found["gate_entropy"] == pytest.approx(float(entropy.mean()))
     of_code = [b[0][b[2] & torch.tensor([b[4][c] == "code" for c in b[3]])] for b in batches]
     by_domain = log.by_domain()
-    assert list(by_domain) == ["code", "web"]  # no position is of the third
-    assert list(by_domain["code"].values()) == pytest.approx(torch.cat(of_code).mean(0).tolist())
+    assert list(by_domain["domains"]) == list(by_domain["selected"]) == ["code", "web"]  # the third has no position
+    for said, values in (("domains", torch.cat(of_code)), ("selected", (torch.cat(of_code) > 0).double())):
+        assert list(by_domain[said]["code"].values()) == pytest.approx(values.mean(0).tolist())
     assert log.empty
     assert log.since_last_step()["gate_entropy"] == 0
 
@@ -360,4 +361,4 @@ def test_selection_sums_of_several_processes_and_across_a_resume() -> None:
     for log in (whole, resumed):
         assert sum(log.since_last_step()["weight"].values()) == pytest.approx(1)
     SelectionLog(CANDIDATES, DOMAINS).load({})
-    assert math.isfinite(sum(whole.by_domain()["web"].values()))
+    assert math.isfinite(sum(whole.by_domain()["domains"]["web"].values()))
