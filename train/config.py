@@ -140,6 +140,7 @@ class RunConfig(Config):
         trainings that run at once, or 1.
     loader_workers: processes per device that make batches; none: 2 on a GPU, 0 on a CPU.
     skip_limit: steps whose gradient is not finite are skipped; at the limit the run stops.
+    deterministic: bit-exact runs on a GPU, too, where some sums else run in any order; slower there.
     tensorboard: event files beside the log. wandb: a Weights & Biases project.
     """
 
@@ -159,6 +160,7 @@ class RunConfig(Config):
     gradient_checkpointing: Operational[bool] = False
     compile: Operational[bool] = False
     loader_workers: Operational[int | None] = Field(None, ge=0)
+    deterministic: Operational[bool] = False
     tensorboard: Operational[bool] = False
     wandb: Operational[str | None] = None
 

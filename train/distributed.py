@@ -120,7 +120,8 @@ def _fully_shard(target: Target, dtype: torch.dtype | None, world: World) -> nn.
         return target
     options: dict[str, Any] = {"mesh": init_device_mesh(world.device.type, (world.size,))}
     if dtype is not None:
-        options["mp_policy"] = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+        # The inputs are not cast: the teacher's probabilities and the losses' scales are among them.
+        options["mp_policy"] = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
     for block in decoder_blocks(target.model):
         fully_shard(block, **options)
     fully_shard(target, **options)  # in place

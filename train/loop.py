@@ -7,6 +7,7 @@ training text has. result.json is the mark.
 from __future__ import annotations
 
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -73,6 +74,9 @@ class Trainer:
         self.dtype = _autocast_dtype(job.run.precision, world.device)
         if world.device.type == "cpu":
             torch.set_num_threads(job.run.threads)
+        elif job.run.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+            torch.use_deterministic_algorithms(True, warn_only=True)
         torch.manual_seed(job.seed)  # the selection network and adapters start alike on every process
         self.tokenizer = load_encoder(job.target_path, job.target_revision).tokenizer
         self.target = load_target(job.target_path, job.target_revision, world.device, job.optimizer.lora)

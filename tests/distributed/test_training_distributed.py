@@ -96,6 +96,18 @@ def test_two_processes_are_one(name: str, shards: str, micro_batch: int | None, 
     assert_close(together, alone)
 
 
+def test_fsdp_in_bf16(make: Make, tmp_path: Path) -> None:
+    """The weights are gathered in bf16: losses of the target are near those in fp32, and the network's are the same."""
+    exact = train(make(tmp_path / "exact"))
+    half = train(make(tmp_path / "half", run={"shards": "fsdp", "precision": "bf16"}), 2)
+    for left, right in zip(steps(half), steps(exact), strict=True):
+        for name in ("lm", "fuse"):
+            assert left[name] == pytest.approx(right[name], rel=0.02), (name, left["step"])
+        # The selection network never sees the target, so bf16 must not reach its losses.
+        assert left["select"] == pytest.approx(right["select"], rel=1e-3)
+        assert left["feed"] == pytest.approx(right["feed"], rel=1e-2, abs=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("shards", ["none", "fsdp"])
 def test_every_option_in_two_processes(shards: str, make: Make, tmp_path: Path) -> None:
