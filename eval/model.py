@@ -107,7 +107,9 @@ def load_model(
     """
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     path = check_model_folder(folder)
     place = resolve_device(device)
     tokenizer = load_tokenizer(path)
