@@ -1,8 +1,8 @@
 """What alignment costs between real tokenizers: the fidelity of every map, by the project's own stages.
 
 The sources are two small Llamas, one per tokenizer, trained once on the text that the demo's models learn from and kept
-under `data/`. Everything after that is an ordinary run over text that they have not seen. A tokenizer onto itself costs
-what its k entries leave out, so that the rest of a pair's cost is the map's.
+under `data/`. Everything after that is an ordinary run over text that they have not seen. A tokenizer onto itself shows
+what its k entries leave out, over all positions; a pair is measured on the aligned ones.
 """
 
 from __future__ import annotations
