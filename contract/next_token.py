@@ -43,4 +43,4 @@ def gold_probabilities(
     first = np.cumsum(counts) - counts
     hit[position] = found == first[position]
     # fp16 has no tail below 6e-8; what is not there at all counts as that.
-    return np.maximum(gold, np.finfo(np.float16).smallest_subnormal / vocab_size), hit
+    return np.maximum(gold, float(np.finfo(np.float16).smallest_subnormal) / vocab_size), hit

@@ -16,6 +16,7 @@ from eval.evaluation import Evaluation
 from eval.harness import run_benchmarks
 from eval.harness_scores import BenchmarkScores
 from eval.perplexity import Chunk
+from eval.tasks import load_tasks
 from pipelines.config import FusionConfig
 from pipelines.layout import Layout
 from pipelines.training import finished_jobs, refuse_object_store
@@ -38,10 +39,11 @@ def evaluate_all(config: FusionConfig, layout: Layout) -> int:
     """Evaluates whatever has no valid evaluation yet; returns how many evaluations and benchmark tasks that were.
 
     Raises:
-        ConfigError: `output` is no local folder, or the benchmarks cannot be run.
+        ConfigError: `output` is no local folder, a task is missing, or the benchmarks cannot be run.
         DataError: a training has no result, or the held-out split or a benchmark's task is empty.
     """
     refuse_object_store(layout)
+    load_tasks(config.eval)  # what the config asks for comes before what is not there yet
     chunks = held_out_chunks(layout, config.eval.split)
     models = list(all_models(config, layout))
     made = sum(evaluate(item, chunks, config.eval) for item in models)

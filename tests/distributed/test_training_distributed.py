@@ -21,6 +21,7 @@ from transformers import AutoConfig
 from contract.errors import EXIT_STOPPED
 from train.config import PRESETS, MethodConfig, SelectionConfig, TrainJob
 from train.result import read_log
+from train.sole_writer import sole_writer
 
 CANDIDATES = ["target", "prose", "code"]
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -88,7 +89,7 @@ def assert_close(ours: Path, theirs: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "shards", "micro_batch"),
-    [("fusionx", "none", 1), ("fusionx", "fsdp", None), ("paper", "none", None), ("ct", "fsdp", 1)],
+    [("fusionx", "none", 1), ("fusionx", "fsdp", None), ("paper", "fsdp", None), ("ct", "fsdp", 1)],
 )
 def test_two_processes_are_one(name: str, shards: str, micro_batch: int | None, make: Make, tmp_path: Path) -> None:
     alone = train(make(tmp_path / "alone", name))
@@ -112,7 +113,7 @@ def test_fsdp_in_bf16(make: Make, tmp_path: Path) -> None:
 @pytest.mark.parametrize("shards", ["none", "fsdp"])
 def test_every_option_in_two_processes(shards: str, make: Make, tmp_path: Path) -> None:
     method = PRESETS["fusionx"].model_copy(
-        update={"selection": SelectionConfig(feed_over="place", choice="top_n", fusion="maximum", layers="conv")}
+        update={"selection": SelectionConfig(feed_over="place", choice="top_n", fusion="maximum", layers="linear1")}
     )
     options = {"pack": 160, "batch_size": 2, "lora": {"r": 4}}
     alone = train(make(tmp_path / "alone", method, optimizer=options))
@@ -158,6 +159,33 @@ def test_a_signal_ends_one_process_with_its_own_exit_code(make: Make, tmp_path: 
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == EXIT_STOPPED
     assert list((tmp_path / "stopped" / "checkpoints").glob("step-*"))
+
+
+def test_a_signal_to_the_whole_group_spares_the_loaders_workers(make: Make, tmp_path: Path) -> None:
+    """Ctrl-C, torchrun and Slurm signal whole groups; the step after which the training saves needs its batches."""
+    job = make(tmp_path / "stopped", optimizer={"epochs": 2000}, run={"loader_workers": 1})
+    process = subprocess.Popen(command(job, 1), env=environment(), stderr=subprocess.PIPE, start_new_session=True)
+    log = tmp_path / "stopped" / "log.jsonl"
+    while not (log.exists() and '"step"' in log.read_text()):
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == EXIT_STOPPED, said.decode()
+    assert list((tmp_path / "stopped" / "checkpoints").glob("step-*"))
+
+
+def test_two_trainings_never_share_a_folder(make: Make, tmp_path: Path) -> None:
+    """All processes of the second one are told so, whichever of them looked."""
+    job = make(tmp_path / "out", "ct")
+    with sole_writer(tmp_path / "out"):
+        done = subprocess.run(command(job, 2), env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "Another training is writing" in done.stderr
+    assert f"process {os.getpid()} on" in done.stderr
+    assert not (tmp_path / "out" / "log.jsonl").exists()
+    with sole_writer(tmp_path / "out"):  # free again
+        pass
 
 
 def test_a_batch_that_does_not_divide_is_refused(make: Make, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from align.fidelity import fidelity, summary
 from contract.codec import Distributions
+from contract.next_token import gold_probabilities
 from contract.shard import Ragged
 
 
@@ -72,3 +73,11 @@ def test_the_cost_is_the_difference_in_bits_per_byte() -> None:
     found = summary({"a": sums, "b": dict.fromkeys(sums, 0.0)})
     expected = {"own_bits_per_byte": 1.5, "aligned_bits_per_byte": 2.0, "cost": 0.5, "hits": 0.4}
     assert found == pytest.approx(expected)
+
+
+def test_a_label_outside_entries_that_leave_no_tail_costs_much_but_not_infinitely() -> None:
+    """fp16 rounds the smallest tails to 0, and the floor below them must not do the same."""
+    said = Distributions.from_padded(np.array([[1]]), np.array([[0.0]]), np.array([1]), np.array([0.0]))
+    gold, hit = gold_probabilities(said, np.ones(1, np.float32), np.array([2]), vocab_size=32_000)
+    assert gold.tolist() == pytest.approx([2**-24 / 32_000])
+    assert not hit.any()

@@ -268,7 +268,9 @@ KILL = """
 import os, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
+import torch
 from test_checkpoint import KILLS, Training
+torch.set_num_threads({threads})  # the order of sums follows from it
 
 for number, (module, name, call, _) in enumerate(KILLS):
     if os.fork() == 0:
@@ -292,7 +294,8 @@ def test_killed_at_any_instant(tmp_path: Path, saved: Training, root: Path) -> N
     """A process that ends at once leaves the old checkpoint or the new one, and the next one goes on."""
     for number in range(len(KILLS)):
         shutil.copytree(tmp_path / "checkpoints", tmp_path / str(number))
-    code = KILL.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+    threads = torch.get_num_threads()
+    code = KILL.format(tests=str(Path(__file__).parent), folder=str(tmp_path), threads=threads)
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     reference = Training(tmp_path / "elsewhere")
