@@ -63,13 +63,17 @@ def _figures_of(case: Case, folder: Path, n: int) -> Iterator[Figure]:
     trainers = {name: _trainer(case, folder, target, name) for name in METHODS}
     streams = {name: trainer.batches_from(0) for name, trainer in trainers.items()}
     seconds: dict[str, list[float]] = {name: [] for name in METHODS}
+    waited: list[float] = []
     for _ in range(n + 1):
         for name, trainer in trainers.items():
             started = clock()
-            trainer.step(next(streams[name]))
+            batches = next(streams[name])
+            there = clock()
+            trainer.step(batches)
             if device.type == "cuda":
                 torch.cuda.synchronize()
             seconds[name].append(clock() - started)
+            waited += [(there - started) / seconds[name][-1]] if name == "fusionx" else []
     torch.set_num_threads(threads)
     median = {name: statistics.median(values[1:]) for name, values in seconds.items()}
     tokens = case.batch_size * case.shape.length
@@ -84,8 +88,7 @@ def _figures_of(case: Case, folder: Path, n: int) -> Iterator[Figure]:
     ratio = peaks["fusionx"] / peaks["ct"]
     yield Figure("train", case.name, "peak_memory", peaks["fusionx"], "MB", "a ct step", ratio)
     trainer = trainers["fusionx"]
-    waited = trainer.throughput.since_last()["waiting_for_data"]
-    yield Figure("train", case.name, "waiting_for_data", waited or 0.0, "of the time", n=n)
+    yield Figure("train", case.name, "waiting_for_data", statistics.median(waited[1:]), "of the step", n=n)
     peak = peak_flops(torch.cuda.get_device_name()) if device.type == "cuda" else None
     if peak is not None:
         mfu = tokens / median["fusionx"] * flops_per_token(trainer.target.model, case.shape.length) / peak

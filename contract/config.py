@@ -21,10 +21,14 @@ from pydantic_core import ErrorDetails
 from contract.errors import ConfigError
 
 _OPERATIONAL = "operational: not part of the digest"
+_ADDED = "added later: part of the digest unless it is the default"
 
 T = TypeVar("T")
 Operational = Annotated[T, _OPERATIONAL]
 """Marks a config field that decides how the work is done, never what comes out."""
+Added = Annotated[T, _ADDED]
+"""Marks a field that a class got after work was done with it. Its default is what was done before; at its default it is
+no part of the digest, so that the new field makes no finished work stale."""
 
 
 class Config(BaseModel):
@@ -38,6 +42,7 @@ class Config(BaseModel):
             name: _plain(getattr(self, name))
             for name, field in type(self).model_fields.items()
             if _OPERATIONAL not in field.metadata
+            and not (_ADDED in field.metadata and getattr(self, name) == field.default)
         }
 
     def digest(self) -> str:

@@ -1,35 +1,25 @@
-"""The report's figures as SVG texts, from the summary's numbers and the training logs.
-
-One colour per method everywhere (Okabe and Ito's palette, safe for colour-blind readers), another palette for sources.
-The same numbers give the same bytes: fixed hash salt, no dates. Text stays text, so that it is sharp and searchable.
-"""
+"""The report's figures as SVG texts, from the summary's numbers and the training logs."""
 
 from __future__ import annotations
 
-import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from eval.drawing import (
+    INK,
+    METHOD_COLOURS,
+    OTHER_COLOURS,
+    SOURCE_COLOURS,
+    canvas,
+    logarithmic,
+    mean_shares,
+    stacked_shares,
+)
 from eval.report_inputs import STEPS, TARGET, ReportInputs, Step, method_label
 from eval.statistics import spread
 from eval.summary import SUBJECT, claim_group
-
-METHOD_COLOURS = {
-    TARGET: "#6B7280",
-    "ct": "#E69F00",
-    "fusellm": "#009E73",
-    "paper": "#CC79A7",
-    "fusionx": "#0072B2",
-}
-OTHER_COLOURS = ("#56B4E9", "#D55E00", "#8C6D31", "#000000")
-SOURCE_COLOURS = ("#332288", "#88CCEE", "#117733", "#DDCC77", "#CC6677", "#44AA99", "#882255", "#999933")
-INK = "#1F2933"
-QUIET = "#52606D"
-WIDTH = 4.7
-"""Inches; narrow, so that 9-point labels can still be read when a phone shows the figure 350 pixels wide."""
 
 STEP_TITLES = {"best": "at each method's best step", "last": "at the last step"}
 
@@ -61,51 +51,6 @@ def method_colour(results: Mapping[str, Any], method: str) -> str:
         return METHOD_COLOURS[method]
     others = [name for name in results["methods"] if name not in METHOD_COLOURS]
     return OTHER_COLOURS[others.index(method) % len(OTHER_COLOURS)]
-
-
-@contextmanager
-def _figure(height: float) -> Iterator[tuple[Any, Any, list[str]]]:
-    """A figure and its axes; on leaving, the list's one item is the SVG."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    settings: Any = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "fusionx",
-        "font.family": "sans-serif",
-        "font.sans-serif": ["DejaVu Sans"],
-        "font.size": 9,
-        "axes.edgecolor": "#B8C2CC",
-        "axes.labelcolor": QUIET,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.axisbelow": True,
-        "xtick.color": QUIET,
-        "ytick.color": QUIET,
-        "text.color": INK,
-        "grid.color": "#E4E7EB",
-        "legend.frameon": False,
-    }
-    svg: list[str] = []
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        FigureCanvasSVG(figure)
-        yield figure, figure.subplots(), svg
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(_METADATA))
-        svg.append(_embeddable(buffer.getvalue()))
-
-
-_METADATA = ("Date", "Creator", "Format", "Type")
-
-
-def _embeddable(svg: str) -> str:
-    """From `<svg` on, sized by its container, in the page's own font."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    return svg.replace("'DejaVu Sans'", "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans'").strip()
 
 
 def with_prefix(svg: str, prefix: str) -> str:
@@ -140,7 +85,7 @@ def _validation(
     if not curves:
         return None
     words = []
-    with _figure(3.3) as (figure, axes, svg):
+    with canvas(3.3) as (figure, axes, svg):
         for method, (steps, means, spreads) in curves.items():
             colour = method_colour(results, method)
             axes.plot(steps, means, color=colour, linewidth=2.4 if method == SUBJECT else 1.6,
@@ -154,7 +99,7 @@ def _validation(
                 at_dot = means[steps.index(dots[method])]
                 axes.plot(dots[method], at_dot, "o", color=colour, markersize=6, markeredgecolor="white", zorder=4)
                 words[-1] += f", {at_dot:.2f} at step {dots[method]}"
-        _logarithmic(axes, [mean for _, means, _ in curves.values() for mean in means])
+        logarithmic(axes, [mean for _, means, _ in curves.values() for mean in means])
         axes.set_xlabel("Training step")
         axes.set_ylabel("Perplexity per token (log scale)")
         axes.grid(axis="y")
@@ -181,20 +126,6 @@ def _mean_curve(seeds: Mapping[str, Sequence[Mapping[str, Any]]], figure: str) -
     return steps, [sum(found) / len(found) for found in values], [spread(found) for found in values]
 
 
-def _logarithmic(axes: Any, values: Sequence[float]) -> None:
-    """A log axis that holds every value, so that a curve that runs away flattens no other and is never cut off."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-
-    axes.set_yscale("log", nonpositive="mask")
-    low, high = min(values), max(values)
-    margin = max((high / low) ** 0.06, 1.01)
-    axes.set_ylim(low / margin, high * margin)
-    # Within a factor of five, decades and their halves are too few marks.
-    axes.yaxis.set_major_locator(MaxNLocator(6) if high / low < 5 else LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
-
-
 def _groups(results: Mapping[str, Any]) -> Plot | None:
     """Bars: mean change against the original target over corpus and absent domains, at the best and last step."""
     methods = [method for method in results["methods"] if method != TARGET]
@@ -206,7 +137,7 @@ def _groups(results: Mapping[str, Any]) -> Plot | None:
     rows = [(group, step, f"{words},\n{step} step") for group, words in groups for step in STEPS]
     start = {group: _group_bits(results["methods"][TARGET]["mean"]["best"], group) for group, _ in groups}
     thickness = 0.8 / len(methods)
-    with _figure(3.3) as (figure, axes, svg):
+    with canvas(3.3) as (figure, axes, svg):
         for order, method in enumerate(methods):
             mean, deviation = results["methods"][method]["mean"], results["methods"][method]["spread"]
             places = [-row + 0.4 - (order + 0.5) * thickness for row in range(len(rows))]
@@ -273,7 +204,7 @@ def _changes(results: Mapping[str, Any], kind: str, step: Step) -> Plot | None:
     # Drawn from the bottom up: absent domains last, so that they stand together below the others.
     names = sorted(first, key=lambda name: (first[name]["absent"], name))[::-1]
     thickness = 0.8 / len(by_method)
-    with _figure(0.9 + len(names) * max(0.24, 0.085 * len(by_method))) as (figure, axes, svg):
+    with canvas(0.9 + len(names) * max(0.24, 0.085 * len(by_method))) as (figure, axes, svg):
         for order, (method, units) in enumerate(by_method.items()):
             # Bars go down from the group's top, in the order of the legend.
             places = [row + 0.4 - (order + 0.5) * thickness for row in range(len(names))]
@@ -308,14 +239,8 @@ def _selection_course(inputs: ReportInputs, method: str) -> Plot | None:
     if len(steps) < 2:
         return None
     ids = list(shares)
-    with _figure(3.1) as (figure, axes, svg):
-        axes.stackplot(steps, [shares[name] for name in ids], labels=ids, colors=_source_colours(ids),
-                       edgecolor="white", linewidth=0.4)  # fmt: skip
-        axes.set_xlim(steps[0], steps[-1])
-        axes.set_ylim(0, 1)
-        axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
-        axes.set_xlabel("Training step")
-        axes.set_ylabel("Share of the fusion weight")
+    with canvas(3.1) as (figure, axes, svg):
+        stacked_shares(axes, steps, shares)
         figure.legend(loc="outside upper left", ncols=2)
     ends = ", ".join(f"{name} {100 * shares[name][0]:.0f} to {100 * shares[name][-1]:.0f} %" for name in ids)
     title = f"{method_label(method)}: weight per source over training"
@@ -327,21 +252,7 @@ def _mean_weights(inputs: ReportInputs, method: str) -> tuple[list[int], dict[st
         {record["step"]: record["weight"] for record in run.events("step") if record.get("weight")}
         for run in inputs.runs_of(method).values()
     ]
-    steps = sorted(set.intersection(*map(set, by_seed))) if by_seed else []
-    if not steps:
-        return [], {}
-    steps = steps[:: max(1, len(steps) // 200)]  # more points than pixels only make the file larger
-    ids = list(by_seed[0][steps[0]])
-    totals = {step: sum(sum(seed[step].values()) for seed in by_seed) for step in steps}
-    shares = {
-        name: [sum(seed[step].get(name, 0.0) for seed in by_seed) / (totals[step] or 1.0) for step in steps]
-        for name in ids
-    }
-    return steps, shares
-
-
-def _source_colours(ids: Sequence[str]) -> list[str]:
-    return [SOURCE_COLOURS[position % len(SOURCE_COLOURS)] for position in range(len(ids))]
+    return mean_shares(by_seed)
 
 
 def _selection_heat(results: Mapping[str, Any], method: str) -> Plot | None:
@@ -353,7 +264,7 @@ def _selection_heat(results: Mapping[str, Any], method: str) -> Plot | None:
     domains = sorted(found["domains"], key=lambda name: (name in absent, name))
     ids = list(found["mean"])
     shares = [[found["domains"][domain][name] for name in ids] for domain in domains]
-    with _figure(1.0 + 0.24 * len(domains)) as (_, axes, svg):
+    with canvas(1.0 + 0.24 * len(domains)) as (_, axes, svg):
         axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=1.2)
         for row, values in enumerate(shares):
             for column, value in enumerate(values):
@@ -387,7 +298,7 @@ def _fidelity(results: Mapping[str, Any]) -> Plot | None:
     for vocab_map, by_source in maps.items():
         series[f"aligned, {vocab_map}"] = [by_source[source][""]["aligned_bits_per_byte"] for source in sources]
     thickness = 0.8 / len(series)
-    with _figure(0.9 + 0.2 * len(sources) * len(series)) as (figure, axes, svg):
+    with canvas(0.9 + 0.2 * len(sources) * len(series)) as (figure, axes, svg):
         for order, (label, values) in enumerate(series.items()):
             places = [-row + 0.4 - (order + 0.5) * thickness for row in range(len(sources))]
             axes.barh(places, values, thickness * 0.92, color=(INK, *SOURCE_COLOURS[1:])[order], label=label)

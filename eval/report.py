@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from contract.storage import join, write_bytes
+from eval.drawing import METHOD_COLOURS
 from eval.evaluation import Evaluation
-from eval.plots import METHOD_COLOURS, Plot, plots, with_prefix
+from eval.plots import Plot, plots, with_prefix
 from eval.report_inputs import MethodRun, ReportInputs, SourceModel
 from eval.summary import SUBJECT, summarize
 from eval.tables import Section, Table, sections
@@ -39,18 +40,18 @@ def write_report(inputs: ReportInputs, folder: str | Path) -> dict[str, Any]:
     write_bytes(join(folder, "report.md"), markdown(results, parts, figures).encode())
     write_bytes(join(folder, "report.html"), html(results, parts, figures).encode())
     # Last: whoever finds results.json finds the whole report.
-    content: dict[str, Any] = _finite(results)
+    content: dict[str, Any] = finite(results)
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     write_bytes(join(folder, "results.json"), (text + "\n").encode())
     return content
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has no NaN or infinity; they become null."""
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -65,13 +66,14 @@ def markdown(results: Mapping[str, Any], parts: Sequence[Section], figures: Sequ
         for figure in (figure for figure in figures if figure.section == part.key):
             lines += [f"![{figure.alt}](plots/{figure.name}.svg)", "", f"*{figure.title}*", ""]
         for table in part.tables:
-            lines += [f"**{table.caption}**", "", *_markdown_table(table), ""]
+            lines += [f"**{table.caption}**", "", *markdown_table(table), ""]
     lines += ["## How to reproduce", "", f"```\n{results['command']}\n```", "", *_provenance_lines(results), ""]
     lines += ["Resolved config:", "", "```json", _json(results["config"]), "```", ""]
     return "\n".join(lines)
 
 
-def _markdown_table(table: Table) -> list[str]:
+def markdown_table(table: Table) -> list[str]:
+    """Its lines."""
     rows = [[_markdown_cell(cell.plain(), cell.tone) for cell in row] for row in table.rows]
     header = [_markdown_cell(text) for text in table.header]
     rule = ["---", *["---:"] * (len(header) - 1)]

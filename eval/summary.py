@@ -96,7 +96,7 @@ def _group_figures(inputs: ReportInputs, group: str, domains: Domains) -> dict[s
         return None
     return {
         "bits_per_byte": _mean([item["bits_per_byte"] for item in figures]),
-        "perplexity": _geometric_mean([item["perplexity"] for item in figures]),
+        "perplexity": geometric_mean([item["perplexity"] for item in figures]),
     }
 
 
@@ -236,7 +236,7 @@ def _relative(inputs: ReportInputs, pairs: Sequence[tuple[MethodRun, MethodRun]]
         found[step] = {}
         for group in GROUPS:
             figures = [[_group_figures(inputs, group, run.at(step).domains) for run in pair] for pair in pairs]
-            found[step][group] = _over_seeds([a[metric] / b[metric] - 1 for a, b in figures if a and b])
+            found[step][group] = over_seeds([a[metric] / b[metric] - 1 for a, b in figures if a and b])
     headline = found["best"]["all"]
     return {
         "mean": headline["mean"],
@@ -257,11 +257,12 @@ def _relative_to_target(inputs: ReportInputs, runs: Mapping[int, MethodRun]) -> 
             start = _group_figures(inputs, group, inputs.original.domains)
             figures = [_group_figures(inputs, group, run.at(step).domains) for run in runs.values()]
             ratios = [item["bits_per_byte"] / start["bits_per_byte"] - 1 for item in figures if item and start]
-            found[step][group] = _over_seeds(ratios)
+            found[step][group] = over_seeds(ratios)
     return found
 
 
-def _over_seeds(values: Sequence[float]) -> dict[str, Any] | None:
+def over_seeds(values: Sequence[float]) -> dict[str, Any] | None:
+    """Mean, confidence interval (None for one seed) and the values themselves; None of nothing."""
     if not values:
         return None
     return {"mean": _mean(values), "ci95": t_interval(values, INTERVAL_CONFIDENCE), "per_seed": list(values)}
@@ -332,14 +333,15 @@ def _validation_figures(inputs: ReportInputs, record: Mapping[str, Any]) -> dict
         "bits_per_byte": record.get("bits_per_byte"),
         "corpus_bits_per_byte": chosen_by,
         "perplexity": record.get("perplexity"),
-        "corpus_perplexity": _geometric_mean([item["perplexity"] for item in corpus]),
-        "absent_perplexity": _geometric_mean([item["perplexity"] for item in absent]),
+        "corpus_perplexity": geometric_mean([item["perplexity"] for item in corpus]),
+        "absent_perplexity": geometric_mean([item["perplexity"] for item in absent]),
     }
     finite = {name: value if value is not None and math.isfinite(value) else None for name, value in figures.items()}
     return {"step": record["step"], **finite}
 
 
-def _geometric_mean(perplexities: Sequence[float]) -> float | None:
+def geometric_mean(perplexities: Sequence[float]) -> float | None:
+    """None of nothing."""
     return math.exp(_mean([math.log(value) for value in perplexities])) if perplexities else None
 
 

@@ -17,6 +17,7 @@ import click
 
 from benchmarks import BENCHMARKS
 from contract.errors import EXIT_INCOMPLETE, ConfigError, FusionXError
+from pipelines.study import STUDIES
 
 if TYPE_CHECKING:
     from pipelines.road import Road
@@ -44,7 +45,7 @@ def main() -> None:
     """Fusion-X: make one language model learn what several others know.
 
     Every stage reads one CONFIG.yaml and skips what is done and valid. Exit codes: 0 complete, 1 incomplete or bad
-    data, 2 bad usage or config.
+    data, 2 bad usage or config, 75 told to stop (a training's checkpoint is saved).
     """
 
 
@@ -171,6 +172,23 @@ def plan(config: str, overrides: tuple[str, ...], documents: int, as_json: bool)
 
     made = make_plan(load_config(FusionConfig, config, overrides), documents)
     click.echo(made.to_json() if as_json else made.table())
+
+
+@main.command(epilog="\b\n" + "\n".join(f"{name:<12}{shows}" for name, shows in STUDIES.items()))
+@click.argument("name", type=click.Choice(list(STUDIES)), metavar="NAME")
+@_config_argument
+@click.option("--method", metavar="NAME", help="Whose fields the study changes: paper or fusionx.")
+def study(name: str, config: str, overrides: tuple[str, ...], method: str | None) -> None:
+    """Train a grid over the run's aligned shards, with every seed, and write its table and figure.
+
+    Finished trainings are only read; a training that failed is shown as failed.
+    """
+    from pipelines.study.run import run_study
+
+    with _road(config, overrides, looks_only=True) as road:  # the run keeps its own copy of its config
+        files = run_study(road.config, road.layout, name, method)
+    for path in [files.table, *files.figures]:
+        click.echo(path)
 
 
 @main.command()

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,13 +21,14 @@ from queue import SimpleQueue
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from contract.errors import EXIT_STOPPED
+from contract.errors import EXIT_COMPLETE, EXIT_STOPPED, DataError
 from contract.storage import write_bytes
 from train.config import TrainJob
-from train.place import launched, leads
-from train.result import finished_result, is_stale
+from train.place import STOP_SIGNALS, launched, leads
+from train.result import discard_checkpoints, finished_result, is_stale
+from train.sole_writer import sole_writer
 
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_SECONDS_TO_DELETE = 300
 _SECONDS_TO_SAVE = 600
 """How long torchrun waits for its processes, once told to stop, before it kills them."""
 
@@ -42,7 +44,6 @@ class Launcher:
         self.at_once = 1 if self.place is not None else at_once  # all processes must meet in the same training
         self.stopped = False
         self._running: set[subprocess.Popen[bytes]] = set()
-        self._lock = threading.Lock()
         self._shares: SimpleQueue[list[str] | None] = SimpleQueue()
         for share in _gpu_shares(0 if device == "cpu" else _count_gpus(), self.at_once):
             self._shares.put(share)
@@ -53,7 +54,7 @@ class Launcher:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before = {number: signal.signal(number, self._stop) for number in _STOP_SIGNALS}
+        before = {number: signal.signal(number, self._stop) for number in STOP_SIGNALS}
         try:
             yield self
         finally:
@@ -63,23 +64,31 @@ class Launcher:
     def run(self, job: TrainJob, overwrite: bool, resume: Path | None) -> int:
         """The exit code of the job's processes; 0 for a finished job, which is only read.
 
+        EXIT_STOPPED: a signal asked for it, and nothing is lost.
+
         Raises:
-            DataError: its folder holds the result of another training, and `overwrite` is not given.
+            DataError: its folder holds the result of another training, and `overwrite` is not given; or another
+                training is writing there.
         """
         if overwrite and is_stale(job):
-            if leads():
-                shutil.rmtree(job.output)
+            _delete(job)
         elif finished_result(job) is not None:
-            return 0
+            discard_checkpoints(job)
+            return EXIT_COMPLETE
         content = (json.dumps(job.model_dump(mode="json"), indent=1) + "\n").encode()
         with TemporaryDirectory() as private:
             file = f"{job.output if leads() else private}/job.json"
             write_bytes(file, content)
+            stopped_mark = Path(private) / "stopped"
+            arguments = [file, "--end-with-parent", f"--stopped-mark={stopped_mark}"]
             share = self._shares.get()
             try:
-                return self._run(job, [file, *(["--resume", str(resume)] if resume else [])], share)
+                code = self._run(job, [*arguments, *([f"--resume={resume}"] if resume else [])], share)
             finally:
                 self._shares.put(share)
+            # torchrun's own code says no more than that something ended. A training that a signal could kill was not
+            # yet, or no more, in its steps: there was nothing to save.
+            return EXIT_STOPPED if stopped_mark.exists() or -code in STOP_SIGNALS else code
 
     def _run(self, job: TrainJob, arguments: list[str], gpus: list[str] | None) -> int:
         environment = {**os.environ, "OMP_NUM_THREADS": str(job.run.threads), "TOKENIZERS_PARALLELISM": "false"}
@@ -92,26 +101,51 @@ class Launcher:
             if gpus:
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         command = [sys.executable, "-m", *_torchrun(processes), "train", *arguments]
-        with self._lock:
-            if self.stopped:
-                return EXIT_STOPPED
-            process = subprocess.Popen(command, env=environment)
-            self._running.add(process)
+        if self.stopped:
+            return EXIT_STOPPED
+        process = subprocess.Popen(command, env=environment)
+        self._running.add(process)
+        if self.stopped:  # the signal came in between, when `_stop` did not see this one
+            process.send_signal(signal.SIGTERM)
         code = process.wait()
         self._running.discard(process)
-        return EXIT_STOPPED if self.stopped and code else code
+        return code
 
     def _stop(self, *_: Any) -> None:
-        # No lock: a handler runs between any two instructions of the main thread, which may hold it.
+        if self.stopped:  # told again; torchrun would take a third signal for leave to abandon its processes
+            return
         self.stopped = True
         for process in list(self._running):
             process.send_signal(signal.SIGTERM)
 
 
+def _delete(job: TrainJob) -> None:
+    """Deletes a stale folder. Of several processes the leading one does; the others return when it is gone.
+
+    Raises:
+        DataError: another training is writing there, or the folder stays.
+    """
+    if leads():
+        with sole_writer(Path(job.output)):
+            pass  # let go before deleting: a network filesystem keeps the names of open files
+        shutil.rmtree(job.output)
+        return
+    deadline = time.monotonic() + _SECONDS_TO_DELETE
+    while is_stale(job):
+        if time.monotonic() > deadline:
+            raise DataError(
+                "The first process has not deleted a stale training.",
+                file=job.output,
+                found=f"it is still there after {_SECONDS_TO_DELETE} s",
+                remedy="see what the first process says, or delete the folder",
+            )
+        time.sleep(0.1)
+
+
 def _torchrun(processes: int) -> list[str]:
     if processes == 1:
         return []
-    handled = ",".join(signal.Signals(number).name for number in (*_STOP_SIGNALS, signal.SIGHUP, signal.SIGQUIT))
+    handled = ",".join(signal.Signals(number).name for number in (*STOP_SIGNALS, signal.SIGHUP, signal.SIGQUIT))
     options = [
         f"--nproc-per-node={processes}",
         f"--shutdown-timeout={_SECONDS_TO_SAVE}",
@@ -127,13 +161,14 @@ def _meeting_point(job: TrainJob) -> dict[str, str]:
 
 
 def _gpu_shares(gpus: int, at_once: int) -> list[list[str] | None]:
-    """For each training that runs at once the GPUs it sees; None: whatever there is."""
-    if not gpus or at_once > gpus:
+    """For each training that runs at once the GPUs it sees; None: there are none. More trainings than GPUs share."""
+    if not gpus:
         return [None] * at_once
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(number) for number in range(gpus)]
-    size = gpus // at_once
-    return [names[number * size : (number + 1) * size] for number in range(at_once)]
+    size = max(1, gpus // at_once)
+    starts = [number * size % gpus for number in range(at_once)]
+    return [names[start : start + size] for start in starts]
 
 
 def _count_gpus() -> int:

@@ -29,6 +29,13 @@ class Layout:
     def training(self, method: str, learning_rate: float, seed: int) -> str:
         return join(self.root, "train", method, f"lr-{learning_rate:g}", f"seed-{seed}")
 
+    def study(self, name: str) -> str:
+        return join(self.root, "studies", name)
+
+    def study_training(self, method: str, digest: str) -> str:
+        """By content: studies that share a training share its folder."""
+        return join(self.root, "studies", "trainings", f"{method}-{digest}")
+
     def evaluation(self, *model: str) -> str:
         return join(self.root, "eval", *model[:-1], f"{model[-1]}.json")
 

@@ -38,7 +38,7 @@ def report(config: FusionConfig, layout: Layout, command: str | None = None) -> 
 
 def report_inputs(config: FusionConfig, layout: Layout, command: str | None = None) -> ReportInputs:
     split, aligned = _alignment(config, layout)
-    train_domains = _train_domains(config, layout)
+    train_domains = trained_domains(config, layout)
     original = load_evaluation(config, layout, layout.evaluation("models", config.target.id))
     return ReportInputs(
         title=config.name,
@@ -76,7 +76,7 @@ def _run(config: FusionConfig, layout: Layout, job: TrainJob) -> MethodRun:
     )
 
 
-def _train_domains(config: FusionConfig, layout: Layout) -> list[str]:
+def trained_domains(config: FusionConfig, layout: Layout) -> list[str]:
     """The domains that the training text has."""
     tokens = read_manifest(layout.tokens(config.target.id), "tokens", "align")
     return sorted({domain for part in tokens.parts_of("train") for domain in part.stats["domains"]})

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from contract.errors import ConfigError, DataError, IncompleteError, StoppedError
+from contract.errors import EXIT_COMPLETE, EXIT_STOPPED, ConfigError, DataError, IncompleteError, StoppedError
 from contract.manifest import read_manifest
 from contract.storage import is_local
 from contract.weights import weights_identity
@@ -41,31 +41,67 @@ def train_all(config: FusionConfig, layout: Layout, overwrite: bool = False, res
         resume: a checkpoint that its training goes on from; the others, and without it all, go on from their last.
 
     Raises:
-        ConfigError: `output` is no local folder, or `resume` is no training's of this config.
+        ConfigError: `output` is no local folder, or `resume` is no checkpoint of a training that is still to do.
         IncompleteError: some trainings failed; the others are finished and kept.
         StoppedError: a signal asked for it.
     """
     refuse_object_store(layout)
+    if resume is not None:
+        _verify_checkpoint(resume, config, layout)
     searches = tuning_jobs(config, layout)
-    to_do = _count_unfinished(searches)
-    run_jobs(searches, config.train.jobs, overwrite, resume)
+    to_do = count_unfinished(searches)
+    tune(config, layout, overwrite, resume)
+    jobs = planned_jobs(config, layout)
+    to_do += count_unfinished(jobs)
+    if resume is not None and not any(_own(job, resume) for job in [*searches, *jobs]):
+        raise _no_checkpoint(resume, jobs)  # of a rate that the search, just finished, did not choose
+    run_jobs(jobs, config.train.jobs, overwrite, resume)
+    return to_do
+
+
+def tune(config: FusionConfig, layout: Layout, overwrite: bool = False, resume: Path | None = None) -> Tuning:
+    """Carries out the learning-rate search, if the config asks for one."""
+    run_jobs(tuning_jobs(config, layout), config.train.jobs, overwrite, resume)
     tuning = read_tuning(config, layout)
     rates = config.train.tune
     if len(rates) > 2 and tuning.learning_rate in (min(rates), max(rates)):
         print(
             f"[train] the best rate, {tuning.learning_rate:g}, is at the edge of train.tune; widen it", file=sys.stderr
         )
-    jobs = planned_jobs(config, layout)
-    to_do += _count_unfinished(jobs)
-    if resume is not None and not any(_own(job, resume) for job in [*searches, *jobs]):
+    return tuning
+
+
+def _verify_checkpoint(resume: Path, config: FusionConfig, layout: Layout) -> None:
+    """Before anything runs.
+
+    Raises:
+        ConfigError: `resume` is no checkpoint of a training that this config has still to do.
+    """
+    try:
+        planned = planned_jobs(config, layout)
+    except DataError:  # the rate is not chosen yet: it may be any
+        planned = _all_methods(config, layout, config.train.tune or [config.train.optimizer.learning_rate])
+    jobs = [*tuning_jobs(config, layout), *planned]
+    owners = [job for job in jobs if _own(job, resume)]
+    if not owners or not (resume / "state.json").is_file():
+        raise _no_checkpoint(resume, planned)
+    if finished_result(owners[0]) is not None:
         raise ConfigError(
-            "The checkpoint is none of this config's trainings'.",
+            "The checkpoint's training is finished.",
             field="--resume",
             found=resume,
-            expected=f"a folder like {jobs[0].output}/checkpoints/step-00000100",
+            expected="a checkpoint of a training without result.json",
+            remedy=f"leave --resume out, or delete {owners[0].output}/result.json to train on from there",
         )
-    run_jobs(jobs, config.train.jobs, overwrite, resume)
-    return to_do
+
+
+def _no_checkpoint(resume: Path, jobs: Sequence[TrainJob]) -> ConfigError:
+    return ConfigError(
+        "This is no checkpoint of this config's trainings.",
+        field="--resume",
+        found=resume,
+        expected=f"a folder like {jobs[0].output}/checkpoints/step-00000100, with its state.json",
+    )
 
 
 def refuse_object_store(layout: Layout) -> None:
@@ -114,9 +150,16 @@ def planned_jobs(config: FusionConfig, layout: Layout) -> list[TrainJob]:
     Raises:
         DataError: the learning rate is not chosen yet.
     """
-    rate = read_tuning(config, layout).learning_rate
+    return _all_methods(config, layout, [read_tuning(config, layout).learning_rate])
+
+
+def _all_methods(config: FusionConfig, layout: Layout, rates: Sequence[float]) -> list[TrainJob]:
+    train = config.train
     return [
-        make_job(config, layout, method, seed, rate) for seed in config.train.seeds for method in config.train.methods
+        make_job(config, layout, method, seed, rate)
+        for rate in rates
+        for seed in train.seeds
+        for method in train.methods
     ]
 
 
@@ -137,7 +180,8 @@ def _no_result(job: TrainJob) -> DataError:
     return DataError("A training has no result.", file=job.output, remedy="run `fusionx train` first")
 
 
-def _count_unfinished(jobs: Sequence[TrainJob]) -> int:
+def count_unfinished(jobs: Sequence[TrainJob]) -> int:
+    """Those that `run_jobs` would train."""
     unfinished = 0
     for job in jobs:
         try:
@@ -186,21 +230,15 @@ def run_jobs(
     """Results of the jobs in order; finished ones are only read.
 
     Raises:
-        IncompleteError: at least one training failed, after all others ended.
-        StoppedError: a signal asked for it; the trainings that ran have saved their work.
+        IncompleteError: at least one training failed, after all others ended, told to stop or not.
+        StoppedError: a signal asked for it, and none failed; the trainings that ran have saved their work.
     """
     if not jobs:
         return []
     with Launcher(at_once, jobs[0].run.device).listening() as launcher, ThreadPoolExecutor(launcher.at_once) as pool:
         codes = list(pool.map(lambda job: launcher.run(job, overwrite, _own(job, resume)), jobs))
-    failed = [job for job, code in zip(jobs, codes, strict=True) if code != 0]
-    if launcher.stopped and failed:
-        raise StoppedError(
-            "The trainings were told to stop.",
-            file=failed[0].output,
-            found=f"{len(jobs) - len(failed)} of {len(jobs)} finished; those that ran have saved a checkpoint",
-            remedy="run the same command again: it goes on from there",
-        )
+    failed = [job for job, code in zip(jobs, codes, strict=True) if code not in (EXIT_COMPLETE, EXIT_STOPPED)]
+    stopped = [job for job, code in zip(jobs, codes, strict=True) if code == EXIT_STOPPED]
     if failed:
         raise IncompleteError(
             f"{len(failed)} of {len(jobs)} trainings failed; the others are kept.",
@@ -208,9 +246,18 @@ def run_jobs(
             found="the errors above",
             remedy="mend the cause and run `fusionx train` again; trainings go on from their last checkpoint",
         )
+    if stopped:
+        raise StoppedError(
+            "The trainings were told to stop.",
+            file=stopped[0].output,
+            found=f"{len(jobs) - len(stopped)} of {len(jobs)} finished; those that had begun have saved a checkpoint",
+            remedy="run the same command again: it goes on from there",
+        )
     return [finished_result(job) or {} for job in jobs]
 
 
 def _own(job: TrainJob, resume: Path | None) -> Path | None:
     """The checkpoint that the user named, if it is this job's."""
-    return resume if resume is not None and Path(job.output).resolve() in resume.resolve().parents else None
+    if resume is None or resume.resolve().parent != (Path(job.output) / "checkpoints").resolve():
+        return None
+    return resume

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
+import signal
 import sys
 from pathlib import Path
 
 from contract.config import parse_config
-from contract.errors import EXIT_COMPLETE, FusionXError
+from contract.errors import EXIT_COMPLETE, FusionXError, StoppedError
 from train.config import TrainJob
+from train.place import leads
+
+_PR_SET_PDEATHSIG = 1
+"""From <linux/prctl.h>."""
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m train", description="Runs one training job.")
     parser.add_argument("job", type=Path, help="the job's file, job.json in its output folder")
     parser.add_argument("--resume", type=Path, help="a checkpoint folder to go on from; else the last one")
+    parser.add_argument("--end-with-parent", action="store_true", help="save and end when it is killed (Linux only)")
+    parser.add_argument("--stopped-mark", type=Path, help="a file to create once a stop signal was obeyed")
     options = parser.parse_args(arguments)
+    if options.end_with_parent:
+        _end_with_parent()
     try:
         job = parse_config(TrainJob, json.loads(options.job.read_text()), options.job)
         from train.loop import run_job
@@ -24,9 +34,19 @@ def main(arguments: list[str]) -> int:
         run_job(job, options.resume)
     except FusionXError as error:
         print(f"error: {error}", file=sys.stderr)
+        if isinstance(error, StoppedError) and options.stopped_mark is not None and leads():
+            options.stopped_mark.touch()
         return error.exit_code
     return EXIT_COMPLETE
 
 
+def _end_with_parent() -> None:
+    """Asks the system for a stop signal at the parent's death: a killed command leaves no training that runs on."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 if __name__ == "__main__":
+    # Until the training listens for it, Ctrl-C ends this like the other stop signals do, not as a failure.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(main(sys.argv[1:]))

@@ -102,7 +102,8 @@ def _method(job: TrainJob) -> dict[str, str]:
     facts = {"Method": f"{job.method_name}: teacher {method.teacher}"}
     lambdas = {"L_lm": method.lambda_lm}
     if method.teacher != "none":
-        facts["Distributions"] = f"vocabulary map {method.map}, tail {method.tail}"
+        cut = "" if method.k is None else f", {method.k} entries"
+        facts["Distributions"] = f"vocabulary map {method.map}, tail {method.tail}{cut}"
         lambdas["L_fuse"] = method.lambda_fuse
     if method.teacher == "asn":
         facts["Selection"] = ", ".join(f"{name} {_said(value)}" for name, value in method.selection.content().items())
@@ -120,6 +121,8 @@ def _optimizer(job: TrainJob) -> dict[str, str]:
         f"warm-up ratio {config.warmup_ratio:g}",
         "Batches": f"{config.batch_size} {unit}, {config.epochs:g} epochs",
     }
+    if config.data_share < 1:
+        facts["Batches"] += f" over {config.data_share:.4g} of the text"
     if config.lora is not None:
         facts["Adapters"] = ", ".join(f"{name} {_said(value)}" for name, value in config.lora.content().items())
         facts["Adapters"] += "; merged into these weights"

@@ -11,11 +11,10 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch.distributed
 from safetensors import SafetensorError, safe_open
@@ -26,6 +25,7 @@ from torch.optim import Optimizer
 from contract.config import changed_fields, digest_of
 from contract.errors import DataError
 from contract.storage import explained, failure
+from train.distributed import by_first_rank
 from train.full_state import full_optimizer_state, full_state_dict, load_optimizer_state, load_parameters
 from train.whole_folder import recover, whole_folder
 
@@ -33,7 +33,6 @@ _MARK = "state.json"
 _OTHER_JOB = "its config, data or target changed: delete the folder, or run with --overwrite"
 
 Parts = dict[str, tuple[nn.Module, Optimizer]]
-T = TypeVar("T")
 
 
 @dataclass
@@ -89,7 +88,7 @@ class Checkpointer:
         Raises:
             DataError: the checkpoint before this one could not be written.
         """
-        self.wait()
+        by_first_rank(self.wait)
         files: dict[str, dict[str, Tensor]] = {}
         for name, (module, optimizer) in self._parts.items():
             files[_weights(name)] = full_state_dict(module, trainable_only=True)
@@ -124,7 +123,7 @@ class Checkpointer:
         Raises:
             DataError: it belongs to another job (the fields that differ are named), is damaged, or is not there.
         """
-        found = _decided_by_first_rank(lambda: self._find(path))
+        found = by_first_rank(lambda: self._find(path))
         if found is None:
             return None
         chosen, mark = found
@@ -246,18 +245,3 @@ def _rank() -> int:
 
 def _world_size() -> int:
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-
-
-def _decided_by_first_rank(decide: Callable[[], T]) -> T:
-    """What `decide` gives or raises on the first rank, on every rank: all of them go the same way."""
-    outcome: list[Any] = [None]
-    if _rank() == 0:
-        try:
-            outcome[0] = decide()
-        except DataError as error:
-            outcome[0] = error
-    if _world_size() > 1:
-        torch.distributed.broadcast_object_list(outcome)
-    if isinstance(outcome[0], DataError):
-        raise outcome[0]
-    return outcome[0]

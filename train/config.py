@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from contract.config import Config, Operational
+from contract.config import Added, Config, Operational
 
 Granularity = Literal["element", "token", "sequence"]
 Feature = Literal["logprobs", "entropy", "tail", "aligned", "nll_per_byte"]
@@ -52,6 +52,8 @@ class MethodConfig(Config):
         is left out of the sum.
     lambda_select: weight of the selector loss -log sum_j p_j P_j(x_{l+1}) on the gold text; with it the gate is
         trained by that loss and L_feed, and P_f is detached in L_fuse.
+    k: entries per position and candidate that are used, the most probable ones; the rest joins the tail. None: all
+        that are stored.
     """
 
     teacher: Literal["none", "min_ce", "avg_ce", "asn"] = "asn"
@@ -62,6 +64,7 @@ class MethodConfig(Config):
     lambda_fuse: float = Field(1.0, ge=0)
     lambda_feed: float = Field(0.05, ge=0)
     lambda_select: float = Field(0.5, ge=0)
+    k: Added[int | None] = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _what_goes_together(self) -> MethodConfig:
@@ -112,7 +115,8 @@ class OptimizerConfig(Config):
     """AdamW with a cosine schedule (paper, section 5.1).
 
     `batch_size` counts blocks per step over all devices: chunks, or with `pack` blocks of `pack` tokens that hold as
-    many whole chunks as fit. With `document_mask` a packed chunk sees itself only. `epochs` counts passes.
+    many whole chunks as fit. With `document_mask` a packed chunk sees itself only. `epochs` counts passes over the
+    share `data_share` of all blocks, which is the same for every seed and lies within every larger share.
     """
 
     learning_rate: float = Field(3e-5, gt=0)
@@ -125,6 +129,7 @@ class OptimizerConfig(Config):
     pack: int | None = Field(None, ge=2)
     document_mask: bool = True
     epochs: float = Field(1.0, gt=0)
+    data_share: Added[float] = Field(1.0, gt=0, le=1)
     lora: LoraConfig | None = None
 
 
@@ -174,7 +179,7 @@ class TrainConfig(Config):
 
     methods: list[str] = Field(["fusionx"], min_length=1)
     overrides: dict[str, dict[str, object]] = {}
-    seeds: list[int] = Field([0], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
     tune: list[float] = []
     optimizer: OptimizerConfig = OptimizerConfig()
     run: RunConfig = RunConfig()
@@ -209,7 +214,7 @@ class TrainJob(Config):
 
     method_name: str
     method: MethodConfig
-    seed: int
+    seed: int = Field(ge=0)
     optimizer: OptimizerConfig
     run: RunConfig
     target: str

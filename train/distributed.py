@@ -7,11 +7,12 @@ wrapped: every device holds it, and its gradients are averaged here.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,9 +22,12 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from contract.errors import ConfigError
+from contract.errors import ConfigError, FusionXError, StoppedError
 from train.model import Target, decoder_blocks
 from train.place import launched
+from train.sole_writer import sole_writer
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,24 @@ class World:
             dist.all_reduce(values)
         return values
 
-    def barrier(self) -> None:
-        if self.size > 1:
-            dist.barrier()
+    def gather(self, values: list[T]) -> list[T]:
+        """All processes' values, in the order of their ranks; the same everywhere."""
+        if self.size == 1:
+            return values
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, values)
+        return [value for part in gathered for value in part]
+
+    @contextmanager
+    def writing_alone(self, folder: Path) -> Iterator[None]:
+        """Keeps other trainings out of `folder` while the context lasts.
+
+        Raises:
+            DataError: another one writes there; on every process, though only the leading one looks.
+        """
+        with ExitStack() as held:
+            by_first_rank(lambda: held.enter_context(sole_writer(folder)))
+            yield
 
     def average_gradients(self, module: nn.Module) -> None:
         """For a module that every process holds whole and unwrapped."""
@@ -58,6 +77,30 @@ class World:
                 parameter.grad = torch.zeros_like(parameter)
             dist.all_reduce(parameter.grad)
             parameter.grad /= self.size
+
+
+def by_first_rank(decide: Callable[[], T]) -> T:
+    """What `decide` gives or raises on the first rank, on every rank: all of them go the same way.
+
+    Whatever only the first rank does has to go through here; if it failed there alone, the others would wait for it in
+    their next collective.
+    """
+    if not dist.is_initialized():
+        return decide()
+    outcome: list[Any] = [None, None]
+    failure: Exception | None = None
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = decide()
+        except Exception as error:
+            failure = error
+            outcome[1] = error if isinstance(error, FusionXError) else RuntimeError(f"the first process: {error!r}")
+    dist.broadcast_object_list(outcome)
+    if failure is not None:
+        raise failure
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
 
 @contextmanager
@@ -96,10 +139,13 @@ def join(wanted: Literal["auto", "cpu", "cuda"]) -> Iterator[World]:
         world_size=place.size,
         timeout=timedelta(minutes=30),
     )
+    # After an error the others may be in a collective, and leaving the group could wait for them; the process ends.
     try:
         yield World(place.rank, place.size, device)
-    finally:
+    except StoppedError:  # raised by all
         dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def divide(target: Target, shards: Literal["none", "fsdp"], dtype: torch.dtype | None, world: World) -> nn.Module:

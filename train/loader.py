@@ -6,8 +6,15 @@ the same steps take the same chunks.
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import forkserver
 
 import pyarrow as pa
 import torch
@@ -16,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from contract.errors import ConfigError, FusionXError, IncompleteError
 from train.collate import Batch, collate_blocks
 from train.order import BlockOrder
+from train.place import STOP_SIGNALS
 from train.stream import ShardSet
 
 _STEPS_AHEAD = 4
@@ -70,11 +78,6 @@ class StepBatches(Dataset[list[Batch]]):
         self._shards.prefetch(self._order.parts_ahead(blocks[-1]))
         return batches
 
-    def keys(self, step: int) -> list[tuple[int, int]]:
-        """(doc_id, chunk) of every chunk of the step, on all devices."""
-        blocks = range(step * self._batch_size, (step + 1) * self._batch_size)
-        return [self._shards.sample(*place).key for index in blocks for place in self._order.block(index)]
-
     def _collated(self, blocks: range) -> Batch:
         samples = [[self._shards.sample(*place) for place in self._order.block(index)] for index in blocks]
         return collate_blocks(samples, self._pad_id, self._document_mask)
@@ -99,10 +102,14 @@ def loader(
         # A forked worker would inherit locks of threads that it lacks: pyarrow's, the store's client's, CUDA's.
         multiprocessing_context="forkserver" if workers else None,
         prefetch_factor=_STEPS_AHEAD if workers else None,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_settle,
         generator=torch.Generator(),  # the global one is the trainer's: a resumed run must find it as it was
         pin_memory=pin_memory,
     )
+    if workers:
+        atexit.register(_kill_workers)  # after multiprocessing's own, so it runs before
+        with _ignoring_stop_signals():
+            forkserver.ensure_running()
     outcomes = iter(made)
     while True:
         try:
@@ -110,7 +117,7 @@ def loader(
         except StopIteration:
             return
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if not str(error).startswith("DataLoader worker (pid"):  # an error in a worker names it further on
                 raise
             raise IncompleteError(
                 "A process that makes batches died.",
@@ -156,6 +163,39 @@ class _Outcomes(Dataset[_Outcome]):
             return _Outcome([], error)
 
 
-def _one_thread(worker: int) -> None:
-    """The processes are the parallelism; torch sees to its own threads."""
+def _settle(worker: int) -> None:
+    """A worker's first act. The processes are the parallelism: one thread each; torch sees to its own."""
+    # They come to whole groups, and the trainer needs its workers for the step after which it saves.
+    for number in STOP_SIGNALS:  # DataLoader has given SIGTERM a handler that ends the worker
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_trainer, daemon=True).start()
     pa.set_cpu_count(1)
+
+
+def _end_with_trainer() -> None:
+    """torch watches for another parent, which a worker of the fork server never gets: the two keep each other alive."""
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+    trainer.join()
+    os._exit(1)
+
+
+def _kill_workers() -> None:
+    """At exit. multiprocessing would send SIGTERM to workers still there (after an error), and wait for ever."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+
+
+@contextmanager
+def _ignoring_stop_signals() -> Iterator[None]:
+    """What is started inside ignores them from its first instant; only the main thread can see to that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -6,12 +6,14 @@ training text has. result.json is the mark.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from train.card import Outcome, model_card
 from train.checkpoint import Checkpointer, Parts, TrainState
 from train.collate import Batch
 from train.config import TrainJob
-from train.distributed import World, clip, divide, gradient_sync, join
+from train.distributed import World, by_first_rank, clip, divide, gradient_sync, join
 from train.export import distance_moved, export
 from train.full_state import full_state_dict
 from train.loader import StepBatches, loader
@@ -33,17 +35,15 @@ from train.lora import merged_state_dict
 from train.metrics import MetricsLog
 from train.model import TextInputs, load_target, prepare
 from train.objective import Totals, feed_value, head_scales, local_totals, selection_loss
+from train.place import STOP_SIGNALS
 from train.progress import ProgressLine
-from train.result import finished_result, write_result
+from train.result import discard_checkpoints, finished_result, write_result
 from train.selection_log import SelectionLog
 from train.stream import ShardSet
 from train.teacher import Selection, select
 from train.throughput import Throughput, flops_per_token
 from train.validation import Validation
 from train.whole_folder import recover
-
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""Pre-emption, Ctrl-C, and what Slurm sends ahead of a time limit (--signal=USR1@120)."""
 
 
 def run_job(job: TrainJob, resume: Path | None = None) -> dict[str, Any]:
@@ -55,13 +55,15 @@ def run_job(job: TrainJob, resume: Path | None = None) -> dict[str, Any]:
         resume: a checkpoint to go on from; None: the last one, if there is one.
 
     Raises:
-        DataError: shards are missing or stale, a checkpoint belongs to another job, or too many steps were skipped.
+        DataError: shards are missing or stale, a checkpoint belongs to another job, too many steps were skipped, or
+            another process trains in the same folder.
         StoppedError: a signal asked for it; a checkpoint is written.
     """
     result = finished_result(job)
     if result is not None:
+        discard_checkpoints(job)
         return result
-    with join(job.run.device) as world:
+    with join(job.run.device) as world, world.writing_alone(Path(job.output)):
         return Trainer(job, world).run(resume)
 
 
@@ -87,7 +89,7 @@ class Trainer:
         if job.method.teacher == "asn":
             self.asn = SelectionNetwork(len(aligned), job.method.selection).to(world.device)
         self.initial_asn = _copy(self.asn)
-        shards = ShardSet(job.tokens, aligned, "train")
+        shards = ShardSet(job.tokens, aligned, "train", job.method.k)
         self._plan_data(shards)
         self.selection_log = SelectionLog(self.candidates, sorted(shards.domains))
         self.throughput = Throughput(flops_per_token(self.target.model, self.block_tokens), world.device, world.size)
@@ -105,7 +107,7 @@ class Trainer:
         packed_apart = config.pack is not None and config.document_mask
         if packed_apart:
             self.target.verify_document_mask()
-        order = shards.order(self.job.seed, config.pack)
+        order = shards.order(self.job.seed, config.pack, config.data_share)
         self.blocks_per_epoch = order.blocks_per_epoch
         self.block_tokens = sum(part.tokens for part in shards.parts) / order.blocks_per_epoch
         self.steps = max(1, round(config.epochs * order.blocks_per_epoch / config.batch_size))
@@ -126,14 +128,13 @@ class Trainer:
         started = time.monotonic()
         run = self.job.run
         checkpoints = Checkpointer(self.output / "checkpoints", self.job.content(), self.parts, run.keep_checkpoints)
-        if self.world.leads:
-            for export_name in ("best", "last"):
-                recover(self.output / export_name)
+        for name in ("best", "last"):
+            by_first_rank(partial(recover, self.output / name))
         with checkpoints, self._told_to_stop():
             self.state = checkpoints.load(resume) or self.state
             self.selection_log.load(self.state.window)
             first = self.state.step
-            with MetricsLog(self.output, self.job, self.state.log_bytes, first, self.world.leads) as self.log:
+            with self._log_from(first) as self.log:
                 self.progress = ProgressLine(self._name, self.steps, first, self.world.leads)
                 if first:
                     self.progress.say(f"resumed at step {first} of {self.steps}")
@@ -149,14 +150,20 @@ class Trainer:
                     if self.state.step < self.steps and (due or self.stop_agreed):
                         self._save(checkpoints)
                         if self.stop_agreed:
-                            checkpoints.wait()
+                            by_first_rank(checkpoints.wait)  # nobody leaves before it is on the disk
                             raise self._stopped()
                 result = self._finish(time.monotonic() - started)
             checkpoints.delete_all()  # a finished job never resumes
         return result
 
+    def _log_from(self, first: int) -> MetricsLog:
+        arguments = (self.output, self.job, self.state.log_bytes, first)
+        made: list[MetricsLog] = []
+        by_first_rank(lambda: made.append(MetricsLog(*arguments)))  # what it holds stays in its process
+        return made[0] if made else MetricsLog(*arguments, leads=False)
+
     def batches_from(self, first: int) -> Iterator[list[Batch]]:
-        """Micro-batches step by step, on the device; what is spent waiting for them is measured."""
+        """Micro-batches step by step; what is spent waiting for them is measured."""
         device = self.world.device
         workers = self.job.run.loader_workers
         if workers is None:
@@ -167,13 +174,15 @@ class Trainer:
                 batches = next(made, None)
             if batches is None:
                 return
-            yield [batch.to(device) for batch in batches]
+            yield batches
 
     def step(self, batches: list[Batch]) -> None:
         """One update of the target and the selection network, or none if a gradient is not finite."""
         state, method, world = self.state, self.job.method, self.world
+        tokens = sum(int(batch.attention_mask.sum()) for batch in batches)  # before they go where this would wait
+        batches = [batch.to(world.device) for batch in batches]
         # All randomness of a step follows from this, so a checkpoint needs no generator's state.
-        torch.manual_seed((self.job.seed << 40) + (state.step << 12) + world.rank)
+        torch.manual_seed(step_seed(self.job.seed, state.step, world.rank))
         rate = schedule(state.step, self.steps, self.job.optimizer.warmup_ratio)
         for _, optimizer in self.parts.values():
             for group in optimizer.param_groups:
@@ -192,13 +201,12 @@ class Trainer:
             if finite:
                 optimizer.step()
         state.step += 1
-        tokens = sum(int(batch.attention_mask.sum()) for batch in batches)
-        *terms, tokens = world.sum(torch.cat([sums, sums.new_tensor([tokens])])).tolist()
-        state.tokens += int(tokens)
-        self.throughput.add(int(tokens))
+        *terms, all_tokens = world.sum(torch.cat([sums, sums.new_tensor([tokens])])).tolist()
+        state.tokens += int(all_tokens)
+        self.throughput.add(int(all_tokens))
         self.selection_log.take(world.sum(self.selection_log.sums))
         if not finite:
-            self._skip(norms)
+            self._skip(norms, [key for batch in batches for key in batch.keys])
         if state.step % self.job.run.log_every == 0 or state.step == self.steps:
             self._log_step(totals, terms, norms)
 
@@ -242,7 +250,7 @@ class Trainer:
         limit = self.job.optimizer.clip
         return {name: float(clip(trained(module), limit)) for name, (module, _) in self.parts.items()}
 
-    def _skip(self, norms: dict[str, float]) -> None:
+    def _skip(self, norms: dict[str, float], keys: list[tuple[int, int]]) -> None:
         """Notes a step that was not taken.
 
         Raises:
@@ -250,7 +258,7 @@ class Trainer:
         """
         state = self.state
         state.skipped += 1
-        keys = self.batches.keys(state.step - 1)
+        keys = self.world.gather(keys)
         self.log.write("skipped", state.step, keys=keys, **{f"{name}_grad_norm": str(norms[name]) for name in norms})
         self.progress.say(f"step {state.step} was skipped: a gradient is not finite")
         if state.skipped >= self.job.run.skip_limit:
@@ -311,8 +319,9 @@ class Trainer:
 
     def _export(self, name: str) -> None:
         weights = merged_state_dict(self.target.model, full_state_dict(self.target.model))
-        if not self.world.leads:
-            return
+        by_first_rank(lambda: self._write_export(name, weights))
+
+    def _write_export(self, name: str, weights: dict[str, Tensor]) -> None:
         state = self.state
         outcome = Outcome(
             name,
@@ -344,9 +353,7 @@ class Trainer:
             "asn_moved": moved,
             "seconds": round(seconds, 2),
         }
-        if self.world.leads:
-            write_result(self.output, result)
-        self.world.barrier()
+        by_first_rank(lambda: write_result(self.output, result))
         return result
 
     @contextmanager
@@ -356,7 +363,7 @@ class Trainer:
         def ask(*_: object) -> None:
             self.stop_asked = True
 
-        before = {number: signal.signal(number, ask) for number in _STOP_SIGNALS}
+        before = {number: signal.signal(number, ask) for number in STOP_SIGNALS}
         try:
             yield
         finally:
@@ -373,7 +380,12 @@ class Trainer:
 
     @property
     def _name(self) -> str:
-        return f"train/{self.job.method_name}/lr-{self.job.optimizer.learning_rate:g}/seed-{self.job.seed}"
+        return "/".join(self.output.parts[-4:])  # train/<method>/lr-<rate>/seed-<n>, or a study's own
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Of one step's random numbers on one process; no two are the same."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=7).digest())
 
 
 def schedule(step: int, steps: int, warmup_ratio: float) -> float:

@@ -150,7 +150,7 @@ def prepare(target: Target, gradient_checkpointing: bool, compiled: bool) -> Non
 
 
 def load_target(path: str, revision: str | None, device: torch.device, lora: LoraConfig | None = None) -> Target:
-    """The target on `device`, in fp32 master weights; with `lora` as stored and frozen, adapters in place.
+    """The target on `device`, in fp32 master weights; with `lora` frozen, in bf16 if stored so, adapters in place.
 
     Raises:
         ConfigError: there is no causal language model with safetensors weights at that place.
@@ -163,7 +163,8 @@ def load_target(path: str, revision: str | None, device: torch.device, lora: Lor
         stored = AutoConfig.from_pretrained(path, revision=revision).dtype
         load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
         options = quantization_options(lora, device)
-        dtype = torch.float32 if lora is None else "auto"
+        # Frozen weights need no spare digits, but adapters' gradients would vanish in fp16.
+        dtype = torch.bfloat16 if lora is not None and stored == torch.bfloat16 else torch.float32
         model = load(path, revision=revision, dtype=dtype, use_safetensors=True, **options)
     except (OSError, ValueError) as error:
         raise ConfigError(

@@ -79,6 +79,21 @@ def shuffled_windows(counts: Sequence[int], seed: int, epoch: int) -> list[npt.N
     return [window for window in windows if len(window)]
 
 
+def first_share(blocks: Sequence[Ragged], share: float) -> list[Ragged]:
+    """Of all parts' blocks the first `share`, at least one block, of one permutation that never changes."""
+    if share == 1:
+        return list(blocks)
+    counts = [len(part) for part in blocks]
+    kept = np.zeros(sum(counts), dtype=bool)
+    kept[np.random.default_rng(0).permutation(len(kept))[: max(1, round(share * len(kept)))]] = True
+    shares = []
+    for part, of_part in zip(blocks, np.split(kept, np.cumsum(counts)[:-1]), strict=True):
+        lengths = part.lengths()
+        offsets = np.append(0, np.cumsum(lengths[of_part])).astype(np.int32)
+        shares.append(Ragged(part.values[np.repeat(of_part, lengths)], offsets))
+    return shares
+
+
 def one_chunk_each(rows: int) -> Ragged:
     """A part's blocks without packing."""
     return Ragged(np.arange(rows, dtype=np.int32), np.arange(rows + 1, dtype=np.int32))

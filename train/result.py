@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from contract.config import changed_fields
 from contract.errors import DataError
 from contract.storage import write_bytes
 from train.config import TrainJob
+from train.place import leads
 
 RESULT = "result.json"
 
@@ -40,10 +43,24 @@ def finished_result(job: TrainJob) -> dict[str, Any] | None:
     )
 
 
+def discard_checkpoints(job: TrainJob) -> None:
+    """Of a finished job, whose process was killed before it could: the leading process deletes them."""
+    if leads():
+        shutil.rmtree(Path(job.output) / "checkpoints", ignore_errors=True)
+
+
 def is_stale(job: TrainJob) -> bool:
     """Whether the job's folder holds the result or a checkpoint of another training."""
-    marks = [Path(job.output) / RESULT, *Path(job.output).glob("checkpoints/step-*/state.json")]
-    return any(mark.is_file() and json.loads(mark.read_text())["job"] != job.digest() for mark in marks)
+    marks = [RESULT, *glob("checkpoints/step-*/state.json", root_dir=job.output)]
+    return any(_job_of(Path(job.output) / mark) not in (None, job.digest()) for mark in marks)
+
+
+def _job_of(mark: Path) -> str | None:
+    """None: there is no such file, or no more, since another process deletes the folder."""
+    try:
+        return json.loads(mark.read_text())["job"]
+    except FileNotFoundError:
+        return None
 
 
 def read_log(output: Path) -> list[dict[str, Any]]:

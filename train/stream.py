@@ -19,7 +19,7 @@ from contract.errors import ConfigError, DataError
 from contract.manifest import Manifest, read_manifest
 from contract.shard import PartEntry, Ragged, match_rows, read_part
 from contract.storage import join
-from train.order import WINDOW_PARTS, BlockOrder, one_chunk_each, packed
+from train.order import WINDOW_PARTS, BlockOrder, first_share, one_chunk_each, packed
 
 _READERS = 8
 """Parts whose lengths are read at a time: a store answers slowly, but many at once."""
@@ -30,9 +30,9 @@ class Sample:
     """One chunk.
 
     input_ids: int32 [L]. ends: int32 [L]. ids: int32 [L, M, k], -1 fills up. probs: float32 [L, M, k], what they miss
-    to 1 is the tail as the source gave it. k is the largest of the candidates'. status: uint8 [L, M].
-    nll_per_byte: float32 [M], nats per byte, NaN where a candidate scored no byte of the chunk (it is one token for
-    its tokenizer); M is 0 for a stream without candidates.
+    to 1 is the tail as the source gave it and what the set's k cuts off; without one, k is the largest of the
+    candidates'. status: uint8 [L, M]. nll_per_byte: float32 [M], nats per byte, NaN where a candidate scored no byte of
+    the chunk (it is one token for its tokenizer); M is 0 for a stream without candidates.
     """
 
     key: tuple[int, int]
@@ -53,12 +53,14 @@ class ShardSet:
 
     Args:
         tokens: folder of the target's tokens. aligned: candidate id -> folder of its aligned shards; may be empty.
+        k: entries of each candidate at a position; the rest joins the tail. None: all that are stored.
 
     Raises:
+        ConfigError: `k` is more than is stored.
         DataError: an output is missing, or the candidates do not cover the same parts.
     """
 
-    def __init__(self, tokens: str, aligned: dict[str, str], split: str) -> None:
+    def __init__(self, tokens: str, aligned: dict[str, str], split: str, k: int | None = None) -> None:
         self.tokens, self.aligned = tokens, aligned
         self._tokens = read_manifest(tokens, "tokens", "align")
         self._manifests = {name: read_manifest(folder, "aligned", "align") for name, folder in aligned.items()}
@@ -72,6 +74,17 @@ class ShardSet:
                 expected=f"chunks of '{split}'",
             )
         self._check_complete()
+        stored = max((manifest.config["k"] for manifest in self._manifests.values()), default=0)
+        self._k = stored if k is None or not aligned else k
+        if self._k > stored:
+            raise ConfigError(
+                "The aligned shards hold fewer entries per position than the method is to use.",
+                file=next(iter(aligned.values())),
+                field="k",
+                found=k,
+                expected=f"at most {stored}",
+                remedy="lower the method's k, or raise precompute.k and run precompute and align again",
+            )
 
     @property
     def rows(self) -> list[int]:
@@ -87,8 +100,8 @@ class ShardSet:
         """The domains that this split's text has, from the parts' statistics."""
         return {domain for part in self.parts for domain in part.stats.get("domains", {})}
 
-    def order(self, seed: int, pack: int | None = None) -> BlockOrder:
-        """The order of this split's chunks, in blocks of one chunk or of at most `pack` tokens.
+    def order(self, seed: int, pack: int | None = None, share: float = 1) -> BlockOrder:
+        """The order of this split's chunks, or of a share of them, in blocks of one chunk or of at most `pack` tokens.
 
         Packing needs every chunk's length, and so reads one column of all parts of the target's tokens once.
 
@@ -96,10 +109,10 @@ class ShardSet:
             ConfigError: a chunk is longer than `pack`.
         """
         if pack is None:
-            return BlockOrder([one_chunk_each(rows) for rows in self.rows], seed)
+            return BlockOrder(first_share([one_chunk_each(rows) for rows in self.rows], share), seed)
         with ThreadPoolExecutor(_READERS) as readers:
             lengths = readers.map(partial(self._lengths, pack), self.parts)
-            return BlockOrder([packed(found, pack) for found in lengths], seed)
+            return BlockOrder(first_share([packed(found, pack) for found in lengths], share), seed)
 
     def sample(self, part: int, row: int) -> Sample:
         return self._part(part).result().sample(row)
@@ -159,7 +172,7 @@ class ShardSet:
             input_ids=input_ids,
             ends=ends,
             candidates=[self._load_candidate(name, entry.name, tokens, path) for name in self.aligned],
-            k=max((manifest.config["k"] for manifest in self._manifests.values()), default=0),
+            k=self._k,
         )
 
     def _load_candidate(self, name: str, part: str, tokens: pa.Table, tokens_path: str) -> _Candidate:
@@ -182,10 +195,10 @@ class _Candidate:
     nll_per_byte: np.ndarray
 
     def row(self, row: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """ids int32 [L, k] and probs float32 [L, k] of one chunk."""
+        """ids int32 [L, k] and probs float32 [L, k] of one chunk; entries are stored in descending order."""
         said = self.distributions[self.status.offsets[row] : self.status.offsets[row + 1]]
-        ids, logprobs = said.padded(k)
-        return ids, probabilities(logprobs, said.tail)
+        ids, logprobs = said.padded(max(k, said.k))
+        return ids[:, :k], probabilities(logprobs, said.tail)[:, :k]
 
 
 @dataclass(frozen=True)

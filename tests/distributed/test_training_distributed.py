@@ -175,6 +175,17 @@ def test_a_signal_to_the_whole_group_spares_the_loaders_workers(make: Make, tmp_
     assert list((tmp_path / "stopped" / "checkpoints").glob("step-*"))
 
 
+def test_a_killed_training_leaves_no_workers(make: Make, tmp_path: Path) -> None:
+    job = make(tmp_path / "killed", optimizer={"epochs": 2000}, run={"loader_workers": 2})
+    process = subprocess.Popen(command(job, 1), env=environment(), stderr=subprocess.PIPE)
+    log = tmp_path / "killed" / "log.jsonl"
+    while not (log.exists() and '"step"' in log.read_text()):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.kill()
+    process.communicate(timeout=30)  # returns when the last of them has closed its stderr
+
+
 def test_two_trainings_never_share_a_folder(make: Make, tmp_path: Path) -> None:
     """All processes of the second one are told so, whichever of them looked."""
     job = make(tmp_path / "out", "ct")

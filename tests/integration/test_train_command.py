@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from contract.errors import EXIT_STOPPED
+from contract.errors import EXIT_STOPPED, DataError
+from train.sole_writer import sole_writer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -89,32 +90,90 @@ def test_alone_with_torchrun_and_as_tasks_of_an_srun(aligned: Path, tmp_path: Pa
     assert "step" not in printed
 
 
-def test_interrupted_and_called_again(aligned: Path, tmp_path: Path) -> None:
-    """SIGTERM to the command reaches its training, which saves; the command says so and goes on the next time."""
-    file = at(aligned, tmp_path / "out")
-    longer = ("--set", "train.optimizer.epochs=300", "--set", "train.methods=[fusionx]")
-    command = start(file, "train", *longer)
+def first_checkpoint(command: subprocess.Popen[str], output: Path) -> Path:
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "out").glob("train/*/*/*/checkpoints/step-*/state.json")):
+    while not (marks := sorted(output.glob("train/*/*/*/checkpoints/step-*/state.json"))):
         assert time.monotonic() < deadline
         assert command.poll() is None
         time.sleep(0.05)
+    return marks[0].parent
+
+
+def test_interrupted_killed_and_called_again(aligned: Path, tmp_path: Path) -> None:
+    """A stop signal reaches the training, which saves; the command says so and goes on the next time. A killed command
+    takes its training with it, which saves as well and leaves the folder free."""
+    output = tmp_path / "out"
+    file = at(aligned, output)
+    longer = ("--set", "train.optimizer.epochs=300", "--set", "train.methods=[fusionx]")
+    command = start(file, "train", *longer)
+    checkpoint = first_checkpoint(command, output)
     command.send_signal(signal.SIGTERM)
     _, printed = command.communicate(timeout=60)
     assert command.returncode == EXIT_STOPPED, printed
     assert "told to stop" in printed
     assert "run the same command again" in printed
-    checkpoints = sorted((tmp_path / "out").glob("train/*/*/*/checkpoints/step-*"))
-    foreign = start(file, "train", *longer, "--resume", str(tmp_path / "elsewhere"))
-    assert foreign.wait() == 2
-    command = start(file, "train", *longer, "--resume", str(checkpoints[0]))
-    time.sleep(0.1)
-    step = int(checkpoints[0].name.removeprefix("step-"))
-    lines: list[str] = []
+    checkpoint = sorted(checkpoint.parent.glob("step-*"))[0]
+    (output / "train" / "elsewhere").mkdir()
+    for foreign in (output / "train" / "elsewhere", checkpoint.parent, checkpoint.with_name("step-99999999")):
+        refused = start(file, "train", *longer, "--resume", str(foreign))
+        _, printed = refused.communicate()
+        assert refused.returncode == 2, printed
+        assert "checkpoints/step-" in printed
+    command = start(file, "train", *longer, "--resume", str(checkpoint))
+    said = until(command, "resumed at step")
+    assert f"resumed at step {int(checkpoint.name.removeprefix('step-'))} of" in said
+    command.kill()
+    assert "its checkpoint is written" in until(command, "its checkpoint is written")
+    folder = checkpoint.parents[1]
+    deadline = time.monotonic() + 30
+    while is_held(folder):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    again = start(file, "train", *longer)
+    until(again, "resumed at step")
+    again.send_signal(signal.SIGTERM)
+    _, printed = again.communicate(timeout=60)
+    assert again.returncode == EXIT_STOPPED, printed
+
+
+def until(command: subprocess.Popen[str], words: str) -> str:
+    """What is printed up to the line with `words`, or all of it."""
     assert command.stderr is not None
+    lines = []
     for line in command.stderr:
         lines.append(line)
-        if "resumed at step" in line:
+        if words in line:
             break
-    command.kill()
-    assert f"resumed at step {step} of" in "".join(lines)
+    return "".join(lines)
+
+
+def is_held(folder: Path) -> bool:
+    try:
+        with sole_writer(folder):
+            return False
+    except DataError:
+        return True
+
+
+def test_torchruns_training_stops_as_one_alone_does(aligned: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    longer = ("--set", "train.optimizer.epochs=300", "--set", "train.methods=[ct]", "--set", "train.run.devices=2")
+    command = start(at(aligned, output), "train", *longer)
+    first_checkpoint(command, output)
+    command.send_signal(signal.SIGTERM)
+    _, printed = command.communicate(timeout=60)
+    assert command.returncode == EXIT_STOPPED, printed
+
+
+def test_a_finished_training_is_not_resumed(aligned: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    file = at(aligned, output)
+    command = start(file, "train", "--set", "train.methods=[ct]")
+    checkpoint = first_checkpoint(command, output)
+    assert command.wait() == 0
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text("{}")
+    refused = start(file, "train", "--set", "train.methods=[ct]", "--resume", str(checkpoint))
+    _, printed = refused.communicate()
+    assert refused.returncode == 2
+    assert "is finished" in printed

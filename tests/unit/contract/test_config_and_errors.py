@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from contract.config import Config, Operational, digest_of, load_config, parse_config
+from contract.config import Added, Config, Operational, digest_of, load_config, parse_config
 from contract.errors import ConfigError, DataError, FusionXError, IncompleteError
 
 
@@ -153,3 +153,14 @@ def test_errors_have_exit_codes_and_survive_pickling(cls: type[FusionXError], co
 def test_digest_of_any_plain_value_is_sixteen_hex_digits(value: Any) -> None:
     assert len(digest_of(value)) == 16
     int(digest_of(value), 16)
+
+
+def test_a_field_that_was_added_makes_nothing_stale_until_it_is_used() -> None:
+    class Before(Config):
+        k: int = 32
+
+    class After(Before):
+        share: Added[float] = Field(1.0, gt=0, le=1)
+
+    assert After().digest() == After(share=1).digest() == Before().digest()
+    assert After(share=0.5).content() == {"k": 32, "share": 0.5}

@@ -9,7 +9,7 @@ from contract.manifest import build_manifest, write_manifest
 from contract.shard import PartEntry
 from pipelines.config import FusionConfig
 from pipelines.layout import Layout
-from pipelines.reporting import _train_domains
+from pipelines.reporting import trained_domains
 from pipelines.status import held_out
 
 
@@ -49,4 +49,4 @@ def test_domains_of_validation_text_only_are_not_trained_on(tmp_path: Path) -> N
         "corpus": {"path": "nowhere"},
     }
     config = FusionConfig.model_validate(fields)
-    assert _train_domains(config, layout) == ["code", "prose"]
+    assert trained_domains(config, layout) == ["code", "prose"]

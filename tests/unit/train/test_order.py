@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract.shard import Ragged
-from train.order import WINDOW_PARTS, BlockOrder, one_chunk_each, packed, shuffled_windows
+from train.order import WINDOW_PARTS, BlockOrder, first_share, one_chunk_each, packed, shuffled_windows
 
 COUNTS = st.lists(st.integers(0, 9), min_size=1, max_size=20)
 SEEDS = st.integers(0, 2**31)
@@ -150,3 +150,27 @@ def test_an_order_crosses_to_another_process(tokens: int | None) -> None:
     first = [order.block(index) for index in range(200)]
     moved = pickle.loads(pickle.dumps(order))
     assert [moved.block(index) for index in range(200)] == first
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=COUNTS.filter(any), shares=st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)))
+def test_a_share_is_of_whole_blocks_and_lies_within_every_larger_one(
+    rows: list[int], shares: tuple[float, float]
+) -> None:
+    blocks = [packed(np.arange(1, count + 1), 5 + count) for count in rows]
+    places = [
+        {(part, *of_part.row(block).tolist()) for part, of_part in enumerate(found) for block in range(len(of_part))}
+        for found in (first_share(blocks, share) for share in (*sorted(shares), 1))
+    ]
+    smaller, larger, whole = places
+    assert smaller <= larger <= whole
+    assert len(whole) == sum(map(len, blocks))
+    assert [len(smaller), len(larger)] == [max(1, round(share * len(whole))) for share in sorted(shares)]
+
+
+def test_a_share_is_the_same_for_every_seed() -> None:
+    blocks = first_share([one_chunk_each(9)] * 4, 0.25)
+    taken = [{tuple(order.block(index)[0]) for index in range(order.blocks_per_epoch)}
+             for order in (BlockOrder(blocks, seed) for seed in (0, 1))]  # fmt: skip
+    assert taken[0] == taken[1]
+    assert len(taken[0]) == 9

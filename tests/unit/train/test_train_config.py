@@ -100,5 +100,10 @@ def test_where_the_work_is_done_is_no_content(tmp_path: Path) -> None:
         make_job(tmp_path, "tokens", {"a": "b"}, tmp_path, "ct"),
         make_job(tmp_path, "tokens", {"a": "b"}, tmp_path, inputs={"tokens": "u"}),
         make_job(tmp_path, "tokens", {"a": "b"}, tmp_path, optimizer={"epochs": 9}),
+        make_job(tmp_path, "tokens", {"a": "b"}, tmp_path, optimizer={"data_share": 0.5}),
+        make_job(tmp_path, "tokens", {"a": "b"}, tmp_path, MethodConfig(k=4)),
     ):
         assert other.digest() != job.digest()
+    content = job.content()
+    assert "k" not in content["method"], "trainings of before the field was there stay valid"
+    assert "data_share" not in content["optimizer"]

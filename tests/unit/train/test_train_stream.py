@@ -52,6 +52,10 @@ def assert_same_sample(left: Sample, right: Sample) -> None:
         np.testing.assert_array_equal(getattr(left, name), getattr(right, name))
 
 
+def first_two(said: Said) -> Said:
+    return replace(said, ids=said.ids[:, :2], probs=said.probs[:, :2])
+
+
 def chunks_by_key(parts: Parts) -> dict[tuple[int, int], Chunk]:
     return {(row.doc_id, row.chunk): row for _, rows in parts for row in rows}
 
@@ -80,11 +84,8 @@ def test_samples_are_what_was_written(shards: ShardSet, parts: Parts) -> None:
 
 
 def test_candidates_of_different_k_are_filled_up_to_the_largest(parts: Parts, tmp_path: Path) -> None:
-    def cut(said: Said) -> Said:
-        return replace(said, ids=said.ids[:, :2], probs=said.probs[:, :2])
-
     narrow = [
-        (split, [replace(row, said={**row.said, "left": cut(row.said["left"])}) for row in rows])
+        (split, [replace(row, said={**row.said, "left": first_two(row.said["left"])}) for row in rows])
         for split, rows in parts
     ]
     wide = ShardSet(*write_set(tmp_path / "wide", parts, CANDIDATES), "train").sample(0, 0)
@@ -95,6 +96,27 @@ def test_candidates_of_different_k_are_filled_up_to_the_largest(parts: Parts, tm
     assert (sample.ids[:, left, 2:] == -1).all()
     assert not sample.probs[:, left, 2:].any()
     np.testing.assert_array_equal(np.delete(sample.probs, left, 1), np.delete(wide.probs, left, 1))
+
+
+def test_fewer_entries_are_the_most_probable_and_the_rest_is_tail(parts: Parts, tmp_path: Path) -> None:
+    """The same as if no more had been stored: nothing is scaled up."""
+    tokens, aligned = write_set(tmp_path, parts, CANDIDATES)
+    whole, cut = ShardSet(tokens, aligned, "train").sample(0, 0), ShardSet(tokens, aligned, "train", 2).sample(0, 0)
+    np.testing.assert_array_equal(cut.ids, whole.ids[..., :2])
+    np.testing.assert_array_equal(cut.probs, whole.probs[..., :2])
+    assert_same_sample(ShardSet(tokens, aligned, "train", whole.ids.shape[-1]).sample(0, 0), whole)
+    stored = [(split, [replace(row, said={name: first_two(said) for name, said in row.said.items()}) for row in rows])
+              for split, rows in parts]  # fmt: skip
+    narrow = ShardSet(*write_set(tmp_path / "narrow", stored, CANDIDATES), "train").sample(0, 0)
+    np.testing.assert_array_equal(cut.ids, narrow.ids)
+    np.testing.assert_allclose(cut.probs, narrow.probs, rtol=2e-3)  # each undoes its own rounding
+
+
+def test_refuses_more_entries_than_are_stored(parts: Parts, tmp_path: Path) -> None:
+    tokens, aligned = write_set(tmp_path, parts, CANDIDATES)
+    with pytest.raises(ConfigError, match="at most"):
+        ShardSet(tokens, aligned, "train", 99)
+    assert ShardSet(tokens, {}, "train", 99).sample(0, 0).ids.shape[-1] == 0  # nothing to cut
 
 
 def test_rows_are_joined_by_key_not_by_place(parts: Parts, tmp_path: Path) -> None:
@@ -358,7 +380,6 @@ def test_a_step_takes_the_next_blocks_of_the_order(shards: ShardSet, pack: int |
     for step in range(2 * order.blocks_per_epoch // 4 + 1):
         blocks = [[shards.sample(*place) for place in order.block(index)] for index in range(step * 4, (step + 1) * 4)]
         assert_same_batches(batches[step], [collate_blocks(blocks, 0, pack is not None)])
-        assert batches.keys(step) == [sample.key for block in blocks for sample in block]
 
 
 @settings(max_examples=30, deadline=None)
@@ -375,12 +396,11 @@ def test_all_worlds_and_micro_batches_take_the_same_chunks(
     keys, rows = [], 0
     for rank in range(world):
         device = steps_of(shards, 6, pack, micro_batch=micro_batch, rank=rank, world=world)
-        assert device.keys(step) == whole.keys(step)
         for batch in device[step]:
             assert len(batch.input_ids) <= (micro_batch or 6)
             keys += batch.keys
             rows += len(batch.input_ids)
-    assert keys == whole.keys(step) == whole[step][0].keys
+    assert keys == whole[step][0].keys
     assert rows == 6
 
 
@@ -389,7 +409,7 @@ def test_every_epoch_sees_every_chunk_once(shards: ShardSet, pack: int | None) -
     batches, blocks = steps_of(shards, 1, pack), shards.order(3, pack).blocks_per_epoch
     assert blocks == sum(ROWS) if pack is None else blocks < sum(ROWS)
     for epoch in range(3):
-        keys = [key for step in range(epoch * blocks, (epoch + 1) * blocks) for key in batches.keys(step)]
+        keys = [key for step in range(epoch * blocks, (epoch + 1) * blocks) for key in batches[step][0].keys]
         assert len(set(keys)) == len(keys) == sum(ROWS)
 
 
@@ -478,6 +498,16 @@ def test_a_killed_worker_is_an_error_that_says_so(shards: ShardSet) -> None:
     with pytest.raises(IncompleteError, match="worker") as caught:
         list(loader(Killed(shards, shards.order(0), 1, 0), 0, 3, workers=1))
     assert caught.value.details["field"] == "run.loader_workers"
+
+
+class Broken(StepBatches):
+    def __getitem__(self, step: int) -> list[Batch]:
+        raise RuntimeError("our mistake")
+
+
+def test_a_workers_own_mistake_keeps_its_traceback(shards: ShardSet) -> None:
+    with pytest.raises(RuntimeError, match="our mistake"):
+        list(loader(Broken(shards, shards.order(0), 1, 0), 0, 3, workers=1))
 
 
 def test_parts_are_read_from_any_filesystem(parts: Parts, tmp_path: Path, shards: ShardSet) -> None:

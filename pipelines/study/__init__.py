@@ -1,0 +1,14 @@
+"""Studies: named grids of trainings over the same shards, with a table and a figure each."""
+
+STUDIES = {
+    "table1": "the design choices of the paper's Table 1, each changed alone",
+    "lambda": "the weights of the fusion and the feedback loss (Fig. 5)",
+    "tau": "the threshold of the selection",
+    "selector": "what the selection network sees and what trains it",
+    "align": "vocabulary map, tail, and entries per position",
+    "data": "the gain over ct, by unique text and passes over it",
+    "sources": "the number of candidates (Fig. 1)",
+    "efficiency": "steps and tokens to the baselines' final perplexity (Fig. 4)",
+    "selection": "every candidate's weight while training (Fig. 6)",
+}
+"""Every study and what it shows."""
