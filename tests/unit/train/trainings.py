@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from train.collate import Batch
 from train.config import PRESETS, MethodConfig, SelectionConfig, TrainJob
 from train.distributed import World
 from train.result import read_log
@@ -44,3 +45,15 @@ def assert_same_training(left: Path, right: Path) -> None:
     assert untimed_log(left) == untimed_log(right)
     results = [json.loads((output / "result.json").read_text()) for output in (left, right)]
     assert {**results[0], "seconds": 0} == {**results[1], "seconds": 0}
+
+
+def assert_same_batch(left: Batch, right: Batch) -> None:
+    for one, other in zip(left, right, strict=True):
+        if isinstance(one, torch.Tensor):
+            assert isinstance(other, torch.Tensor)
+            assert one.dtype == other.dtype
+            assert torch.equal(one, other)
+        elif isinstance(one, tuple):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))  # type: ignore[arg-type]
+        else:
+            assert one == other
