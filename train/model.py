@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -88,14 +89,10 @@ class Target(nn.Module):
 
     @torch.no_grad()
     def _verify(self) -> None:
-        was_training = self.model.training
-        self.model.eval()
-        device = next(self.model.parameters()).device
-        ids = torch.arange(1, 9, device=device)[None]
-        mask = torch.ones_like(ids)
-        expected = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0].float()
-        found = self.logits(self.hidden(TextInputs(ids, mask, None))[0]).float()
-        self.model.train(was_training)
+        with self._on_probe() as ids:
+            mask = torch.ones_like(ids[None])
+            expected = self.model(input_ids=ids[None], attention_mask=mask, use_cache=False).logits[0].float()
+            found = self.logits(self._document(ids)).float()
         # Both sides run the same kernels in fp32; a rule that bends small logits only slightly must not slip through.
         if not torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())):
             raise ConfigError(
@@ -113,13 +110,10 @@ class Target(nn.Module):
         Raises:
             ConfigError: this architecture does not keep them apart.
         """
-        was_training = self.model.training
-        self.model.eval()
-        ids = torch.arange(1, 9, device=next(self.model.parameters()).device)
-        apart = torch.cat([self._document(ids[:5]), self._document(ids[5:])])
-        position_ids = torch.cat([torch.arange(5), torch.arange(3)]).to(ids.device)[None]
-        packed = self.hidden(TextInputs(ids[None], torch.ones_like(ids[None]), position_ids))[0]
-        self.model.train(was_training)
+        with self._on_probe() as ids:
+            apart = torch.cat([self._document(ids[:5]), self._document(ids[5:])])
+            position_ids = torch.cat([torch.arange(5), torch.arange(3)]).to(ids.device)[None]
+            packed = self.hidden(TextInputs(ids[None], torch.ones_like(ids[None]), position_ids))[0]
         if not torch.allclose(packed, apart, rtol=1e-3, atol=1e-3 * float(apart.abs().max())):
             raise ConfigError(
                 "This architecture does not keep packed documents apart.",
@@ -129,7 +123,16 @@ class Target(nn.Module):
                 remedy="set document_mask to false, or pack to null",
             )
 
+    @contextmanager
+    def _on_probe(self) -> Iterator[Tensor]:
+        """Eight ids, int64 on the model's device, for a model that draws no random numbers meanwhile."""
+        was_training = self.model.training
+        self.model.eval()
+        yield torch.arange(1, 9, device=next(self.model.parameters()).device)
+        self.model.train(was_training)
+
     def _document(self, ids: Tensor) -> Tensor:
+        """Hidden states [L, d] of one text of ids [L]."""
         return self.hidden(TextInputs(ids[None], torch.ones_like(ids[None]), None))[0]
 
 
