@@ -105,11 +105,12 @@ def _tokens(rows: list[Chunk]) -> int:
 def random_said(rng: np.random.Generator, input_ids: np.ndarray, expert: bool) -> Said:
     """An expert gives the next token half of its mass; the others guess. A seventh of the places is not aligned."""
     length = len(input_ids)
-    ids = np.stack([rng.permutation(VOCAB)[:K] for _ in range(length)]) if length else np.zeros((0, K))
+    shuffled = np.stack([rng.permutation(VOCAB)[: K + 1] for _ in range(length)]) if length else np.zeros((0, K + 1))
+    ids, spare = shuffled[:, :K].copy(), shuffled[:, K:]
     probs = np.sort(rng.dirichlet(np.full(K + 1, 0.5), size=length)[:, :K], axis=1)[:, ::-1] * 0.9
     if expert and length > 1:
         ids[:-1, 0] = input_ids[1:]
-        ids[:-1, 1:] = np.where(ids[:-1, 1:] == ids[:-1, :1], VOCAB - 1, ids[:-1, 1:])
+        ids[:-1, 1:] = np.where(ids[:-1, 1:] == ids[:-1, :1], spare[:-1], ids[:-1, 1:])
         probs = np.concatenate([np.full((length, 1), 0.6), probs[:, 1:] * 0.2], 1)
     status = np.where(rng.random(length) < 1 / 7, 0, 1).astype(np.uint8)
     ids[status == 0], probs[status == 0] = -1, 0
