@@ -168,9 +168,8 @@ def test_workers_do_not_load_several_sources_in_turn(executor: RayExecutor, tmp_
     assert len(found) == len(jobs)
     assert all(isinstance(outcome, PartEntry) for _, outcome in found)
     loads = sum(len(list(Path(stage.folder).glob("loaded-*"))) for stage in stages)
-    # Two workers, three stages. Where two stages meet, a worker may get their units as A B A B and load two more; if
-    # stages came in turn, there would be a load for nearly every one of the 24 units.
-    assert loads <= 2 * 3 + 2 * 2 * 2
+    # Two workers, three stages; where two stages meet, a worker may get their units in the wrong order once.
+    assert loads <= 2 * 3 + 2
 
 
 @dataclass
