@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -14,6 +15,7 @@ import yaml
 
 from train.config import TrainJob
 
+_log = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _LICENCE_FIELDS = ("license", "license_name", "license_link")
 
@@ -168,7 +170,7 @@ def _licence(path: str, revision: str | None) -> str:
 def _licence_fields(path: str, revision: str | None) -> dict[str, str]:
     """What a model's own card says of its licence; empty where it says nothing or cannot be had.
 
-    A card is a courtesy: whatever goes wrong with one never ends a training.
+    A card is a courtesy: whatever goes wrong with one is said, and never ends a training.
     """
     try:
         if Path(path).is_dir():
@@ -180,7 +182,8 @@ def _licence_fields(path: str, revision: str | None) -> dict[str, str]:
         _, front_matter, _ = re.split(r"^---\s*$", file.read_text(encoding="utf-8"), maxsplit=2, flags=re.MULTILINE)
         content = yaml.safe_load(front_matter)
         return {name: str(content[name]) for name in _LICENCE_FIELDS if content.get(name)}
-    except Exception:  # no card, no network, a gated model, no front matter, no valid YAML
+    except Exception as error:  # no card, no network, a gated model, no front matter, no valid YAML
+        _log.warning("no licence of %s for the model card: %s", path, str(error).strip().partition("\n")[0])
         return {}
 
 
