@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from align.edit import text_of, token_distance
 from align.vocab_map import VocabMap
+from contract.boundaries import agreeing_positions
 from contract.token_table import TokenTable
 
 Int32Array = npt.NDArray[np.int32]
@@ -42,9 +43,7 @@ def align_positions(
 ) -> tuple[Int32Array, npt.NDArray[np.uint8]]:
     """Source position and `Status` of every target position of one chunk.
 
-    Positions with equal `ends` are aligned. Where several positions of one side have the same end (a BOS before an
-    empty prefix token, tokens within one character), only the last of them has consumed those bytes and nothing
-    follows but the next bytes; the others are not aligned.
+    Positions with equal `ends` are aligned (`contract.boundaries`).
 
     With a `vocab_map` (the paper's procedure, section 3.1), each disagreeing span between two agreeing boundaries is
     also matched by `_match_span`. Such a match joins places that have consumed different bytes; without a map these
@@ -59,9 +58,7 @@ def align_positions(
     """
     source_index = np.full(len(target_ends), -1, np.int32)
     status = np.full(len(target_ends), Status.NOT_ALIGNED, np.uint8)
-    source_last, target_last = _last_of_equal(source_ends), _last_of_equal(target_ends)
-    source_at, target_at = _agreeing(source_ends[source_last], target_ends[target_last])
-    source_at, target_at = source_last[source_at], target_last[target_at]
+    source_at, target_at = agreeing_positions(source_ends, target_ends)
     source_index[target_at] = source_at
     status[target_at] = Status.EXACT_BOUNDARY
     if vocab_map is not None:
@@ -77,20 +74,6 @@ def align_positions(
                     source_index[target_position] = source_position
                     status[target_position] = Status.MINED_MATCH
     return source_index, status
-
-
-def _last_of_equal(ends: Int32Array) -> npt.NDArray[np.int64]:
-    """Positions whose end differs from that of the position after them."""
-    return np.flatnonzero(np.append(ends[1:] != ends[:-1], True)[: len(ends)])
-
-
-def _agreeing(first: Int32Array, second: Int32Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Indices into two strictly increasing arrays at which their values are equal."""
-    if not len(first):
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    at = np.minimum(np.searchsorted(first, second), len(first) - 1)
-    equal = np.flatnonzero(first[at] == second)
-    return at[equal], equal
 
 
 def _spans(

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from train.spans import Spans, joined, shifted
 from train.stream import Sample
 from train.teacher import Candidates
 
@@ -20,7 +21,8 @@ class Batch(NamedTuple):
     where a chunk is to see itself only; else None. A model that is given such positions and no attention mask makes
     the mask of them, and `attention_mask` then only tells tokens from padding.
     predicts: bool [B, L], the N positions. labels: int64 [N]. candidates: at the same N positions, None where the
-    stream has none. domains, keys: of the chunks, row after row.
+    stream has none. domains, keys: of the chunks, row after row. spans: over the N positions, None where the samples
+    have none.
     """
 
     input_ids: Tensor
@@ -31,6 +33,7 @@ class Batch(NamedTuple):
     candidates: Candidates | None
     domains: list[str]
     keys: list[tuple[int, int]]
+    spans: Spans[Tensor] | None = None
 
     def to(self, device: torch.device) -> Batch:
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
@@ -45,6 +48,8 @@ class Batch(NamedTuple):
         }
         if self.candidates is not None:
             changed["candidates"] = Candidates(*map(change, self.candidates))
+        if self.spans is not None:
+            changed["spans"] = Spans(*map(change, self.spans))
         return self._replace(**changed)
 
 
@@ -85,6 +90,7 @@ def collate_blocks(blocks: Sequence[Sequence[Sample]], pad_id: int, document_mas
         _candidates(samples, labels) if len(samples[0].nll_per_byte) else None,
         [sample.domain for sample in samples],
         [sample.key for sample in samples],
+        _spans(samples),
     )
 
 
@@ -103,3 +109,12 @@ def _candidates(samples: Sequence[Sample], labels: Tensor) -> Candidates:
         torch.from_numpy(np.stack([sample.nll_per_byte for sample in samples])),
         torch.from_numpy(chunk_of.astype(np.int64)),
     )
+
+
+def _spans(samples: Sequence[Sample]) -> Spans[Tensor] | None:
+    moved, first = [], 0
+    for sample in samples:
+        if sample.spans is not None:
+            moved.append(shifted(sample.spans, first))
+        first += max(0, len(sample.input_ids) - 1)
+    return Spans(*map(torch.from_numpy, joined(moved))) if moved else None

@@ -54,6 +54,8 @@ class MethodConfig(Config):
         trained by that loss and L_feed, and P_f is detached in L_fuse.
     k: entries per position and candidate that are used, the most probable ones; the rest joins the tail. None: all
         that are stored.
+    fuse: what L_fuse compares: next-token `distributions` (eq. 8), or the `likelihood` of the text between boundaries
+        on which both tokenizations agree (`train.likelihood`), at `temperature`.
     """
 
     teacher: Literal["none", "min_ce", "avg_ce", "asn"] = "asn"
@@ -65,6 +67,8 @@ class MethodConfig(Config):
     lambda_feed: float = Field(0.05, ge=0)
     lambda_select: float = Field(0.5, ge=0)
     k: Added[int | None] = Field(None, ge=1)
+    fuse: Added[Literal["distributions", "likelihood"]] = "distributions"
+    temperature: Added[float] = Field(100.0, gt=0)
 
     @model_validator(mode="after")
     def _what_goes_together(self) -> MethodConfig:
@@ -74,6 +78,24 @@ class MethodConfig(Config):
                 "granularity 'element' has no weight per candidate: it needs another tail than 'bucket'"
                 " and lambda_select 0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _likelihood_has_weights(self) -> MethodConfig:
+        if self.fuse == "distributions":
+            return self
+        if self.teacher == "none":
+            raise ValueError("fuse 'likelihood' needs a teacher, and teacher is 'none'")
+        if self.teacher == "asn":
+            if self.selection.granularity == "element" or self.selection.fusion == "maximum":
+                raise ValueError(
+                    "fuse 'likelihood' needs a weight per candidate, which granularity 'element' and fusion 'maximum'"
+                    " do not give"
+                )
+            if not self.lambda_select:
+                raise ValueError(
+                    "fuse 'likelihood' gives the selection network no gradient: it needs lambda_select above 0"
+                )
         return self
 
 
@@ -174,13 +196,15 @@ class TrainConfig(Config):
     """The training part of a run: every method, at every seed, at one learning rate.
 
     With `tune` (learning rates) the rate is chosen first: the one at which `ct` reaches its lowest validation bits
-    per byte with the first seed. `overrides` changes fields of a method's preset.
+    per byte with the first seed; with `tune_each`, every method uses the one that is best for itself. `overrides`
+    changes fields of a method's preset.
     """
 
     methods: list[str] = Field(["fusionx"], min_length=1)
     overrides: dict[str, dict[str, object]] = {}
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
     tune: list[float] = []
+    tune_each: Added[bool] = False
     optimizer: OptimizerConfig = OptimizerConfig()
     run: RunConfig = RunConfig()
     jobs: Operational[int] = Field(1, ge=1)
@@ -209,7 +233,8 @@ class TrainConfig(Config):
 class TrainJob(Config):
     """One training: a target, its aligned shards, a method, a seed.
 
-    `aligned` maps each candidate to its folder; `sources` says where their models are (path, revision), for the card.
+    `aligned` maps each candidate to its folder; so does `logits` where the method matches likelihoods. `sources` says
+    where their models are (path, revision), for the card.
     """
 
     method_name: str
@@ -225,6 +250,7 @@ class TrainJob(Config):
     corpus: Operational[str] = ""
     tokens: Operational[str]
     aligned: Operational[dict[str, str]]
+    logits: Operational[dict[str, str]] = {}
     inputs: dict[str, str]
     output: Operational[str]
 
@@ -232,4 +258,9 @@ class TrainJob(Config):
     def _teacher_has_candidates(self) -> TrainJob:
         if self.method.teacher != "none" and not self.aligned:
             raise ValueError(f"teacher '{self.method.teacher}' needs aligned shards, and `aligned` is empty")
+        needed = set(self.aligned) if self.method.fuse == "likelihood" else set()
+        if set(self.logits) != needed:
+            raise ValueError(
+                f"fuse '{self.method.fuse}' needs logits of {sorted(needed) or 'none'}, found {sorted(self.logits)}"
+            )
         return self

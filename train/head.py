@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from train.config import Tail
+from train.likelihood import SpanTeacher, span_loss
 from train.teacher import Teacher
 
 _TINY = 1e-9
@@ -22,7 +23,10 @@ Head = Callable[[Tensor], Tensor]
 
 
 class HeadLosses(NamedTuple):
-    """loss: lm_scale * lm + fuse_scale * fuse, with its graph. lm, fuse: sums over the positions, nats, detached."""
+    """lm, fuse: sums over the positions, nats, detached. loss: lm_scale * lm + fuse_scale * fuse, with its graph.
+
+    With a teacher of spans the loss is right in its gradient only.
+    """
 
     loss: Tensor
     lm: Tensor
@@ -51,7 +55,7 @@ def fused_head(
     parameters: Sequence[Tensor],
     hidden: Tensor,
     labels: Tensor,
-    teacher: Teacher | None,
+    teacher: Teacher | SpanTeacher | None,
     lm_scale: float | Tensor,
     fuse_scale: float | Tensor,
     block: int,
@@ -61,9 +65,20 @@ def fused_head(
     The scales (1 / counts, times lambda) enter here because the gradients are made in the forward pass; `backward` may
     run once.
 
+    With a teacher of spans the second sum is that of their divergences. A span may lie in two blocks, and it is
+    nonlinear in its label NLLs: they are measured first, and how much each then counts is the derivative by it. So the
+    head runs twice, and the trunk once.
+
     Args:
         parameters: what `head` reads and is to get a gradient. hidden: [N, d]. labels: int64 [N].
+        lm_scale: one for all positions, or [N].
     """
+    if isinstance(teacher, SpanTeacher):
+        nll = label_nll(head, hidden, labels, block)
+        divergence, slopes = span_loss(teacher, nll)
+        label_scales = (lm_scale + fuse_scale * slopes).to(nll.dtype)
+        made = fused_head(head, parameters, hidden, labels, None, label_scales, 0.0, block)
+        return made._replace(fuse=divergence)
     if teacher is None:
         ids = labels.new_zeros((len(labels), 0, 0))
         teacher = Teacher(ids, ids.float(), ids.float().sum(-1), "raw")
@@ -106,7 +121,13 @@ class _FusedHead(torch.autograd.Function):
                 x = hidden[at].detach().requires_grad_(wanted[0])
                 logits = head(x)
             found = _block_losses(
-                _full_precision(logits.detach()), labels[at], ids[at], probs[at], weights[at], scales, tail
+                _full_precision(logits.detach()),
+                labels[at],
+                ids[at],
+                probs[at],
+                weights[at],
+                (scales[0][at] if scales[0].dim() else scales[0], scales[1]),
+                tail,
             )
             sums += torch.stack(found[:3])
             gradients[1][at], gradients[2][at] = found[4:]
@@ -153,13 +174,13 @@ def _block_losses(
     total = z.sub_(highest).exp_().sum(-1, keepdim=True)
     with torch.enable_grad():
         logq, p, w = (leaf.detach().requires_grad_() for leaf in (picked - highest - total.log(), probs, weights))
-        lm = -logq[:, 0].sum()
+        nll = -logq[:, 0]
         fuse = (w * cross_entropy(p, logq[:, 1:].reshape(p.shape), tail)).sum()
-        loss = scales[0] * lm + scales[1] * fuse
+        loss = (scales[0] * nll).sum() + scales[1] * fuse
     by_logq, by_probs, by_weights = torch.autograd.grad(loss, [logq, p, w])
     # log q_i = z_i - logsumexp(z): every log q pulls its own logit up and all logits down by their share q.
     z.mul_(-by_logq.sum(-1, keepdim=True) / total).scatter_add_(1, columns, by_logq)
-    return loss.detach(), lm.detach(), fuse.detach(), z, by_probs, by_weights
+    return loss.detach(), nll.detach().sum(), fuse.detach(), z, by_probs, by_weights
 
 
 def _blocks(n: int, block: int) -> Iterator[slice]:

@@ -34,7 +34,7 @@ from train.loader import StepBatches, loader
 from train.lora import merged_state_dict
 from train.metrics import MetricsLog
 from train.model import TextInputs, load_target, prepare
-from train.objective import Totals, feed_value, head_scales, local_totals, selection_loss
+from train.objective import Totals, divisor, feed_value, head_scales, local_totals, selection_loss
 from train.place import STOP_SIGNALS
 from train.progress import ProgressLine
 from train.result import discard_checkpoints, finished_result, write_result
@@ -89,7 +89,7 @@ class Trainer:
         if job.method.teacher == "asn":
             self.asn = SelectionNetwork(len(aligned), job.method.selection).to(world.device)
         self.initial_asn = _copy(self.asn)
-        shards = ShardSet(job.tokens, aligned, "train", job.method.k)
+        shards = ShardSet(job.tokens, aligned, "train", job.method.k, job.logits)
         self._plan_data(shards)
         self.selection_log = SelectionLog(self.candidates, sorted(shards.domains))
         self.throughput = Throughput(flops_per_token(self.target.model, self.block_tokens), world.device, world.size)
@@ -213,7 +213,7 @@ class Trainer:
     def _select(self, batch: Batch) -> Selection | None:
         if batch.candidates is None:
             return None
-        selection = select(self.job.method, self.asn, batch.candidates, self.target.vocab_size)
+        selection = select(self.job.method, self.asn, batch.candidates, self.target.vocab_size, batch.spans)
         anywhere = batch.candidates.aligned.any(-1)
         chunk_of = batch.candidates.chunk_of
         self.selection_log.add(selection.weights, selection.entropy, anywhere, chunk_of, batch.domains)
@@ -277,7 +277,7 @@ class Trainer:
         feed = feed_value(method, totals.positions.new_tensor(variation), totals) if self.asn is not None else 0.0
         means = {
             "lm": lm / max(1.0, float(totals.positions)),
-            "fuse": fuse / max(1.0, float(totals.taught)),
+            "fuse": fuse / float(divisor(totals.taught)),
             "feed": float(feed),
             "select": text_nll / max(1.0, float(totals.scored)),
         }

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from contract.errors import ConfigError
 from train.config import LoraConfig
 from train.head import HeadLosses, fused_head, label_nll
+from train.likelihood import SpanTeacher
 from train.lora import add_adapters, quantization_options
 from train.teacher import Teacher
 
@@ -49,7 +50,7 @@ class Target(nn.Module):
         labels: Tensor,
         block: int,
         scales: tuple[Tensor, Tensor] | None = None,
-        teacher: Teacher | None = None,
+        teacher: Teacher | SpanTeacher | None = None,
     ) -> HeadLosses | Tensor:
         """The losses of a micro-batch (`train.head.fused_head`), or without `scales` its label NLLs [N].
 

@@ -19,8 +19,8 @@ from train.teacher import Selection
 class Totals(NamedTuple):
     """What a step's means divide by, and eq. 9's sums; float64.
 
-    positions: with a next token. taught: with a teacher. scored: in the selector loss. places: in the variation.
-    importances: [M].
+    positions: with a next token. taught: with a teacher, or the spans' weights. scored: in the selector loss. places:
+    in the variation. importances: [M].
     """
 
     positions: Tensor
@@ -50,7 +50,7 @@ def local_totals(labels: Sequence[Tensor], selections: Sequence[Selection | None
 
     return Totals(
         torch.tensor(float(sum(map(len, labels))), dtype=torch.float64, device=device),
-        total([selection.taught.sum() for selection in made]),
+        total([selection.taught.sum(dtype=torch.float64) for selection in made]),
         total([selection.scored for selection in made]),
         total([selection.places for selection in made]),
         total([selection.importances for selection in made], (candidates,)),
@@ -59,8 +59,12 @@ def local_totals(labels: Sequence[Tensor], selections: Sequence[Selection | None
 
 def head_scales(method: MethodConfig, totals: Totals) -> tuple[Tensor, Tensor]:
     """What the sums of label NLLs and of cross-entropies are multiplied with."""
-    positions, taught = (count.clamp(min=1) for count in totals[:2])
-    return method.lambda_lm / positions, method.lambda_fuse / taught
+    return method.lambda_lm / divisor(totals.positions), method.lambda_fuse / divisor(totals.taught)
+
+
+def divisor(total: Tensor) -> Tensor:
+    """What a mean divides by: the total, or 1 where there is nothing. (Weights may sum to less than 1.)"""
+    return torch.where(total > 0, total, 1)
 
 
 def selection_loss(method: MethodConfig, selection: Selection, totals: Totals) -> Tensor:

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from contract.codec import Distributions, probabilities, read_distributions, read_tokens
+from contract.codec import Distributions, probabilities, read_distributions, read_token_nll, read_tokens
 from contract.errors import ConfigError, DataError
 from contract.manifest import Manifest, read_manifest
 from contract.shard import PartEntry, Ragged, match_rows, read_part
 from contract.storage import join
 from train.order import WINDOW_PARTS, BlockOrder, first_share, one_chunk_each, packed
+from train.spans import Spans, joined, spans_between
 
 _READERS = 8
 """Parts whose lengths are read at a time: a store answers slowly, but many at once."""
@@ -32,7 +33,8 @@ class Sample:
     input_ids: int32 [L]. ends: int32 [L]. ids: int32 [L, M, k], -1 fills up. probs: float32 [L, M, k], what they miss
     to 1 is the tail as the source gave it and what the set's k cuts off; without one, k is the largest of the
     candidates'. status: uint8 [L, M]. nll_per_byte: float32 [M], nats per byte, NaN where a candidate scored no byte of
-    the chunk (it is one token for its tokenizer); M is 0 for a stream without candidates.
+    the chunk (it is one token for its tokenizer); M is 0 for a stream without candidates. spans: of all candidates,
+    where the set reads the candidates' logits.
     """
 
     key: tuple[int, int]
@@ -43,6 +45,7 @@ class Sample:
     probs: np.ndarray
     status: np.ndarray
     nll_per_byte: np.ndarray
+    spans: Spans[np.ndarray] | None = None
 
 
 class ShardSet:
@@ -54,16 +57,25 @@ class ShardSet:
     Args:
         tokens: folder of the target's tokens. aligned: candidate id -> folder of its aligned shards; may be empty.
         k: entries of each candidate at a position; the rest joins the tail. None: all that are stored.
+        logits: candidate id -> folder of what the model itself said, for the samples' `spans`: of none or of all.
 
     Raises:
         ConfigError: `k` is more than is stored.
         DataError: an output is missing, or the candidates do not cover the same parts.
     """
 
-    def __init__(self, tokens: str, aligned: dict[str, str], split: str, k: int | None = None) -> None:
-        self.tokens, self.aligned = tokens, aligned
+    def __init__(
+        self,
+        tokens: str,
+        aligned: dict[str, str],
+        split: str,
+        k: int | None = None,
+        logits: dict[str, str] | None = None,
+    ) -> None:
+        self.tokens, self.aligned, self.logits = tokens, aligned, logits or {}
         self._tokens = read_manifest(tokens, "tokens", "align")
         self._manifests = {name: read_manifest(folder, "aligned", "align") for name, folder in aligned.items()}
+        self._logits = {name: read_manifest(folder, "logits", "precompute") for name, folder in self.logits.items()}
         self.parts = self._tokens.parts_of(split)
         if not sum(self.rows):
             raise DataError(
@@ -73,7 +85,8 @@ class ShardSet:
                 found=f"{len(self.parts)} parts without a chunk",
                 expected=f"chunks of '{split}'",
             )
-        self._check_complete()
+        self._check_complete("aligned", self.aligned, self._manifests)
+        self._check_complete("logits", self.logits, self._logits)
         stored = max((manifest.config["k"] for manifest in self._manifests.values()), default=0)
         self._k = stored if k is None or not aligned else k
         if self._k > stored:
@@ -93,6 +106,7 @@ class ShardSet:
     def digests(self) -> dict[str, str]:
         """Identity of every input, for checkpoints and reports."""
         manifests: dict[str, Manifest] = {"tokens": self._tokens, **self._manifests}
+        manifests |= {f"logits/{name}": manifest for name, manifest in self._logits.items()}
         return {name: manifest.digest for name, manifest in manifests.items()}
 
     @property
@@ -134,13 +148,13 @@ class ShardSet:
     def _part(self) -> Callable[[int], Future[_LoadedPart]]:
         return lru_cache(maxsize=2 * WINDOW_PARTS)(lambda part: self._reader.submit(self._load, self.parts[part]))
 
-    def _check_complete(self) -> None:
-        for name, manifest in self._manifests.items():
+    def _check_complete(self, kind: str, folders: dict[str, str], manifests: dict[str, Manifest]) -> None:
+        for name, manifest in manifests.items():
             missing = {part.name for part in self.parts} - {part.name for part in manifest.parts}
             if missing:
                 raise DataError(
-                    f"The aligned shards of '{name}' do not cover the target's tokens.",
-                    file=self.aligned[name],
+                    f"The {kind} shards of '{name}' do not cover the target's tokens.",
+                    file=folders[name],
                     found=f"{len(missing)} parts missing, among them {min(missing)}",
                     expected=f"the {len(self.parts)} parts of {self.tokens}",
                     remedy="run `fusionx precompute` and `fusionx align` for this source",
@@ -172,18 +186,33 @@ class ShardSet:
             input_ids=input_ids,
             ends=ends,
             candidates=[self._load_candidate(name, entry.name, tokens, path) for name in self.aligned],
+            spans=[self._load_spans(name, entry.name, tokens, path, ends) for name in self.aligned if self.logits],
             k=self._k,
         )
 
     def _load_candidate(self, name: str, part: str, tokens: pa.Table, tokens_path: str) -> _Candidate:
-        entry = next(found for found in self._manifests[name].parts if found.name == part)
-        path = join(self.aligned[name], part)
-        table, _ = read_part(path, "aligned", sha256=entry.sha256)
-        table = match_rows(tokens, table, tokens_path, path)
+        table = self._matched("aligned", self.aligned[name], self._manifests[name], part, tokens, tokens_path)
         covered = table.column("nll_bytes").to_numpy()
         nll = table.column("nll").to_numpy()
         nll_per_byte = np.where(covered > 0, nll / np.maximum(covered, 1), np.nan).astype(np.float32)
         return _Candidate(read_distributions(table), Ragged.from_column(table.column("status")), nll_per_byte)
+
+    def _load_spans(
+        self, name: str, part: str, tokens: pa.Table, tokens_path: str, target_ends: Ragged
+    ) -> list[Spans[np.ndarray]]:
+        table = self._matched("logits", self.logits[name], self._logits[name], part, tokens, tokens_path)
+        _, ends = read_tokens(table)
+        nll = Ragged(read_token_nll(table, read_distributions(table)), ends.offsets)
+        candidate = list(self.aligned).index(name)
+        return [spans_between(ends.row(row), target_ends.row(row), nll.row(row), candidate) for row in range(len(ends))]
+
+    @staticmethod
+    def _matched(kind: str, folder: str, manifest: Manifest, part: str, tokens: pa.Table, tokens_path: str) -> pa.Table:
+        """A part's rows of the chunks that `tokens` has, in that order."""
+        entry = next(found for found in manifest.parts if found.name == part)
+        path = join(folder, part)
+        table, _ = read_part(path, kind, sha256=entry.sha256)
+        return match_rows(tokens, table, tokens_path, path)
 
 
 @dataclass(frozen=True)
@@ -203,13 +232,14 @@ class _Candidate:
 
 @dataclass(frozen=True)
 class _LoadedPart:
-    """One part's columns, tokens and candidates row by row."""
+    """One part's columns, tokens and candidates row by row. spans: of every candidate and row, or of none."""
 
     keys: list[tuple[int, int]]
     domains: list[str]
     input_ids: Ragged
     ends: Ragged
     candidates: list[_Candidate]
+    spans: list[list[Spans[np.ndarray]]]
     k: int
 
     def sample(self, row: int) -> Sample:
@@ -221,4 +251,5 @@ class _LoadedPart:
             ids[:, j], probs[:, j] = candidate.row(row, self.k)
             status[:, j], nll_per_byte[j] = candidate.status.row(row), candidate.nll_per_byte[row]
         ends = self.ends.row(row)
-        return Sample(self.keys[row], self.domains[row], input_ids, ends, ids, probs, status, nll_per_byte)
+        spans = joined([of_candidate[row] for of_candidate in self.spans]) if self.spans else None
+        return Sample(self.keys[row], self.domains[row], input_ids, ends, ids, probs, status, nll_per_byte, spans)

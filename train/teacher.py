@@ -14,6 +14,8 @@ from torch import Tensor
 
 from train.asn import SelectionNetwork, candidate_features, choose, gate, normalised, pool_by_chunk
 from train.config import MethodConfig, SelectionConfig, Tail
+from train.likelihood import SpanTeacher
+from train.spans import Spans
 
 _TINY = 1e-9
 _BYTES_PER_TOKEN = 4.0
@@ -51,12 +53,13 @@ class Teacher(NamedTuple):
 class Selection(NamedTuple):
     """One micro-batch's teacher, and what the losses on the selection network need.
 
-    taught: bool [N], positions with a teacher. importances: [M], eq. 9's sums. variation: sum over `places` of the
-    weights' CV^2 (`feed_over: place`; else 0). text_nll: nats, -log sum_j p_j P_j(next token) summed over `scored`
-    positions. weights [N, M] and entropy [N] (nats, of the gate) are for the log, detached.
+    taught: what L_fuse's mean divides by, bool [N], positions with a teacher, or the weights [S] of a teacher of spans.
+    importances: [M], eq. 9's sums. variation: sum over `places` of the weights' CV^2 (`feed_over: place`; else 0).
+    text_nll: nats, -log sum_j p_j P_j(next token) summed over `scored` positions. weights [N, M] and entropy [N] (nats,
+    of the gate) are for the log, detached.
     """
 
-    teacher: Teacher
+    teacher: Teacher | SpanTeacher
     taught: Tensor
     importances: Tensor
     variation: Tensor
@@ -67,13 +70,32 @@ class Selection(NamedTuple):
     entropy: Tensor
 
 
-def select(method: MethodConfig, asn: SelectionNetwork | None, candidates: Candidates, vocab_size: int) -> Selection:
-    """Asks the method's selector (the network, or FuseLLM's rule) and fuses what it chose."""
+def select(
+    method: MethodConfig,
+    asn: SelectionNetwork | None,
+    candidates: Candidates,
+    vocab_size: int,
+    spans: Spans[Tensor] | None = None,
+) -> Selection:
+    """Asks the method's selector (the network, or FuseLLM's rule) and fuses what it chose.
+
+    Args:
+        spans: over the same N positions; with them the teacher is the likelihoods of their texts.
+    """
     if asn is None:
-        return _by_rule(method, candidates)
-    if method.selection.granularity == "element":
-        return _by_element(method, asn, candidates, vocab_size)
-    return _by_position(method, asn, candidates, vocab_size)
+        selection = _by_rule(method, candidates)
+    elif method.selection.granularity == "element":
+        selection = _by_element(method, asn, candidates, vocab_size)
+    else:
+        selection = _by_position(method, asn, candidates, vocab_size)
+    return selection if spans is None else _on_spans(method, selection, spans)
+
+
+def _on_spans(method: MethodConfig, selection: Selection, spans: Spans[Tensor]) -> Selection:
+    """The weight of a span is that of its candidate at the position before its text."""
+    w = selection.teacher.weights[spans.starts, spans.candidates].detach()
+    teacher = SpanTeacher(spans.starts, spans.stops, spans.nll, w, method.temperature)
+    return selection._replace(teacher=teacher, taught=w)
 
 
 def _by_rule(method: MethodConfig, candidates: Candidates) -> Selection:

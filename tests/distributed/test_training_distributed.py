@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from shard_builder import corpus_parts, make_job, write_set, write_tiny_model
+from shard_builder import corpus_parts, make_job, write_logits, write_set, write_tiny_model
 from transformers import AutoConfig
 
 from contract.errors import EXIT_STOPPED
@@ -36,11 +36,13 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     plain = AutoConfig.from_pretrained(model)
     plain.attention_dropout = 0.0
     plain.save_pretrained(model)
-    tokens, aligned = write_set(folder / "shards", corpus_parts(model, CANDIDATES), CANDIDATES)
+    parts = corpus_parts(model, CANDIDATES)
+    tokens, aligned = write_set(folder / "shards", parts, CANDIDATES)
+    logits = {name: write_logits(folder / "logits" / name, parts, name) for name in CANDIDATES}
 
     def job(output: Path, method: str | MethodConfig = "fusionx", **changed: Any) -> TrainJob:
         optimizer = {"batch_size": 4, "learning_rate": 3e-3, **changed.pop("optimizer", {})}
-        return make_job(model, tokens, aligned, output, method, optimizer=optimizer, **changed)
+        return make_job(model, tokens, aligned, output, method, optimizer=optimizer, logits=logits, **changed)
 
     return job
 
@@ -102,14 +104,24 @@ def assert_close(ours: Path, theirs: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "shards", "micro_batch"),
-    [("fusionx", "none", 1), ("fusionx", "fsdp", 1), ("paper", "fsdp", None)],
+    ("method", "shards", "micro_batch"),
+    [
+        ("fusionx", "none", 1),
+        ("fusionx", "fsdp", 1),
+        ("paper", "fsdp", None),
+        pytest.param(MethodConfig(fuse="likelihood", lambda_fuse=100), "fsdp", 1, id="likelihood-fsdp-1"),
+    ],
 )
 def test_two_processes_are_one(
-    name: str, shards: str, micro_batch: int | None, alone: Callable[..., Path], make: Make, tmp_path: Path
+    method: str | MethodConfig,
+    shards: str,
+    micro_batch: int | None,
+    alone: Callable[..., Path],
+    make: Make,
+    tmp_path: Path,
 ) -> None:
-    together = train(make(tmp_path / "together", name, run={"shards": shards, "micro_batch": micro_batch}), 2)
-    assert_close(together, alone(name))
+    together = train(make(tmp_path / "together", method, run={"shards": shards, "micro_batch": micro_batch}), 2)
+    assert_close(together, alone(method))
 
 
 def test_fsdp_in_bf16(alone: Callable[..., Path], make: Make, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shard_builder import Parts, corpus_parts, make_job, write_set, write_tiny_model
+from shard_builder import Parts, corpus_parts, make_job, write_logits, write_set, write_tiny_model
 from trainings import CANDIDATES, METHODS, Make
 
 from train.config import TrainJob
@@ -27,9 +27,12 @@ def parts(model: Path) -> Parts:
 @pytest.fixture(scope="session")
 def make(model: Path, parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Make:
     """A job on the module's shards: make(output, method, **changed)."""
-    tokens, aligned = write_set(tmp_path_factory.mktemp("shards"), parts, CANDIDATES)
+    folder = tmp_path_factory.mktemp("shards")
+    tokens, aligned = write_set(folder, parts, CANDIDATES)
+    logits = {name: write_logits(folder / "logits" / name, parts, name) for name in CANDIDATES}
 
     def job(output: Path, method: str = "fusionx", **changed: Any) -> TrainJob:
+        changed = {"logits": logits, **changed}
         return make_job(model, tokens, changed.pop("aligned", aligned), output, METHODS[method], **changed)
 
     return job

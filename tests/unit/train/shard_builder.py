@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from contract.codec import Distributions, add_distributions, add_tokens
+from contract.codec import Distributions, add_distributions, add_token_nll, add_tokens
 from contract.manifest import build_manifest, write_manifest
 from contract.schema import text_hash
 from contract.shard import Provenance, list_column, part_name, write_part
@@ -80,6 +81,45 @@ def write_aligned(folder: Path, parts: Parts, candidate: str, skip_part: int | N
         entries.append(write_part(f"{folder}/{part_name(index)}", table, provenance, _tokens(rows)))
     write_manifest(str(folder), build_manifest("aligned", {"k": k}, {"source": candidate}, entries))
     return str(folder)
+
+
+Scored = Callable[[Chunk], tuple[np.ndarray, np.ndarray]]
+"""A chunk's ends int32 [T] under a model's own tokenizer, and its NLLs [T] of the next tokens."""
+
+
+def write_logits(
+    folder: Path, parts: Parts, candidate: str, skip_part: int | None = None, scored: Scored | None = None
+) -> str:
+    """What a model says of its next tokens; None: one whose tokens are random cuts of the same bytes after a BOS.
+
+    All of its distributions are certain of token 0, which never comes, so every NLL is stored as such.
+    """
+    scored = scored or _random_scores(candidate)
+    entries = []
+    for index, (split, rows) in enumerate(parts):
+        if index == skip_part:
+            continue
+        ends, nll = zip(*map(scored, rows), strict=True) if rows else ((), ())
+        lengths = [len(row) for row in ends]
+        n = sum(lengths)
+        table = add_tokens(pa.table(_keys(rows)), [np.ones(length, np.int32) for length in lengths], ends)
+        certain = Distributions.from_padded(np.zeros((n, 1), np.int32), np.zeros((n, 1)), np.ones(n, int), np.zeros(n))
+        table = add_token_nll(add_distributions(table, certain, lengths), np.concatenate([np.zeros(0), *nll]))
+        provenance = Provenance("logits", split, {"k": 1}, {})
+        entries.append(write_part(f"{folder}/{part_name(index)}", table, provenance, n))
+    write_manifest(str(folder), build_manifest("logits", {"k": 1}, {"source": candidate}, entries))
+    return str(folder)
+
+
+def _random_scores(candidate: str) -> Scored:
+    rng = np.random.default_rng(list(candidate.encode()))
+
+    def scored(chunk: Chunk) -> tuple[np.ndarray, np.ndarray]:
+        size = int(chunk.ends.max(initial=0))
+        ends = np.unique([0, *np.flatnonzero(rng.random(size) < 0.6), size]).astype(np.int32)
+        return ends, rng.uniform(0.1, 9, len(ends))
+
+    return scored
 
 
 def distributions_of(said: Said) -> Distributions:
@@ -231,6 +271,7 @@ def make_job(
         target_weights="w",
         tokens=tokens,
         aligned={} if config.teacher == "none" else aligned,
+        logits=changed.pop("logits", {}) if config.fuse == "likelihood" else {},
         inputs=changed.pop("inputs", {"tokens": "t"}),
         output=str(output),
     )
