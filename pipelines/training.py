@@ -20,18 +20,26 @@ from pipelines.config import FusionConfig
 from pipelines.launch import Launcher
 from pipelines.layout import Layout
 from train.config import TrainJob
+from train.place import leads
 from train.result import finished_result
 
 BASELINE = "ct"
-"""The method whose best learning rate every method uses."""
+"""The method whose best learning rate every method uses that was not tuned itself."""
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """The learning-rate search: one row per rate, and the rate with the lowest best validation bits per byte."""
+    """The learning-rate search: one row per method and rate.
+
+    rates: each tuned method's, the one with the lowest best validation bits per byte. default: any other method's.
+    """
 
     rows: list[dict[str, Any]]
-    learning_rate: float
+    rates: dict[str, float]
+    default: float
+
+    def rate(self, method: str) -> float:
+        return self.rates.get(method, self.default)
 
 
 def train_all(config: FusionConfig, layout: Layout, overwrite: bool = False, resume: Path | None = None) -> int:
@@ -63,11 +71,10 @@ def tune(config: FusionConfig, layout: Layout, overwrite: bool = False, resume: 
     """Carries out the learning-rate search, if the config asks for one."""
     run_jobs(tuning_jobs(config, layout), config.train.jobs, overwrite, resume)
     tuning = read_tuning(config, layout)
-    rates = config.train.tune
-    if len(rates) > 2 and tuning.learning_rate in (min(rates), max(rates)):
-        print(
-            f"[train] the best rate, {tuning.learning_rate:g}, is at the edge of train.tune; widen it", file=sys.stderr
-        )
+    tried = config.train.tune
+    for method, rate in tuning.rates.items():
+        if len(tried) > 2 and rate in (min(tried), max(tried)) and leads():
+            print(f"[train] {method}'s best rate, {rate:g}, is at the edge of train.tune; widen it", file=sys.stderr)
     return tuning
 
 
@@ -80,7 +87,8 @@ def _verify_checkpoint(resume: Path, config: FusionConfig, layout: Layout) -> No
     try:
         planned = planned_jobs(config, layout)
     except DataError:  # the rate is not chosen yet: it may be any
-        planned = _all_methods(config, layout, config.train.tune or [config.train.optimizer.learning_rate])
+        rates = config.train.tune or [config.train.optimizer.learning_rate]
+        planned = [job for rate in rates for job in _all_methods(config, layout, Tuning([], {}, rate))]
     jobs = [*tuning_jobs(config, layout), *planned]
     owners = [job for job in jobs if _own(job, resume)]
     if not owners or not (resume / "state.json").is_file():
@@ -127,39 +135,41 @@ def read_tuning(config: FusionConfig, layout: Layout) -> Tuning:
         DataError: a training of the search has no result yet.
     """
     if not config.train.tune:
-        return Tuning([], config.train.optimizer.learning_rate)
+        return Tuning([], {}, config.train.optimizer.learning_rate)
     columns = ("best_bits_per_byte", "last_bits_per_byte", "best_step")
-    rows = []
+    rows: list[dict[str, Any]] = []
+    best: dict[str, dict[str, Any]] = {}
     for job in tuning_jobs(config, layout):
         result = finished_result(job)
         if result is None:
             raise _no_result(job)
-        rate = {"learning_rate": job.optimizer.learning_rate}
-        rows.append(rate | {column: result[column] for column in columns})
-    return Tuning(rows, min(rows, key=lambda row: row["best_bits_per_byte"])["learning_rate"])
+        row = {"method": job.method_name, "learning_rate": job.optimizer.learning_rate}
+        rows.append(row | {column: result[column] for column in columns})
+        best[job.method_name] = min(best.get(job.method_name, rows[-1]), rows[-1], key=lambda row: row[columns[0]])
+    rates = {method: row["learning_rate"] for method, row in best.items()}
+    return Tuning(rows, rates, rates[BASELINE])
 
 
 def tuning_jobs(config: FusionConfig, layout: Layout) -> list[TrainJob]:
-    """The trainings of the learning-rate search: the baseline at every rate, with the first seed."""
-    return [make_job(config, layout, BASELINE, config.train.seeds[0], rate) for rate in config.train.tune]
+    """The trainings of the learning-rate search: the baseline, or every method, at every rate, with the first seed."""
+    train = config.train
+    methods = dict.fromkeys([BASELINE, *(train.methods if train.tune_each else [])])
+    return [make_job(config, layout, method, train.seeds[0], rate) for method in methods for rate in train.tune]
 
 
 def planned_jobs(config: FusionConfig, layout: Layout) -> list[TrainJob]:
-    """Every method at every seed, at the tuned learning rate.
+    """Every method at every seed, at its learning rate.
 
     Raises:
         DataError: the learning rate is not chosen yet.
     """
-    return _all_methods(config, layout, [read_tuning(config, layout).learning_rate])
+    return _all_methods(config, layout, read_tuning(config, layout))
 
 
-def _all_methods(config: FusionConfig, layout: Layout, rates: Sequence[float]) -> list[TrainJob]:
+def _all_methods(config: FusionConfig, layout: Layout, tuning: Tuning) -> list[TrainJob]:
     train = config.train
     return [
-        make_job(config, layout, method, seed, rate)
-        for rate in rates
-        for seed in train.seeds
-        for method in train.methods
+        make_job(config, layout, method, seed, tuning.rate(method)) for seed in train.seeds for method in train.methods
     ]
 
 
@@ -201,10 +211,15 @@ def make_job(config: FusionConfig, layout: Layout, method_name: str, seed: int, 
     target = config.target
     tokens = layout.tokens(target.id)
     inputs = {"tokens": read_manifest(tokens, "tokens", "align").digest}
-    aligned = {}
+    aligned, logits = {}, {}
     if method.teacher != "none":
         aligned = {model.id: layout.aligned(target.id, method.map, model.id) for model in config.models}
         inputs |= {name: read_manifest(folder, "aligned", "align").digest for name, folder in aligned.items()}
+    if method.fuse == "likelihood":
+        logits = {model.id: layout.logits(model.id) for model in config.models}
+        inputs |= {
+            f"logits/{name}": read_manifest(folder, "logits", "precompute").digest for name, folder in logits.items()
+        }
     return TrainJob(
         method_name=method_name,
         method=method,
@@ -219,6 +234,7 @@ def make_job(config: FusionConfig, layout: Layout, method_name: str, seed: int, 
         corpus=config.corpus.dataset or config.corpus.path or "",
         tokens=tokens,
         aligned=aligned,
+        logits=logits,
         inputs=inputs,
         output=layout.training(method_name, learning_rate, seed),
     )

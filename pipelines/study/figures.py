@@ -143,16 +143,18 @@ def _selection(results: Results) -> list[Plot]:
 
 
 def _data(results: Results) -> list[Plot]:
-    """The change against ct by the share of the text, a line per number of epochs."""
-    by_epochs: dict[str, list[StudyCell]] = {}
+    """The change against ct by the share of the text, a line per method and number of epochs; fusellm's are dashed."""
+    lines: dict[tuple[str, float], list[StudyCell]] = {}
     for cell in results["cells"]:
         if cell["change"]:
-            by_epochs.setdefault(cell["labels"][1], []).append(cell)
-    with canvas(3.3) as (figure, axes, svg):
-        for order, (epochs, cells) in enumerate(sorted(by_epochs.items(), key=lambda item: float(item[0]))):
+            lines.setdefault((cell["method"], float(cell["labels"][1])), []).append(cell)
+    colours = {epochs: SOURCE_COLOURS[order] for order, epochs in enumerate(sorted({epochs for _, epochs in lines}))}
+    with canvas(3.6) as (figure, axes, svg):
+        for (method, epochs), cells in sorted(lines.items()):
             shares = [float(cell["labels"][0].removesuffix(" %")) for cell in cells]
-            colour = SOURCE_COLOURS[order % len(SOURCE_COLOURS)]
-            _line(axes, shares, [cell["change"] for cell in cells], colour, f"{epochs} epochs", scale=100)
+            style = "--" if method == "fusellm" else "-"
+            changes = [cell["change"] for cell in cells]
+            _line(axes, shares, changes, colours[epochs], f"{method}, {epochs:g} epochs", style, 100)
         axes.axhline(0, color=INK, linewidth=0.9)
         axes.set_xlabel("Share of the training text, %")
         axes.set_ylabel("Bits per byte against ct, % (down: better)")

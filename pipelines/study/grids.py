@@ -16,6 +16,8 @@ Figure = Literal["dots", "grid", "thresholds", "sources", "efficiency", "selecti
 
 _DEFAULT_METHOD = {"table1": "paper"}
 """What a study changes where it is not the default method."""
+FUSE_WEIGHTS = {"distributions": (1.0, 3.0), "likelihood": (30.0, 100.0, 300.0)}
+"""lambda_fuse tried for each form of L_fuse. A divergence of likelihoods is about 1 / temperature of a plain one."""
 FEWER_ENTRIES = 10
 """What FuseLLM and the paper's code store per position."""
 
@@ -97,7 +99,7 @@ def loss_weights(_: FusionConfig, method: str) -> Study:
     """Fig. 5: the weights of the fusion and the feedback loss."""
     cells = [
         Cell((f"{fuse:g}", f"{feed:g}"), method, {"lambda_fuse": fuse, "lambda_feed": feed})
-        for fuse, feed in product((0.1, 0.3, 1, 3), (0.05, 0.1, 0.5, 1))
+        for fuse, feed in product((0.1, 0.3, 1, 3, 10), (0.05, 0.5, 1))
     ]
     return Study("lambda", ("lambda_fuse", "lambda_feed"), cells, "grid")
 
@@ -150,6 +152,27 @@ def alignments(config: FusionConfig, method: str) -> Study:
     return Study("align", ("Map", "Tail", "k"), cells, "dots")
 
 
+def objectives(config: FusionConfig, method: str) -> Study:
+    """L_fuse on next-token distributions against likelihood matching, each under the gate and under MinCE alone.
+
+    Their scales differ, so each is tried at weights of its own, the run's among them.
+    """
+    own = config.train.method(method)
+    teachers: dict[str, dict[str, Any]] = {
+        "network": {"teacher": "asn"},
+        "min_ce": {"teacher": "min_ce", "lambda_feed": 0, "lambda_select": 0},
+    }
+    against = (own.fuse, "network", f"{own.lambda_fuse:g}")
+    cells = [Cell(("ct", "none", "0"), "ct", against=against)]
+    for fuse, weights in FUSE_WEIGHTS.items():
+        tried = sorted({*weights, own.lambda_fuse}) if fuse == own.fuse else weights
+        cells += [
+            Cell((fuse, name, f"{weight:g}"), method, {"fuse": fuse, "lambda_fuse": weight, **teacher}, against=against)
+            for (name, teacher), weight in product(teachers.items(), tried)
+        ]
+    return Study("objective", ("L_fuse", "Teacher", "lambda_fuse"), cells, "dots")
+
+
 def efficiency(config: FusionConfig) -> Study:
     """Fig. 4: the run's methods, and how soon each has the perplexity that `ct` and `fusellm` end with."""
     methods = dict.fromkeys(["ct", "fusellm", *config.train.methods])
@@ -174,7 +197,9 @@ def sources(config: FusionConfig) -> Study:
 
 
 def amounts(config: FusionConfig, method: str) -> Study:
-    """The gain over `ct` against the amount of unique text and the passes over it; both stop early.
+    """The gains of `fusellm` and the method over `ct` against the amount of unique text and the passes over it.
+
+    All stop early.
 
     Every training is validated equally often, so that all can stop equally near their best step.
     """
@@ -185,7 +210,7 @@ def amounts(config: FusionConfig, method: str) -> Study:
         place = (f"{100 * share:g} %", f"{optimizer['epochs']:g}")
         cells += [
             Cell((*place, name), name, optimizer=optimizer, run=run, against=_unless(name, "ct", place))
-            for name in ("ct", method)
+            for name in ("ct", "fusellm", method)
         ]
     return Study("data", ("Text", "Epochs", "Method"), cells, "data")
 
@@ -215,6 +240,7 @@ OF_ONE_METHOD: dict[str, Callable[[FusionConfig, str], Study]] = {
     "tau": thresholds,
     "align": alignments,
     "selector": selectors,
+    "objective": objectives,
     "data": amounts,
 }
 OF_METHODS: dict[str, Callable[[FusionConfig], Study]] = {

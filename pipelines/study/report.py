@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from contract.storage import join, write_bytes
+from eval.cells import MISSING, Cell, Table
 from eval.report import finite, markdown_table
 from eval.summary import INTERVAL_CONFIDENCE
-from eval.tables import MISSING, Cell, Table
 from eval.verdict import signed_percent
 from pipelines.study.figures import figures
 from pipelines.study.results import BASELINES

@@ -48,9 +48,9 @@ def run_study(config: FusionConfig, layout: Layout, name: str, method: str | Non
     refuse_object_store(layout)
     study = make_study(name, config, method)
     configs = [cell_config(config, study, cell) for cell in study.cells]
-    rate = tune(config, layout).learning_rate
+    tuning = tune(config, layout)
     jobs = [
-        [study_job(own, layout, cell.method, seed, rate) for seed in config.train.seeds]
+        [study_job(own, layout, cell.method, seed, tuning.rate(cell.method)) for seed in config.train.seeds]
         for own, cell in zip(configs, study.cells, strict=True)
     ]
     distinct = list({job.digest(): job for of_cell in jobs for job in of_cell}.values())

@@ -18,7 +18,7 @@ from pipelines.layout import Layout
 from pipelines.study import STUDIES
 from pipelines.study import run as study_run
 from pipelines.study.figures import figures
-from pipelines.study.grids import OF_METHODS, OF_ONE_METHOD, Cell, Study, make_study
+from pipelines.study.grids import FUSE_WEIGHTS, OF_METHODS, OF_ONE_METHOD, Cell, Study, make_study
 from pipelines.study.outcomes import Outcome, Point, read_outcome
 from pipelines.study.report import write_study
 from pipelines.study.results import CellOutcome, study_results
@@ -39,10 +39,12 @@ def job(demo: FusionConfig, tmp_path: Path) -> Callable[..., TrainJob]:
     """A cell's job without any data: `job(config, method, seed)`."""
 
     def make(config: FusionConfig, _: Layout, method: str, seed: int, learning_rate: float) -> TrainJob:
+        folders = {model.id: model.id for model in config.models}
+        reads_logits = config.train.method(method).fuse == "likelihood"
         return TrainJob(
             method_name=method, method=config.train.method(method), seed=seed, optimizer=config.train.optimizer,
             run=config.train.run, target="target", target_path="t", target_weights="w", tokens="tokens",
-            aligned={model.id: model.id for model in config.models}, inputs={"tokens": "t"},
+            aligned=folders, logits=folders if reads_logits else {}, inputs={"tokens": "t"},
             output=str(tmp_path / "train" / method / str(seed)),
         )  # fmt: skip
 
@@ -93,8 +95,42 @@ def test_amounts_are_validated_equally_often(demo: FusionConfig) -> None:
     study = make_study("data", demo)
     for cell in study.cells:
         train = cell_config(demo, study, cell).train
-        length = train.optimizer.data_share * train.optimizer.epochs
-        assert train.run.validate_every / length == pytest.approx(140 / 6, rel=0.06)
+        length = train.optimizer.data_share * train.optimizer.epochs / demo.train.optimizer.epochs
+        assert train.run.validate_every == pytest.approx(length * demo.train.run.validate_every, abs=0.5)
+
+
+def test_both_baselines_stand_at_every_amount(demo: FusionConfig, job: Callable[..., TrainJob]) -> None:
+    study = make_study("data", demo)
+    places: dict[tuple[str, ...], list[str]] = {}
+    for cell in study.cells:
+        places.setdefault(cell.labels[:2], []).append(cell.method)
+        assert cell.against == (None if cell.method == "ct" else (*cell.labels[:2], "ct"))
+    assert len(places) == 12
+    assert {*map(tuple, places.values())} == {("ct", "fusellm", "fusionx")}
+    (figure,) = figures(made(study, demo, job))
+    for line in ("fusellm, 3 epochs", "fusionx, 3 epochs"):
+        assert line in figure.svg
+
+
+@pytest.mark.parametrize("own", [2, 3])
+def test_objectives_are_compared_with_the_runs_own_method(
+    demo: FusionConfig, job: Callable[..., TrainJob], own: float
+) -> None:
+    config = demo.model_copy(
+        update={"train": demo.train.model_copy(update={"overrides": {"fusionx": {"lambda_fuse": own}}})}
+    )
+    study = make_study("objective", config)
+    (reference,) = {cell.against for cell in study.cells}
+    (same,) = [cell for cell in study.cells if cell.labels == reference]
+    mine = job(config, None, "fusionx", 0, 1e-3)
+    assert job(cell_config(config, study, same), None, "fusionx", 0, 1e-3).digest() == mine.digest()
+    methods = [cell_config(config, study, cell).train.method(cell.method) for cell in study.cells]
+    assert {(one.fuse, one.teacher) for one in methods[1:]} == {
+        (fuse, teacher) for fuse in ("distributions", "likelihood") for teacher in ("asn", "min_ce")
+    }
+    assert methods[0].teacher == "none"
+    weights = {fuse: {one.lambda_fuse for one in methods[1:] if one.fuse == fuse} for fuse in FUSE_WEIGHTS}
+    assert weights == {"distributions": {1, 3, own}, "likelihood": {*FUSE_WEIGHTS["likelihood"]}}
 
 
 def test_entries_that_are_all_stored_are_no_limit(demo: FusionConfig) -> None:
@@ -236,7 +272,8 @@ def test_a_seed_that_failed_leaves_the_mean_of_the_others(demo: FusionConfig, jo
 def test_nothing_finished_is_a_table_without_a_figure(
     demo: FusionConfig, job: Callable[..., TrainJob], tmp_path: Path
 ) -> None:
-    results = made(make_study("lambda", demo), demo, job, failed=tuple(range(16)))
+    study = make_study("lambda", demo)
+    results = made(study, demo, job, failed=tuple(range(len(study.cells))))
     assert figures(results) == []
     table, _ = write_study(results, str(tmp_path))
-    assert Path(table).read_text().count("failed") == 16
+    assert Path(table).read_text().count("failed") == len(study.cells)
