@@ -6,19 +6,34 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from contract.config import Config, Operational, digest_of
+from contract.config import Added, Config, Operational, digest_of
 
 JUDGING_FIELDS = ("bootstrap", "confidence")
 LOCATION_FIELDS = ("tasks", "prompt_prefix_folder")
-HARNESS_FIELDS = ("benchmarks", "harness")
+BENCHMARK_FIELDS = ("benchmarks", "harness", "code")
 
-Benchmark = Literal["cs", "bbh", "mmlu"]
+HarnessBenchmark = Literal["cs", "bbh", "mmlu"]
+Benchmark = Literal[HarnessBenchmark, "me"]
+CodeLanguage = Literal["py", "js", "ts", "cpp", "java", "pl", "sh", "rs", "go", "rb", "php", "lua", "r", "jl"]
+MergeMethod = Literal[
+    "linear",
+    "slerp",
+    "karcher",
+    "task_arithmetic",
+    "ties",
+    "dare_linear",
+    "dare_ties",
+    "breadcrumbs",
+    "della",
+    "model_stock",
+]
 
 
 class HarnessConfig(Config):
     """How lm-evaluation-harness runs the benchmarks; `limit`, `batch_size`, `max_gen_toks` mean what they mean there.
 
-    `data` is a folder of task files to read instead of the hub, see `eval.harness_tasks.local_data`.
+    `data` is a folder of task files to read instead of the hub, see `eval.harness_tasks.local_data`. It, `limit` and
+    `batch_size` hold for the benchmark `me`, too, see `eval.code_tasks`.
     """
 
     data: str | None = None
@@ -34,6 +49,29 @@ class HarnessConfig(Config):
         return value
 
 
+class CodeConfig(Config):
+    """How the benchmark `me` has programs written and runs them.
+
+    `run` allows programs that the models have written to be run on this machine, in the sandbox of `eval.code_jail`.
+    Per problem there are `samples` programs. `languages` are all whose toolchain works in the sandbox, where the list
+    is empty. `seconds` is the time for each command (compiling and running), `memory_mib` what a program's processes
+    and files may hold together, `workers` how many programs run at a time (one per CPU core by default).
+    `libraries` are what a language's tests need beside its toolchain, as a file or folder by language: javatuples' jar
+    for `java`, folders with Test::Deep for `pl`, luaunit for `lua`, test-unit for `rb`, unless they are installed.
+    """
+
+    run: Operational[bool] = False
+    languages: list[CodeLanguage] = []
+    samples: int = Field(20, ge=1)
+    temperature: float = Field(0.2, gt=0)
+    top_p: float = Field(0.95, gt=0, le=1)
+    max_new_tokens: int = Field(512, ge=1)
+    seconds: float = Field(15, gt=0)
+    memory_mib: int = Field(1024, ge=64)
+    workers: Operational[int | None] = Field(None, ge=1)
+    libraries: Operational[dict[CodeLanguage, str]] = {}
+
+
 class EvalConfig(Config):
     """How every model of a run is evaluated.
 
@@ -43,15 +81,18 @@ class EvalConfig(Config):
     prompts are used, because their answers run over several lines. `few_shot` examples come from the start of a task
     and are not scored.
 
-    `rivals` are other model folders by name, merged ones for example: scored beside the ensembles of the sources.
+    `rivals` are other model folders by name, scored beside the ensembles of the sources. So are the `merges`: the
+    candidates of the target's architecture and tokenizer, merged by mergekit with these methods.
 
     `benchmarks` are run through lm-evaluation-harness besides: `cs` (commonsense: six tasks, zero-shot likelihood),
-    `bbh` (27 tasks, few-shot chain of thought, exact match) and `mmlu` (57 subjects, five-shot likelihood).
+    `bbh` (27 tasks, few-shot chain of thought, exact match) and `mmlu` (57 subjects, five-shot likelihood). `me`
+    (MultiPL-E: HumanEval in many programming languages) needs no harness, but `code.run`.
     """
 
     split: Literal["train", "validation", "test"] = "test"
     sources: Operational[bool] = False
     rivals: Operational[dict[str, str]] = {}
+    merges: Operational[list[MergeMethod]] = []
     batch_tokens: int = Field(8192, ge=1)
     tasks: list[str] = []
     task_template: str = "Q: {input}\nA:"
@@ -62,6 +103,7 @@ class EvalConfig(Config):
     limit: int | None = Field(None, ge=1)
     benchmarks: list[Benchmark] = []
     harness: HarnessConfig = HarnessConfig()
+    code: Added[CodeConfig] = CodeConfig()
     bootstrap: int = Field(2000, ge=100)
     confidence: float = Field(0.95, gt=0.5, lt=1.0)
     device: Operational[str] = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
@@ -81,6 +123,11 @@ class EvalConfig(Config):
         """The text that ends an answer."""
         return self.stop or ("\n\n" if self.prompt_prefix_folder else "\n")
 
+    @property
+    def merge_rows(self) -> dict[str, MergeMethod]:
+        """Name under which a merged model stands in the report -> its method."""
+        return {f"merge: {method}": method for method in self.merges}
+
     def measurement_digest(self) -> str:
         """Digest of the fields that decide what is measured.
 
@@ -88,5 +135,5 @@ class EvalConfig(Config):
         data digest), and the benchmarks, whose scores are kept task by task with digests of their own.
         """
         content: dict[str, Any] = self.content()
-        left_out = JUDGING_FIELDS + LOCATION_FIELDS + HARNESS_FIELDS
+        left_out = JUDGING_FIELDS + LOCATION_FIELDS + BENCHMARK_FIELDS
         return digest_of({name: content[name] for name in content if name not in left_out})

@@ -23,7 +23,7 @@ class Evaluation:
     overall: dict[str, Any]
     documents: dict[str, list[list[float]]]
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
-    items: dict[str, list[int]] = field(default_factory=dict)
+    items: dict[str, list[float]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     settings_digest: str = ""

@@ -1,22 +1,26 @@
-"""Runs the public benchmarks through lm-evaluation-harness on exported models; a finished task is not run again.
+"""Runs the public benchmarks on exported models; a finished task is not run again.
 
-What the tasks are is `eval.harness_tasks`'s, how their scores are kept `eval.harness_scores`'s.
+Through lm-evaluation-harness, but for the code benchmark. What the tasks are is `eval.harness_tasks`'s and
+`eval.code_tasks`'s, how their scores are kept `eval.harness_scores`'s.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from contract.errors import ConfigError
 from contract.extras import import_extra
+from eval.code_languages import Toolchain, usable_toolchains
+from eval.code_scores import run_code_task
+from eval.code_tasks import CodeTask, load_code_tasks
 from eval.config import EvalConfig
 from eval.harness_scores import BenchmarkScores, ModelIdentity, TaskScore
 from eval.harness_tasks import EXTRA, HarnessTask, load_benchmarks
 from eval.model import (
+    LoadedModel,
     check_model_folder,
     limited_threads,
     load_model,
@@ -41,25 +45,27 @@ def run_benchmarks(
 
     Raises:
         ConfigError: there is no such folder, lm-evaluation-harness is not installed, a task's local data is missing,
-            or a model's context has no room for a task's answers.
+            a model's context has no room for a task's answers, or generated programs cannot or may not be run.
         DataError: a folder is no safetensors model, a task has no items, or `output` is something else.
     """
+    toolchains = check_benchmarks(config)
     folders = [check_model_folder(model) for model in models]
     scores = BenchmarkScores.load(output)
-    tasks = load_benchmarks(config.benchmarks, config.harness)
-    version = importlib.metadata.version("lm_eval")
+    tasks: list[HarnessTask | CodeTask] = []
+    tasks += load_benchmarks([name for name in config.benchmarks if name != "me"], config.harness)
+    tasks += load_code_tasks(toolchains, config)
     dtype = resolve_dtype(config.dtype, resolve_device(config.device))
     made = 0
     for folder in folders:
         scores.begin(str(folder), ModelIdentity(weights_digest(folder), settings_digest(folder), dtype))
         known = scores.tasks[str(folder)]
-        missing = [task for task in tasks if not _is_score_of(known.get(task.name), task, version)]
+        missing = [task for task in tasks if not _is_score_of(known.get(task.name), task)]
         if missing:
             with limited_threads(config.threads):
-                model = _harness_model(folder, config, trust_remote_code)
-                _check_room(model, missing)
+                loaded = load_model(folder, config.device, config.dtype, trust_remote_code=trust_remote_code)
+                run = _runner(loaded, missing, config)
                 for number, task in enumerate(missing, 1):
-                    score = known[task.name] = _run(model, task, config.harness.limit, version)
+                    score = known[task.name] = run(task)
                     scores.save(output)
                     log.info("%s: %s %.4f (%d of %d)", folder, task.name, score.score, number, len(missing))
         made += len(missing)
@@ -67,13 +73,39 @@ def run_benchmarks(
     return made
 
 
-def _is_score_of(found: TaskScore | None, task: HarnessTask, version: str) -> bool:
-    return found is not None and (found.prompts_digest, found.harness) == (task.prompts_digest, version)
+def check_benchmarks(config: EvalConfig) -> list[Toolchain]:
+    """The toolchains for generated programs where a benchmark has any, none otherwise.
+
+    Raises:
+        ConfigError: generated programs may not be run, or this machine cannot run them.
+    """
+    return usable_toolchains(config.code) if "me" in config.benchmarks else []
 
 
-def _harness_model(folder: Path, config: EvalConfig, trust_remote_code: bool) -> Any:
+def _is_score_of(found: TaskScore | None, task: HarnessTask | CodeTask) -> bool:
+    return found is not None and (found.prompts_digest, found.version) == (task.prompts_digest, task.version)
+
+
+def _runner(
+    loaded: LoadedModel, missing: Sequence[HarnessTask | CodeTask], config: EvalConfig
+) -> Callable[[HarnessTask | CodeTask], TaskScore]:
+    """What runs each of the tasks on the model."""
+    through_harness = [task for task in missing if isinstance(task, HarnessTask)]
+    model: Any = None
+    if through_harness:
+        model = _harness_model(loaded, config)
+        _check_room(model, through_harness)
+
+    def run(task: HarnessTask | CodeTask) -> TaskScore:
+        if isinstance(task, CodeTask):
+            return run_code_task(loaded, task, config)
+        return _run(model, task, config.harness.limit)
+
+    return run
+
+
+def _harness_model(loaded: LoadedModel, config: EvalConfig) -> Any:
     """The harness' own HFLM, around weights that were read as everywhere else here."""
-    loaded = load_model(folder, config.device, config.dtype, trust_remote_code=trust_remote_code)
     huggingface = import_extra("lm_eval.models.huggingface", *EXTRA)
     return huggingface.HFLM(
         pretrained=loaded.model, tokenizer=loaded.tokenizer, backend="causal", batch_size=config.harness.batch_size
@@ -97,7 +129,7 @@ def _answer_tokens(task: HarnessTask) -> int:
     return (task.task.get_config("generation_kwargs") or {}).get("max_gen_toks", 0)
 
 
-def _run(model: Any, task: HarnessTask, limit: int | None, version: str) -> TaskScore:
+def _run(model: Any, task: HarnessTask, limit: int | None) -> TaskScore:
     evaluator = import_extra("lm_eval.evaluator", *EXTRA)
     found = evaluator.evaluate(model, {"tasks": {task.name: task.task}}, limit=limit, log_samples=True)
     figures = {key.split(",")[0]: value for key, value in found["results"][task.name].items() if "," in key}
@@ -111,9 +143,9 @@ def _run(model: Any, task: HarnessTask, limit: int | None, version: str) -> Task
         stderr=float(stderr) if isinstance(stderr, float) else None,  # "N/A" for a single item
         truncated=_truncated(model, task),
         metrics={name: float(value) for name, value in figures.items() if not name.endswith("_stderr")},
-        harness=version,
+        version=task.version,
         prompts_digest=task.prompts_digest,
-        items="".join(str(int(sample[task.metric])) for sample in samples),
+        items=[int(sample[task.metric]) for sample in samples],
     )
 
 

@@ -16,7 +16,7 @@ from contract.errors import DataError
 from contract.storage import exists, read_bytes, write_bytes
 from eval.evaluation import Evaluation
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class TaskScore:
     """One model on one task of a benchmark.
 
     Attributes:
-        metric: what `score` is the mean of; `metrics` are all that the harness computed.
-        stderr: the harness' standard error of the score; None for a single item.
+        metric: what `score` is the mean of; `metrics` are all that was computed.
+        stderr: the standard error of the score over the items; None for a single item.
         truncated: items whose prompt began before the model's context and was cut.
-        harness: version of lm-evaluation-harness.
-        items: `0` or `1` for every item in order, as one string.
+        version: of what ran the task: lm-evaluation-harness, or a task of our own.
+        items: every item in order: 0 or 1, or the share of its samples that are right.
     """
 
     benchmark: str
@@ -38,9 +38,9 @@ class TaskScore:
     stderr: float | None
     truncated: int
     metrics: dict[str, float]
-    harness: str
+    version: str
     prompts_digest: str
-    items: str
+    items: list[float]
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class BenchmarkScores:
             name: {key: getattr(score, key) for key in ("n", "score", "stderr", "truncated", "prompts_digest")}
             for name, score in wanted.items()
         }
-        items = {name: [int(item) for item in score.items] for name, score in wanted.items()}
+        items = {name: score.items for name, score in wanted.items()}
         return replace(evaluation, tasks=evaluation.tasks | figures, items=evaluation.items | items)
 
 

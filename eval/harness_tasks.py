@@ -5,6 +5,7 @@ Running them is `eval.harness`'s.
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from contract.config import digest_of
 from contract.errors import ConfigError, DataError
 from contract.extras import import_extra
-from eval.config import Benchmark, HarnessConfig
+from eval.config import HarnessBenchmark, HarnessConfig
 
 EXTRA = ("harness", "eval.benchmarks")
 FEW_SHOT_SEED = 1234
@@ -40,7 +41,7 @@ class Suite:
     tasks: tuple[str, ...] = ()
 
 
-SUITES: dict[Benchmark, Suite] = {
+SUITES: dict[HarnessBenchmark, Suite] = {
     "cs": Suite(
         folders=("arc", "super_glue/boolq", "hellaswag", "openbookqa", "winogrande"),
         few_shot=0,
@@ -61,16 +62,18 @@ class HarnessTask:
         task: the harness' own object; its `instances` are the requests to a model.
         prompts_digest: over every request (prompt and continuation, or prompt and generation settings), every right
             answer, the metric and the version of the harness' task: scores of equal digests can be compared.
+        version: of the harness.
     """
 
-    benchmark: Benchmark
+    benchmark: HarnessBenchmark
     name: str
     metric: str
     task: Any
     prompts_digest: str
+    version: str
 
 
-def load_benchmarks(benchmarks: Sequence[Benchmark], config: HarnessConfig) -> list[HarnessTask]:
+def load_benchmarks(benchmarks: Sequence[HarnessBenchmark], config: HarnessConfig) -> list[HarnessTask]:
     """Every task of the benchmarks, in the harness' order.
 
     Raises:
@@ -120,7 +123,7 @@ def local_data(folder: Path, name: str, definition: Mapping[str, Any], few_shot:
         expected = f"{folder / name}/{{{','.join(filter(None, (scored, shown)))}}}.jsonl (or .json, .parquet)"
         if shown is None:
             expected = f"{single} or {expected}"
-        files = {split: _split_files(folder / name, split, expected) for split in (scored, shown) if split}
+        files = {split: split_files(folder / name, split, expected) for split in (scored, shown) if split}
     return {
         "dataset_path": "parquet" if files[scored][0].suffix == ".parquet" else "json",
         "dataset_name": None,
@@ -134,7 +137,12 @@ def local_data(folder: Path, name: str, definition: Mapping[str, Any], few_shot:
     }
 
 
-def _split_files(folder: Path, split: str, expected: str) -> list[Path]:
+def split_files(folder: Path, split: str, expected: str) -> list[Path]:
+    """A split's files as the hub keeps them: `<split>.jsonl`, `<split>.json`, or every `<split>*.parquet`.
+
+    Raises:
+        ConfigError: there is none.
+    """
     for pattern in (f"{split}.jsonl", f"{split}.json", f"{split}*.parquet"):
         found = sorted(folder.glob(pattern))
         if found:
@@ -150,7 +158,7 @@ def _split_files(folder: Path, split: str, expected: str) -> list[Path]:
 
 
 def _load_task(
-    manager: Any, benchmark: Benchmark, name: str, changes: Mapping[str, Any], limit: int | None
+    manager: Any, benchmark: HarnessBenchmark, name: str, changes: Mapping[str, Any], limit: int | None
 ) -> HarnessTask:
     data = changes.get("dataset_kwargs", {}).get("data_files") or manager.task_index[name].cfg["dataset_path"]
     try:
@@ -160,20 +168,19 @@ def _load_task(
         task.build_all_requests(limit=limit)
         answers = [[task.doc_to_text(doc), task.doc_to_target(doc)] for _, doc in task.doc_iterator(limit=limit)]
     except Exception as error:  # datasets, the hub's client and the harness' templates raise many kinds
-        raise _bad_data(name, data, error) from error
+        raise bad_data(name, data, error) from error
     metric = next(metric for metric in METRICS if metric in task.aggregation())
     requests = [instance.args for instance in task.instances]
     digest = digest_of([name, str(task.VERSION), metric, answers, requests])
-    return HarnessTask(benchmark, name, metric, task, digest)
+    return HarnessTask(benchmark, name, metric, task, digest, importlib.metadata.version("lm_eval"))
 
 
-def _bad_data(name: str, data: Any, error: BaseException) -> DataError:
+def bad_data(name: str, data: Any, error: BaseException) -> DataError:
+    """The error to report for a task whose data, from the place `data`, could not be read."""
     while error.__cause__ is not None:  # datasets says "an error occurred" and keeps the reason behind it
         error = error.__cause__
     if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
-        return DataError(
-            "A benchmark's task has no items.", file=data, field=name, found="no examples", expected="at least one"
-        )
+        return no_items(name, data)
     return DataError(
         "A benchmark's task cannot be loaded.",
         file=data,
@@ -181,4 +188,11 @@ def _bad_data(name: str, data: Any, error: BaseException) -> DataError:
         found=f"{type(error).__name__}: {' '.join(str(error).split()):.200}",
         expected="examples with the fields of the hub's data set",
         remedy="check the file; without a network, give a folder of task files as eval.harness.data",
+    )
+
+
+def no_items(name: str, data: Any) -> DataError:
+    """The error to report for a task whose data, from the place `data`, is empty."""
+    return DataError(
+        "A benchmark's task has no items.", file=data, field=name, found="no examples", expected="at least one"
     )

@@ -2,7 +2,8 @@
 
 A unit is a domain of the held-out text (bits per byte) or a task (share of items right). `degraded` is the raw
 comparison; `degraded_beyond_noise` asks whether chance explains it: a paired bootstrap over documents for domains, the
-exact McNemar test for tasks, both one-sided, with Holm's correction over all units of the comparison.
+exact McNemar test for tasks whose items are right or wrong, a paired bootstrap over items for tasks whose items are
+shares of samples; all one-sided, with Holm's correction over all units of the comparison.
 """
 
 from __future__ import annotations
@@ -13,15 +14,24 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from contract.errors import DataError
 from eval.evaluation import Evaluation
-from eval.statistics import MIN_DOCUMENTS, bootstrap_p_value, holm, mcnemar_p_value, paired_bootstrap
+from eval.statistics import (
+    MIN_DOCUMENTS,
+    bootstrap_p_value,
+    holm,
+    mcnemar_p_value,
+    paired_bootstrap,
+    paired_bootstrap_of_means,
+)
 
 METHOD_NOTE = (
     "Degraded: worse than the baseline by the raw number. Beyond noise: one-sided at level 1 - confidence, paired "
-    "bootstrap over documents for domains (at least five documents), exact McNemar test over items for tasks, "
-    "Holm-corrected over all units of a comparison."
+    "bootstrap over documents for domains (at least five documents), exact McNemar test over items for tasks (paired "
+    "bootstrap over items, at least five, where an item is a share of samples), Holm-corrected over all units of a "
+    "comparison."
 )
 
 UnitKind = Literal["domain", "task"]
@@ -36,8 +46,8 @@ class UnitChange:
         loss: how much worse, as a share: relative bits per byte for a domain, points of accuracy for a task;
             negative where the model is better.
         p_value: one-sided, of no loss; `adjusted_p_value` after Holm's correction.
-        interval: of the difference for domains ([low, high], percentile bootstrap); None for tasks and where there
-            are too few documents.
+        interval: of the difference ([low, high], percentile bootstrap) for domains and for tasks that are judged by
+            the bootstrap; None for other tasks and where there are too few documents or items.
     """
 
     name: str
@@ -87,7 +97,7 @@ def compare(
     """
     check_comparable(baseline, model)
     raw = [_domain_change(name, baseline, model, resamples, confidence, seed) for name in sorted(baseline.domains)]
-    raw += [_task_change(name, baseline, model) for name in sorted(baseline.tasks)]
+    raw += [_task_change(name, baseline, model, resamples, confidence, seed) for name in sorted(baseline.tasks)]
     level = 1 - confidence
     units = []
     for unit, adjusted in zip(raw, holm([unit.p_value for unit in raw]), strict=True):
@@ -151,11 +161,8 @@ def _domain_change(
     after_sums = np.array(model.documents[name], np.float64).reshape(-1, 2)
     p_value, interval = 1.0, None
     if len(before_sums) >= MIN_DOCUMENTS:
-        # Every domain draws its own documents, whatever other domains there are.
-        differences = paired_bootstrap(before_sums, after_sums, resamples, seed + zlib.crc32(name.encode()))
-        p_value = bootstrap_p_value(differences)
-        tail = (1 - confidence) / 2
-        interval = [float(value) for value in np.quantile(differences, [tail, 1 - tail])]
+        differences = paired_bootstrap(before_sums, after_sums, resamples, _seed_of(name, seed))
+        p_value, interval = bootstrap_p_value(differences), _interval(differences, confidence)
     return UnitChange(
         name=name,
         kind="domain",
@@ -171,9 +178,27 @@ def _domain_change(
     )
 
 
-def _task_change(name: str, baseline: Evaluation, model: Evaluation) -> UnitChange:
+def _seed_of(name: str, seed: int) -> int:
+    """Every unit draws its own documents or items, whatever other units there are."""
+    return seed + zlib.crc32(name.encode())
+
+
+def _interval(differences: npt.NDArray[np.float64], confidence: float) -> list[float]:
+    tail = (1 - confidence) / 2
+    return [float(value) for value in np.quantile(differences, [tail, 1 - tail])]
+
+
+def _task_change(
+    name: str, baseline: Evaluation, model: Evaluation, resamples: int, confidence: float, seed: int
+) -> UnitChange:
     before, after = baseline.tasks[name]["score"], model.tasks[name]["score"]
-    p_value = mcnemar_p_value(baseline.items[name], model.items[name])
+    before_items, after_items = baseline.items[name], model.items[name]
+    p_value, interval = 1.0, None
+    if {*before_items, *after_items} <= {0, 1}:
+        p_value = mcnemar_p_value(before_items, after_items)
+    elif len(before_items) >= MIN_DOCUMENTS:
+        differences = paired_bootstrap_of_means(before_items, after_items, resamples, _seed_of(name, seed))
+        p_value, interval = bootstrap_p_value(-differences), _interval(differences, confidence)
     return UnitChange(
         name=name,
         kind="task",
@@ -185,5 +210,5 @@ def _task_change(name: str, baseline: Evaluation, model: Evaluation) -> UnitChan
         p_value=p_value,
         adjusted_p_value=p_value,
         degraded_beyond_noise=False,
-        interval=None,
+        interval=interval,
     )

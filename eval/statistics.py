@@ -1,15 +1,15 @@
-"""The few statistics that judge differences: paired bootstrap, exact McNemar, Holm, Student's t interval."""
+"""The few statistics of scores and their differences: pass@k, paired bootstrap, exact McNemar, Holm, Student's t."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 MIN_DOCUMENTS = 5
-"""Fewer paired documents cannot speak of noise: resampling them hardly ever changes the sign."""
+"""Fewer paired documents or items cannot speak of noise: resampling them hardly ever changes the sign."""
 
 RESAMPLES_PER_BLOCK = 256
 
@@ -27,16 +27,32 @@ def paired_bootstrap(
     Returns:
         float64 [resamples].
     """
-    documents = len(baseline)
     sums = np.concatenate([baseline, model], axis=1)
+    drawn = np.concatenate([counts @ sums for counts in _draws(len(sums), resamples, seed)])
+    return bits_per_byte(drawn[:, 2:]) - bits_per_byte(drawn[:, :2])
+
+
+def paired_bootstrap_of_means(
+    baseline: Sequence[float], model: Sequence[float], resamples: int, seed: int
+) -> npt.NDArray[np.float64]:
+    """Differences (model minus baseline) of the mean over resampled items; both models get the same draw.
+
+    Returns:
+        float64 [resamples].
+    """
+    differences = np.array(model, np.float64) - np.array(baseline, np.float64)
+    return np.concatenate([counts @ differences for counts in _draws(len(differences), resamples, seed)]) / len(
+        differences
+    )
+
+
+def _draws(count: int, resamples: int, seed: int) -> Iterator[npt.NDArray[np.float64]]:
+    """How often each of `count` units is drawn with replacement, in blocks [<= RESAMPLES_PER_BLOCK, count]."""
     generator = np.random.default_rng(seed)
-    shares = np.full(documents, 1.0 / documents)
-    blocks = []
+    shares = np.full(count, 1.0 / count)
     for start in range(0, resamples, RESAMPLES_PER_BLOCK):
         size = min(RESAMPLES_PER_BLOCK, resamples - start)
-        drawn = generator.multinomial(documents, shares, size=size).astype(np.float64) @ sums
-        blocks.append(bits_per_byte(drawn[:, 2:]) - bits_per_byte(drawn[:, :2]))
-    return np.concatenate(blocks)
+        yield generator.multinomial(count, shares, size=size).astype(np.float64)
 
 
 def bits_per_byte(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -49,8 +65,16 @@ def bootstrap_p_value(differences: npt.NDArray[np.float64]) -> float:
     return float((1 + np.count_nonzero(differences <= 0)) / (1 + len(differences)))
 
 
-def mcnemar_p_value(baseline: Sequence[int], model: Sequence[int]) -> float:
-    """Exact one-sided McNemar test that the model loses more items than it gains.
+def pass_at_k(samples: int, passed: int, k: int) -> float:
+    """Unbiased estimate of the chance that any of k samples passes: 1 - C(n-c, k) / C(n, k).
+
+    Chen et al. 2021, "Evaluating Large Language Models Trained on Code", equation 1; k <= samples.
+    """
+    return 1.0 - math.comb(samples - passed, k) / math.comb(samples, k)
+
+
+def mcnemar_p_value(baseline: Sequence[float], model: Sequence[float]) -> float:
+    """Exact one-sided McNemar test that the model loses more items (each 0 or 1) than it gains.
 
     With b items that only the baseline has right and c that only the model has right:
     P(Binomial(b + c, 1/2) >= b).

@@ -194,7 +194,7 @@ def _generate_batch(loaded: LoadedModel, prompts: Sequence[list[int]], max_new_t
     from transformers import GenerationConfig, StoppingCriteriaList
 
     longest = max(map(len, prompts))
-    pad = _padding_id(loaded)
+    pad = padding_id(loaded)
     ids = torch.full((len(prompts), longest), pad, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
@@ -205,7 +205,7 @@ def _generate_batch(loaded: LoadedModel, prompts: Sequence[list[int]], max_new_t
         do_sample=False,
         num_beams=1,
         pad_token_id=pad,
-        eos_token_id=_end_ids(loaded),
+        eos_token_id=end_ids(loaded),
         bos_token_id=loaded.tokenizer.bos_token_id,
     )
     with torch.inference_mode():
@@ -218,14 +218,15 @@ def _generate_batch(loaded: LoadedModel, prompts: Sequence[list[int]], max_new_t
     return output[:, longest:].cpu()
 
 
-def _padding_id(loaded: LoadedModel) -> int:
+def padding_id(loaded: LoadedModel) -> int:
+    """The id that fills up a batch."""
     for token in (loaded.tokenizer.pad_token_id, loaded.tokenizer.eos_token_id):
         if token is not None:
             return int(token)
     return 0  # masked out wherever it stands
 
 
-def _end_ids(loaded: LoadedModel) -> Any:
+def end_ids(loaded: LoadedModel) -> Any:
     """The ids that end a text: the folder's generation settings know them best (chat models have several)."""
     own = getattr(getattr(loaded.model, "generation_config", None), "eos_token_id", None)
     return own if own is not None else loaded.tokenizer.eos_token_id

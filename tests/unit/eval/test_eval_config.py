@@ -46,3 +46,13 @@ def test_config_and_report_import_without_heavy_packages() -> None:
         "print(sorted({'torch', 'transformers', 'matplotlib', 'jinja2', 'ray', 'datasets'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_the_code_benchmark_makes_no_finished_work_stale() -> None:
+    code = EvalConfig.model_validate({"benchmarks": ["me"], "code": {"samples": 5, "run": True}})
+    assert code.measurement_digest() == EvalConfig().measurement_digest()
+    assert "code" not in EvalConfig(benchmarks=["me"]).content()
+    assert EvalConfig.model_validate({"code": {"run": True}}).code.content() == EvalConfig().code.content()
+    for field, wrong in {"languages": ["cobol"], "samples": 0, "top_p": 0, "libraries": {"cobol": "a"}}.items():
+        with pytest.raises(ConfigError, match=f"code.{field}"):
+            parse_config(EvalConfig, {"code": {field: wrong}}, "test")

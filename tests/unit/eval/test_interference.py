@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,10 +16,18 @@ from hypothesis import strategies as st
 from contract.errors import DataError
 from eval.evaluation import Evaluation
 from eval.interference import compare
-from eval.statistics import holm, mcnemar_p_value, paired_bootstrap, t_interval, t_probability, t_quantile
+from eval.statistics import (
+    holm,
+    mcnemar_p_value,
+    paired_bootstrap,
+    paired_bootstrap_of_means,
+    t_interval,
+    t_probability,
+    t_quantile,
+)
 
 
-def evaluation(documents: dict[str, list[list[float]]], items: dict[str, list[int]], **digests: str) -> Evaluation:
+def evaluation(documents: dict[str, list[list[float]]], items: Mapping[str, list[float]], **digests: str) -> Evaluation:
     domains = {}
     for name, sums in documents.items():
         nll, count = sum(row[0] for row in sums), sum(row[1] for row in sums)
@@ -31,7 +40,7 @@ def evaluation(documents: dict[str, list[list[float]]], items: dict[str, list[in
         "domains": domains,
         "overall": {},
         "documents": documents,
-        "items": items,
+        "items": dict(items),
         "tasks": {name: {"n": len(flags), "score": sum(flags) / len(flags)} for name, flags in items.items()},
     }
     return Evaluation(**{**fields, **digests})
@@ -107,6 +116,44 @@ def test_bootstrap_equals_enumeration_of_all_draws() -> None:
     assert set(np.round(found, 9)) == set(np.round(exact, 9))
     assert found.mean() == pytest.approx(np.mean(exact), abs=3e-3)
     assert (found <= 0).mean() == pytest.approx((np.array(exact) <= 0).mean(), abs=0.02)
+
+
+def test_bootstrap_of_means_equals_enumeration_of_all_draws() -> None:
+    before, after = [0.1, 0.9, 0.5], [0.3, 0.2, 0.5]
+    differences = np.array(after) - np.array(before)
+    exact = [differences[list(draw)].mean() for draw in itertools.product(range(3), repeat=3)]
+    found = paired_bootstrap_of_means(before, after, 40_000, seed=1)
+    assert set(np.round(found, 9)) == set(np.round(exact, 9))
+    assert found.mean() == pytest.approx(np.mean(exact), abs=3e-3)
+    assert (found >= 0).mean() == pytest.approx((np.array(exact) >= 0).mean(), abs=0.02)
+
+
+def test_items_that_are_shares_are_judged_by_the_bootstrap() -> None:
+    generator = np.random.default_rng(0)
+    before = generator.binomial(20, 0.6, 40) / 20
+    items = {
+        "lost": before * 0.8,
+        "gained": 0.2 + before * 0.8,
+        "same": before,
+        "noise": before[::-1],
+        "few": before[:4],
+    }
+    baseline = evaluation({}, {name: before[: len(after)].tolist() for name, after in items.items()})
+    model = evaluation({}, {name: (after * (0.5 if name == "few" else 1)).tolist() for name, after in items.items()})
+    units = {unit.name: unit for unit in compare(baseline, model, resamples=500).units}
+    assert {name for name, unit in units.items() if unit.degraded_beyond_noise} == {"lost"}
+    assert units["lost"].p_value == pytest.approx(1 / 501)
+    assert units["gained"].p_value == units["same"].p_value == 1.0
+    assert 0.1 < units["noise"].p_value < 0.9
+    low, high = units["lost"].interval or [0, 0]
+    assert low < units["lost"].difference < high < 0
+    # Too few items to speak of noise, however clear the loss.
+    assert (units["few"].degraded, units["few"].p_value, units["few"].interval) == (True, 1.0, None)
+
+
+def test_shares_that_happen_to_be_whole_are_judged_by_the_exact_test() -> None:
+    baseline, model = (evaluation({}, {"a": flags}) for flags in ([1.0] * 6, [0.0] * 6))
+    assert compare(baseline, model).units[0].p_value == pytest.approx(2**-6)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=10))
