@@ -38,7 +38,11 @@ class Plot:
 def plots(inputs: ReportInputs, results: Mapping[str, Any]) -> list[Plot]:
     """Every figure for which there is data."""
     made = [*_validations(results), _groups(results)]
-    made += [_changes(results, kind, step) for kind in ("domain", "task") for step in STEPS]
+    made += [
+        change_bars(results, kind, step, section, f"the original target, {STEP_TITLES[step]}")
+        for kind, section in (("domain", "interference"), ("task", "skills"))
+        for step in STEPS
+    ]
     made.append(_fidelity(results))
     for method in inputs.methods():
         made += [_selection_course(inputs, method), _selection_heat(results, method)]
@@ -190,8 +194,12 @@ def _finish_bars(figure: Any, axes: Any, label: str) -> None:
     figure.legend(loc="outside upper left", ncols=2)
 
 
-def _changes(results: Mapping[str, Any], kind: str, step: Step) -> Plot | None:
-    """Bars per domain or task: the change against the original target, one bar per method."""
+def change_bars(results: Mapping[str, Any], kind: str, step: Step, section: str, against: str) -> Plot | None:
+    """Bars per domain or task: the change against the original target, one bar per method; None without such units.
+
+    Args:
+        section: of the report, to which the figure belongs. against: what the title calls the comparison.
+    """
     found = results["interference"]
     by_method = {
         method: {unit["name"]: unit for unit in found[method][step]["units"] if unit["kind"] == kind}
@@ -224,12 +232,11 @@ def _changes(results: Mapping[str, Any], kind: str, step: Step) -> Plot | None:
         _finish_bars(figure, axes, domain_label if kind == "domain" else task_label)
     what = "Held-out bits per byte" if kind == "domain" else "Skill accuracy"
     note = "; shaded, *: not in the corpus" if absent else ""
-    title = f"{what} against the original target, {STEP_TITLES[step]}{note}"
+    title = f"{what} against {against}{note}"
     worst = {m: max(u.values(), key=lambda unit: unit["loss"]) for m, u in by_method.items()}
     alt = "Bar chart. Largest loss: " + "; ".join(
         f"{method_label(m)} {100 * unit['loss']:+.1f} in {unit['name']}" for m, unit in worst.items()
     )
-    section = "interference" if kind == "domain" else "skills"
     return Plot(f"change-{kind}-{step}", section, title, alt + ".", svg[0])
 
 

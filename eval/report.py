@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from contract.storage import join, write_bytes
+from eval.cells import Section, Table
 from eval.drawing import METHOD_COLOURS
 from eval.evaluation import Evaluation
 from eval.plots import Plot, plots, with_prefix
 from eval.report_inputs import MethodRun, ReportInputs, SourceModel
 from eval.summary import SUBJECT, summarize
-from eval.tables import Section, Table, sections
+from eval.tables import sections
 from eval.verdict import number, signed_percent, verdict
 
 __all__ = ["Evaluation", "MethodRun", "ReportInputs", "SourceModel", "write_report"]
@@ -35,14 +36,35 @@ def write_report(inputs: ReportInputs, folder: str | Path) -> dict[str, Any]:
     results["verdict"] = verdict(results)
     figures = plots(inputs, results)
     parts = sections(results)
+    return write_pages(folder, "report", "results", results, parts, figures, key_figures(results))
+
+
+def write_pages(
+    folder: str | Path,
+    page: str,
+    data: str,
+    results: Mapping[str, Any],
+    parts: Sequence[Section],
+    figures: Sequence[Plot],
+    tiles: Sequence[Mapping[str, str]],
+) -> dict[str, Any]:
+    """Writes `plots/*.svg`, `<page>.md`, `<page>.html` and `<data>.json` into `folder`.
+
+    Args:
+        results: what becomes the JSON; its `title`, `verdict`, `command`, `provenance` and `config` are on the page.
+        tiles: the few numbers at the top of the page, see `key_figures`.
+
+    Returns:
+        The content of the JSON file.
+    """
     for figure in figures:
         write_bytes(join(folder, "plots", f"{figure.name}.svg"), (figure.svg + "\n").encode())
-    write_bytes(join(folder, "report.md"), markdown(results, parts, figures).encode())
-    write_bytes(join(folder, "report.html"), html(results, parts, figures).encode())
-    # Last: whoever finds results.json finds the whole report.
+    write_bytes(join(folder, f"{page}.md"), markdown(results, parts, figures).encode())
+    write_bytes(join(folder, f"{page}.html"), html(results, parts, figures, tiles).encode())
+    # Last: whoever finds the JSON finds the whole report.
     content: dict[str, Any] = finite(results)
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-    write_bytes(join(folder, "results.json"), (text + "\n").encode())
+    write_bytes(join(folder, f"{data}.json"), (text + "\n").encode())
     return content
 
 
@@ -74,10 +96,15 @@ def markdown(results: Mapping[str, Any], parts: Sequence[Section], figures: Sequ
 
 def markdown_table(table: Table) -> list[str]:
     """Its lines."""
+    return ["| " + " | ".join(row) + " |" for row in markdown_cells(table)]
+
+
+def markdown_cells(table: Table) -> list[list[str]]:
+    """Its header, the rule below it, and its rows."""
     rows = [[_markdown_cell(cell.plain(), cell.tone) for cell in row] for row in table.rows]
     header = [_markdown_cell(text) for text in table.header]
     rule = ["---", *["---:"] * (len(header) - 1)]
-    return ["| " + " | ".join(row) + " |" for row in [header, rule, *rows]]
+    return [header, rule, *rows]
 
 
 def _markdown_cell(text: str, tone: str = "") -> str:
@@ -104,7 +131,12 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, default=str)
 
 
-def html(results: Mapping[str, Any], parts: Sequence[Section], figures: Sequence[Plot]) -> str:
+def html(
+    results: Mapping[str, Any],
+    parts: Sequence[Section],
+    figures: Sequence[Plot],
+    tiles: Sequence[Mapping[str, str]],
+) -> str:
     """The report as one HTML file: style and figures inside, nothing fetched."""
     import jinja2
 
@@ -127,7 +159,7 @@ def html(results: Mapping[str, Any], parts: Sequence[Section], figures: Sequence
         results=results,
         sections=parts,
         figures=drawn,
-        tiles=key_figures(results),
+        tiles=tiles,
         provenance=_flat(results["provenance"]),
         config=_json(results["config"]),
         accent=METHOD_COLOURS[SUBJECT],

@@ -93,7 +93,8 @@ class ReportInputs:
         provenance: config digest, package versions and the like, plain values.
         original: the target before any training.
         runs: every method and seed; methods may be missing.
-        tuning: ct's learning-rate search: {learning_rate, best_bits_per_byte, last_bits_per_byte, best_step} each.
+        tuning: the learning-rate search: {method, learning_rate, best_bits_per_byte, last_bits_per_byte, best_step}
+            each.
         train_domains, absent_domains: domains that the continual corpus has and has not.
         stages: stage -> {seconds, parts, rows, tokens, bytes}, each optional.
         alignment_split: the split that `alignment` and `fidelity` are of.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from eval.evaluation import Evaluation
@@ -146,35 +147,53 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _interference(inputs: ReportInputs) -> dict[str, Any]:
-    """Per method and step: against the original target (with units) and, for the same seed, against ct (counts)."""
+    """Per method and step: against the original target and, for the same seed, against ct."""
     ct_runs = inputs.runs_of("ct")
+    judge = partial(compare, resamples=inputs.bootstrap, confidence=inputs.confidence)
     found: dict[str, Any] = {}
     for method in inputs.methods():
         runs = inputs.runs_of(method)
+        paired = {seed: ct_runs[seed] for seed in runs if method != "ct" and seed in ct_runs}
         found[method] = {}
         for step in STEPS:
-            to_target = {seed: _compare(inputs, inputs.original, run, step) for seed, run in runs.items()}
-            to_ct = {
-                seed: _compare(inputs, ct_runs[seed].at(step), run, step).summary()
-                for seed, run in runs.items()
-                if method != "ct" and seed in ct_runs
-            }
-            summaries = {seed: result.summary() for seed, result in to_target.items()}
-            found[method][step] = {
-                "per_seed": {str(seed): summary for seed, summary in summaries.items()},
-                "mean": combine(list(summaries.values()), _mean),
-                "vs_ct_per_seed": {str(seed): summary for seed, summary in to_ct.items()},
-                "vs_ct_mean": combine(list(to_ct.values()), _mean) if to_ct else None,
-                "units": _units(inputs, to_target),
-            }
+            seeds, ct = ({seed: run.at(step) for seed, run in of.items()} for of in (runs, paired))
+            found[method][step] = interference_over_seeds(inputs.original, seeds, ct, inputs.absent_domains, judge)
     return found
 
 
-def _compare(inputs: ReportInputs, baseline: Evaluation, run: MethodRun, step: Step) -> Interference:
-    return compare(baseline, run.at(step), resamples=inputs.bootstrap, confidence=inputs.confidence)
+def interference_over_seeds(
+    original: Evaluation,
+    seeds: Mapping[int, Evaluation],
+    ct: Mapping[int, Evaluation],
+    absent_domains: Sequence[str],
+    judge: Callable[[Evaluation, Evaluation], Interference],
+) -> dict[str, Any]:
+    """One model against the original target, and against continual training.
+
+    Args:
+        seeds: the model's evaluations. ct: those that they are compared with, of the same seeds or fewer.
+        judge: `eval.interference.compare`, set up.
+
+    Returns:
+        `per_seed`, `mean` (`Interference.summary`) and `units` against the original target; `vs_ct_per_seed` and
+        `vs_ct_mean` (None without any) against ct.
+
+    Raises:
+        DataError: evaluations are of different data and cannot be compared.
+    """
+    to_target = {seed: judge(original, evaluation) for seed, evaluation in seeds.items()}
+    to_ct = {seed: judge(other, seeds[seed]).summary() for seed, other in ct.items()}
+    summaries = {seed: result.summary() for seed, result in to_target.items()}
+    return {
+        "per_seed": {str(seed): summary for seed, summary in summaries.items()},
+        "mean": combine(list(summaries.values()), _mean),
+        "vs_ct_per_seed": {str(seed): summary for seed, summary in to_ct.items()},
+        "vs_ct_mean": combine(list(to_ct.values()), _mean) if to_ct else None,
+        "units": _units(absent_domains, to_target),
+    }
 
 
-def _units(inputs: ReportInputs, per_seed: Mapping[int, Interference]) -> list[dict[str, Any]]:
+def _units(absent_domains: Sequence[str], per_seed: Mapping[int, Interference]) -> list[dict[str, Any]]:
     """Per domain and task: means over seeds, and in how many seeds it got worse."""
     rows = []
     for same in zip(*(result.units for result in per_seed.values()), strict=True):
@@ -182,7 +201,7 @@ def _units(inputs: ReportInputs, per_seed: Mapping[int, Interference]) -> list[d
             {
                 "name": same[0].name,
                 "kind": same[0].kind,
-                "absent": same[0].kind == "domain" and same[0].name in inputs.absent_domains,
+                "absent": same[0].kind == "domain" and same[0].name in absent_domains,
                 "baseline": same[0].baseline,
                 "model": _mean([unit.model for unit in same]),
                 "difference": _mean([unit.difference for unit in same]),

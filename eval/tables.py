@@ -3,50 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from eval.cells import MISSING, Cell, Section, Table, percent
 from eval.report_inputs import STEPS, TARGET, Step, method_label
 from eval.summary import GROUPS, SUBJECT, claim_group
 from eval.verdict import number, signed_percent
 
-Tone = Literal["", "best", "worse", "muted"]
-MISSING = "–"
 STEP_WORDS = {"best": "at each method's best step", "last": "at the last step"}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell: its text, a second, smaller text, and what it should look like."""
-
-    text: str
-    detail: str = ""
-    tone: Tone = ""
-
-    def plain(self) -> str:
-        """Both texts in one line."""
-        return f"{self.text} ({self.detail})" if self.detail else self.text
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table with a caption. The first column names the row; `emphasis` is the row of the method under test."""
-
-    caption: str
-    header: list[str]
-    rows: list[list[Cell]]
-    emphasis: str = ""
-    folded: bool = False
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading, what the reader should know, and tables; `plots` names the figures that go with it."""
-
-    key: str
-    heading: str
-    notes: list[str] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
 
 
 def sections(results: Mapping[str, Any]) -> list[Section]:
@@ -135,7 +99,7 @@ def _skill_cell(results: Mapping[str, Any], method: str, step: Step) -> Cell:
     spread = results["methods"][method]["spread"][step]
     if value is None:
         return Cell(MISSING, tone="muted")
-    return Cell(_percent(value), f"±{spread['skill_accuracy'] * 100:.1f}" if spread else "")
+    return Cell(percent(value), f"±{spread['skill_accuracy'] * 100:.1f}" if spread else "")
 
 
 def _counts_cell(results: Mapping[str, Any], method: str, step: Step, key: str) -> Cell:
@@ -143,10 +107,6 @@ def _counts_cell(results: Mapping[str, Any], method: str, step: Step, key: str) 
     if counts is None:
         return Cell(MISSING, tone="muted")
     return Cell(number(counts["degraded"]), f"{number(counts['degraded_beyond_noise'])} beyond noise")
-
-
-def _percent(value: float, digits: int = 1) -> str:
-    return f"{value * 100:.{digits}f} %"
 
 
 def _per_domain(results: Mapping[str, Any]) -> Section:
@@ -180,49 +140,58 @@ def _unit_table(results: Mapping[str, Any], kind: str, step: Step) -> Table:
     rows = []
     for name in sorted(start, key=lambda name: (name in absent, name)):
         first = Cell(name, "absent" if name in absent else "")
-        baseline = f"{start[name]['bits_per_byte']:.4f}" if kind == "domain" else _percent(start[name])
-        rows.append([first, Cell(baseline), *(_unit_cell(by_method[method][name]) for method in methods)])
+        baseline = f"{start[name]['bits_per_byte']:.4f}" if kind == "domain" else percent(start[name])
+        rows.append([first, Cell(baseline), *(unit_cell(by_method[method][name]) for method in methods)])
     header = ["Domain" if kind == "domain" else "Skill", *(method_label(method) for method in [TARGET, *methods])]
     caption = f"{'Bits per byte' if kind == 'domain' else 'Accuracy'} {STEP_WORDS[step]}"
     return Table(caption, header, rows, folded=step == "last")
 
 
-def _unit_cell(unit: Mapping[str, Any]) -> Cell:
+def unit_cell(unit: Mapping[str, Any]) -> Cell:
+    """A domain or task under one model: its figure, and the change against the original target."""
     worse = unit["degraded_beyond_noise_seeds"] * 2 >= unit["seeds"]
     if unit["kind"] == "domain":
         return Cell(f"{unit['model']:.4f}", signed_percent(unit["loss"]), "worse" if worse else "")
     points = f"{unit['difference'] * 100:+.1f}".replace("-", "−")
-    return Cell(_percent(unit["model"]), points, "worse" if worse else "")
+    return Cell(percent(unit["model"]), points, "worse" if worse else "")
 
 
 def _interference(results: Mapping[str, Any]) -> Section | None:
     if not results["interference"]:
         return None
-    header = ["Method", "Worse", "Beyond noise", "Mean loss of the worse ones", "Mean loss of all", "Worst loss"]
     tables = []
     for step in STEPS:
-        rows = []
-        for method, found in results["interference"].items():
-            mean, units = found[step]["mean"], found[step]["units"]
-            worst = max(units, key=lambda unit: unit["loss"], default=None)
-            rows.append(
-                [
-                    Cell(method_label(method)),
-                    Cell(f"{number(mean['degraded'])} of {number(mean['units'])}", _percent(mean["degraded_share"], 0)),
-                    Cell(number(mean["degraded_beyond_noise"]), _percent(mean["degraded_beyond_noise_share"], 0)),
-                    Cell(_percent(mean["mean_loss_of_degraded"])),
-                    Cell(signed_percent(mean["mean_loss"])),
-                    Cell(_percent(mean["worst_loss"]), worst["name"] if worst and worst["loss"] > 0 else ""),
-                ]
-            )
+        rows = [
+            [Cell(method_label(method)), *loss_cells(found[step])] for method, found in results["interference"].items()
+        ]
         caption = f"Domains and skills that got worse than the original target, {STEP_WORDS[step]}"
-        tables.append(Table(caption, header, rows, emphasis=method_label(SUBJECT)))
-    notes = [
+        tables.append(Table(caption, ["Method", *LOSS_HEADER], rows, emphasis=method_label(SUBJECT)))
+    return Section("interference", "Knowledge interference", loss_notes(results), tables)
+
+
+LOSS_HEADER = ("Worse", "Beyond noise", "Mean loss of the worse ones", "Mean loss of all", "Worst loss")
+
+
+def loss_cells(found: Mapping[str, Any]) -> list[Cell]:
+    """A model's cells under `LOSS_HEADER`; `found` is what `eval.summary.interference_over_seeds` tells of it."""
+    mean, units = found["mean"], found["units"]
+    worst = max(units, key=lambda unit: unit["loss"], default=None)
+    return [
+        Cell(f"{number(mean['degraded'])} of {number(mean['units'])}", percent(mean["degraded_share"], 0)),
+        Cell(number(mean["degraded_beyond_noise"]), percent(mean["degraded_beyond_noise_share"], 0)),
+        Cell(percent(mean["mean_loss_of_degraded"])),
+        Cell(signed_percent(mean["mean_loss"])),
+        Cell(percent(mean["worst_loss"]), worst["name"] if worst and worst["loss"] > 0 else ""),
+    ]
+
+
+def loss_notes(results: Mapping[str, Any]) -> list[str]:
+    """How the figures under `LOSS_HEADER` are to be read."""
+    return [
         results["judging"]["note"],
         "A loss is relative bits per byte for a domain and points of accuracy for a skill; a negative loss is a gain. "
         "Counts and losses are means over seeds.",
     ]
-    return Section("interference", "Knowledge interference", notes, tables)
 
 
 def _selection(results: Mapping[str, Any]) -> Section | None:
@@ -233,10 +202,10 @@ def _selection(results: Mapping[str, Any]) -> Section | None:
         ids = list(found["mean"])
         absent = results["domains"]["absent"]
         rows = [
-            [Cell(domain, "absent" if domain in absent else ""), *(Cell(_percent(shares[name], 0)) for name in ids)]
+            [Cell(domain, "absent" if domain in absent else ""), *(Cell(percent(shares[name], 0)) for name in ids)]
             for domain, shares in found["domains"].items()
         ]
-        rows.append([Cell("Mean"), *(Cell(_percent(found["mean"][name], 0)) for name in ids)])
+        rows.append([Cell("Mean"), *(Cell(percent(found["mean"][name], 0)) for name in ids)])
         tables.append(Table(f"{method_label(method)}: fusion weight by domain", ["Domain", *ids], rows, folded=True))
     notes = ["How the selection network shares its weight among the sources: mean fusion weight per position."]
     return Section("selection", "What the selection network chose", notes, tables)
@@ -403,7 +372,7 @@ def _fidelity(results: Mapping[str, Any]) -> Table:
                     Cell(f"{found['own_bits_per_byte']:.4f}"),
                     Cell(f"{found['aligned_bits_per_byte']:.4f}"),
                     Cell(f"{found['cost']:+.4f}", tone="best" if found["cost"] == lowest else ""),
-                    Cell(_percent(found["hits"])),
+                    Cell(percent(found["hits"])),
                 ]
             )
     header = ["Source (map)", "Own bits/byte", "Aligned bits/byte", "Cost", "Right"]
@@ -426,28 +395,35 @@ def _fidelity_by_domain(results: Mapping[str, Any]) -> list[Table]:
 def _share(value: Any) -> Cell:
     if value is None:
         return Cell(MISSING, tone="muted")
-    return Cell(_percent(value) if isinstance(value, int | float) else str(value))
+    return Cell(percent(value) if isinstance(value, int | float) else str(value))
 
 
 def _tuning(results: Mapping[str, Any]) -> Section | None:
     if not results["tuning"]:
         return None
-    best = min(row["best_bits_per_byte"] for row in results["tuning"])
+    best = {
+        method: min(row["best_bits_per_byte"] for row in results["tuning"] if row["method"] == method)
+        for method in dict.fromkeys(row["method"] for row in results["tuning"])
+    }
     rows = [
         [
+            Cell(method_label(row["method"])),
             Cell(f"{row['learning_rate']:g}"),
-            Cell(f"{row['best_bits_per_byte']:.4f}", tone="best" if row["best_bits_per_byte"] == best else ""),
+            Cell(
+                f"{row['best_bits_per_byte']:.4f}",
+                tone="best" if row["best_bits_per_byte"] == best[row["method"]] else "",
+            ),
             Cell(f"{row['last_bits_per_byte']:.4f}"),
             Cell(f"{row['best_step']:,}"),
         ]
         for row in results["tuning"]
     ]
     notes = [
-        "Every method uses the learning rate that is best for continual training, the baseline, on validation text of "
-        "the corpus's own domains."
+        "A method uses the learning rate that is best for it, with the first seed, on validation text of the corpus's "
+        "own domains; a method without a row here uses the one that is best for continual training, the baseline."
     ]
-    header = ["Learning rate", "Best step, bits/byte", "Last step, bits/byte", "Best step"]
-    caption = "Continual training on validation text"
+    header = ["Method", "Learning rate", "Best step, bits/byte", "Last step, bits/byte", "Best step"]
+    caption = "Every rate on validation text"
     return Section("tuning", "Learning-rate search", notes, [Table(caption, header, rows)])
 
 

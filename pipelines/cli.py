@@ -126,11 +126,20 @@ def train(config: str, overrides: tuple[str, ...], overwrite: bool, resume: str)
 
 @main.command("eval")
 @_config_options
-@click.option("--benchmarks", metavar="cs,bbh,mmlu", help="Public benchmarks, short for --set eval.benchmarks=[...].")
-def evaluate(config: str, overrides: tuple[str, ...], overwrite: bool, benchmarks: str | None) -> None:
+@click.option("--benchmarks", metavar="cs,bbh,mmlu,me", help="Public benchmarks, as --set eval.benchmarks=[...].")
+@click.option(
+    "--run-generated-code",
+    is_flag=True,
+    help="Let the benchmark me run programs that the models write, in a sandbox; as --set eval.code.run=true.",
+)
+def evaluate(
+    config: str, overrides: tuple[str, ...], overwrite: bool, benchmarks: str | None, run_generated_code: bool
+) -> None:
     """Evaluate all models and write the report."""
     if benchmarks is not None:
         overrides = (*overrides, f"eval.benchmarks=[{benchmarks}]")
+    if run_generated_code:
+        overrides = (*overrides, "eval.code.run=true")
     with _road(config, overrides, overwrite) as road:
         road.eval()
 
@@ -172,6 +181,53 @@ def plan(config: str, overrides: tuple[str, ...], documents: int, as_json: bool)
 
     made = make_plan(load_config(FusionConfig, config, overrides), documents)
     click.echo(made.to_json() if as_json else made.table())
+
+
+@main.group()
+def report() -> None:
+    """Reports of evaluations that are there, of this run or of any other; needs no config."""
+
+
+@report.command()
+@click.argument("models", nargs=-1, required=True, metavar="[NAME=]PATH...")
+@click.option(
+    "--step", type=click.Choice(["best", "last"]), default="best", show_default=True, help="Of a folder, these files."
+)
+@click.option("--ct", metavar="NAME", help="Which model is plain continued training; by default the one called ct.")
+@click.option(
+    "--fusellm", metavar="NAME", help="Whose count is the ratio's divisor; by default the one called fusellm."
+)
+@click.option("--benchmarks", metavar="FILE", help="Also the tasks of this eval/benchmarks.json.")
+@click.option("--bootstrap", type=click.IntRange(100), default=2000, show_default=True, help="Resamples of documents.")
+@click.option(
+    "--confidence",
+    type=click.FloatRange(0.5, 1, min_open=True, max_open=True),
+    default=0.95,
+    show_default=True,
+    help="Of “beyond noise”.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
+@click.option(
+    "--output", metavar="FOLDER", help="Also write interference.json, interference.md and interference.html there."
+)
+def interference(models: tuple[str, ...], as_json: bool, output: str | None, **options: Any) -> None:
+    """What models do worse than the original target, domain by domain and task by task.
+
+    Each PATH is an evaluation file, or a folder in which every best.json is a seed of one model. The first one is the
+    original target, which the others are compared with:
+
+    \b
+      cd runs/NAME/eval
+      fusionx report interference models/target.json ct fusellm fusionx
+    """
+    from eval.interference_report import interference_results, terminal_text, write_interference
+    from eval.report import finite
+    from pipelines.interference import interference_inputs
+
+    results = interference_results(interference_inputs(models, **options))
+    if output is not None:
+        write_interference(results, output)
+    click.echo(json.dumps(finite(results), ensure_ascii=False) if as_json else terminal_text(results))
 
 
 @main.command(epilog="\b\n" + "\n".join(f"{name:<12}{shows}" for name, shows in STUDIES.items()))

@@ -13,7 +13,7 @@ from contract.storage import join
 from eval.config import EvalConfig
 from eval.evaluate import evaluate_model
 from eval.evaluation import Evaluation
-from eval.harness import run_benchmarks
+from eval.harness import check_benchmarks, run_benchmarks
 from eval.harness_scores import BenchmarkScores
 from eval.perplexity import Chunk
 from eval.tasks import load_tasks
@@ -29,10 +29,15 @@ _MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A model folder and where its evaluation is kept."""
+    """A model, by its folder or as the config names it, and where its evaluation is kept."""
 
-    model: str
+    source: ModelConfig | str
     output: str
+
+    @property
+    def model(self) -> str:
+        """Its folder; a hub model is fetched first."""
+        return self.source if isinstance(self.source, str) else local_folder(self.source)
 
 
 def evaluate_all(config: FusionConfig, layout: Layout) -> int:
@@ -44,8 +49,9 @@ def evaluate_all(config: FusionConfig, layout: Layout) -> int:
     """
     refuse_object_store(layout)
     load_tasks(config.eval)  # what the config asks for comes before what is not there yet
+    check_benchmarks(config.eval)
     chunks = held_out_chunks(layout, config.eval.split)
-    models = list(all_models(config, layout))
+    models = list(all_models(config, layout, finished_jobs(config, layout)))
     made = sum(evaluate(item, chunks, config.eval) for item in models)
     if config.eval.benchmarks:
         made += run_benchmarks([item.model for item in models], config.eval, layout.benchmarks)
@@ -91,10 +97,11 @@ def held_out_chunks(layout: Layout, split: str) -> list[Chunk]:
     return rows
 
 
-def all_models(config: FusionConfig, layout: Layout) -> Iterator[Evaluated]:
+def all_models(config: FusionConfig, layout: Layout, jobs: Sequence[TrainJob]) -> Iterator[Evaluated]:
+    """The target, the sources where they are evaluated, and what every one of `jobs` exports; looks at no file."""
     for model in config.models if config.eval.sources else [config.target]:
-        yield Evaluated(local_folder(model), layout.evaluation("models", model.id))
-    for job in finished_jobs(config, layout):
+        yield Evaluated(model, layout.evaluation("models", model.id))
+    for job in jobs:
         for step in STEPS:
             yield Evaluated(join(job.output, step), evaluation_of(layout, job, step))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +14,27 @@ from contract.manifest import Manifest, build_manifest, has_manifest, read_manif
 from contract.shard import inspect_part
 from contract.stage import Stage
 from contract.storage import exists, join
-from pipelines.evaluation import STEPS, evaluation_of
+from eval.config import Benchmark, HarnessBenchmark
+from eval.evaluation import Evaluation
+from eval.harness_scores import BenchmarkScores
+from pipelines.config import FusionConfig
+from pipelines.ensembles import rival_files
+from pipelines.evaluation import Evaluated, all_models
 from pipelines.road import Road
 from pipelines.training import planned_jobs, tuning_jobs
 from train.config import TrainJob
 from train.result import finished_result
 
+HARNESS_TASKS: dict[HarnessBenchmark, int] = {"cs": 6, "bbh": 27, "mmlu": 57}
+"""Tasks per benchmark of lm-evaluation-harness, told without the harness, which would take seconds to say it."""
+
 
 @dataclass
 class StageStatus:
-    """Counts of a stage's units (parts, trainings or evaluations), and the first reason why not all are done."""
+    """Counts of a stage's units, and the first reason why not all are done.
+
+    Units are parts, trainings, or the scores that `eval` writes.
+    """
 
     name: str
     done: int = 0
@@ -57,7 +69,8 @@ def status(road: Road) -> Iterator[StageStatus]:
     for mode in config.align.maps:
         for model in config.models:
             yield _aligned(road.aligned_stage(mode, model))
-    yield from _trainings(road)
+    yield _trainings(road)
+    yield _evaluations(road)
 
 
 def _stage(stage: Stage) -> StageStatus:
@@ -108,20 +121,16 @@ def held_out(aligned: Manifest) -> tuple[str, dict[str, Any]]:
     return split, judged.stats
 
 
-def _trainings(road: Road) -> Iterator[StageStatus]:
-    training, evaluation = StageStatus("train"), StageStatus("eval")
+def _trainings(road: Road) -> StageStatus:
+    found = StageStatus("train")
     try:
         for job in tuning_jobs(road.config, road.layout):
-            _training(job, training)
+            _training(job, found)
         for job in planned_jobs(road.config, road.layout):
-            _training(job, training)
-            for step in STEPS:
-                written = exists(evaluation_of(road.layout, job, step))
-                evaluation.done, evaluation.missing = evaluation.done + written, evaluation.missing + (not written)
+            _training(job, found)
     except FusionXError as error:
-        training.why = _reason(error)
-    yield training
-    yield evaluation
+        found.why = _reason(error)
+    return found
 
 
 def _training(job: TrainJob, found: StageStatus) -> None:
@@ -132,6 +141,71 @@ def _training(job: TrainJob, found: StageStatus) -> None:
         found.why = found.why or f"{job.output}: {error.details.get('field', error.problem)} changed"
         return
     found.done, found.missing = found.done + finished, found.missing + (not finished)
+
+
+def _evaluations(road: Road) -> StageStatus:
+    """Evaluations of models, benchmark tasks, ensembles and models beside them; each kind's counts are in the note."""
+    config, layout, found = road.config, road.layout, StageStatus("eval")
+    jobs: list[TrainJob] = []
+    with _missing_on_error(found):
+        jobs = planned_jobs(config, layout)
+    models = list(all_models(config, layout, jobs))
+    evaluations = [item.output for item in models]
+    _count(found, "models", *_existing(evaluations))
+    with _missing_on_error(found):
+        _count(found, "benchmark tasks", *_benchmark_tasks(road, models))
+    with _missing_on_error(found):
+        ensembles, beside = rival_files(config, layout, jobs)
+        _count(found, "ensembles", *_existing(ensembles))
+        # Counted above where the split is the same.
+        _count(found, "models beside them", *_existing([path for path in beside if path not in evaluations]))
+    return found
+
+
+@contextmanager
+def _missing_on_error(found: StageStatus) -> Iterator[None]:
+    """What an error keeps from being counted is not done."""
+    try:
+        yield
+    except FusionXError as error:
+        found.missing, found.why = found.missing + 1, found.why or _reason(error)
+
+
+def _count(found: StageStatus, kind: str, done: int, planned: int) -> None:
+    found.done, found.missing = found.done + done, found.missing + planned - done
+    if planned:
+        found.note += f"{', ' if found.note else ''}{kind}: {done} of {planned}"
+
+
+def _existing(files: Sequence[str]) -> tuple[int, int]:
+    return sum(map(exists, files)), len(files)
+
+
+def _benchmark_tasks(road: Road, models: Sequence[Evaluated]) -> tuple[int, int]:
+    """How many tasks have a score of a model's very weights, as its evaluation tells them, and how many there are."""
+    scores = BenchmarkScores.load(road.layout.benchmarks)
+    planned = {name: _planned_tasks(road.config, name, scores) for name in road.config.eval.benchmarks}
+    done = 0
+    for item in models:
+        if exists(item.output):
+            evaluation = Evaluation.load(item.output)
+            done += sum(min(_scored(scores, evaluation, name), count) for name, count in planned.items())
+    return done, len(models) * sum(planned.values())
+
+
+def _planned_tasks(config: FusionConfig, benchmark: Benchmark, scores: BenchmarkScores) -> int:
+    """Of `me` without `eval.code.languages`, only a machine's toolchains tell: as many as some model has, or one."""
+    if benchmark != "me":
+        return HARNESS_TASKS[benchmark]
+    scored = [sum(task.benchmark == "me" for task in tasks.values()) for tasks in scores.tasks.values()]
+    return len(config.eval.code.languages) or max([1, *scored])
+
+
+def _scored(scores: BenchmarkScores, evaluation: Evaluation, benchmark: Benchmark) -> int:
+    try:
+        return len(scores.joined(evaluation, [benchmark]).tasks) - len(evaluation.tasks)
+    except DataError:  # none of them
+        return 0
 
 
 def _reason(error: FusionXError) -> str:

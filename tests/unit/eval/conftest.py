@@ -205,8 +205,20 @@ def build_inputs(
         "original": make_evaluation("original"),
         "runs": runs,
         "tuning": [
-            {"learning_rate": 3e-4, "best_bits_per_byte": 1.41, "last_bits_per_byte": 1.43, "best_step": 380},
-            {"learning_rate": 1e-3, "best_bits_per_byte": 1.36, "last_bits_per_byte": 1.47, "best_step": 180},
+            {
+                "method": "ct",
+                "learning_rate": 3e-4,
+                "best_bits_per_byte": 1.41,
+                "last_bits_per_byte": 1.43,
+                "best_step": 380,
+            },
+            {
+                "method": "ct",
+                "learning_rate": 1e-3,
+                "best_bits_per_byte": 1.36,
+                "last_bits_per_byte": 1.47,
+                "best_step": 180,
+            },
         ],
         "train_domains": TRAIN_DOMAINS,
         "absent_domains": ABSENT_DOMAINS,

@@ -282,12 +282,18 @@ def test_report_is_deterministic(full: tuple[ReportInputs, Path], tmp_path: Path
         assert path.read_bytes() == (tmp_path / path.relative_to(folder)).read_bytes(), path.name
 
 
-def test_one_seed_has_no_interval(make_inputs: MakeInputs, tmp_path: Path) -> None:
+def test_one_seed_has_no_interval(full: tuple[ReportInputs, Path], make_inputs: MakeInputs, tmp_path: Path) -> None:
     results = write_report(make_inputs(seeds=(1,), bootstrap=200), tmp_path)
     assert results["comparison"]["bpb_vs_ct"]["ci95"] is None
     assert results["comparison"]["note"] == ONE_SEED
     assert results["verdict"][-1] == ONE_SEED
     assert "in this one pair of runs" in results["verdict"][0]
+    for name in ("report.md", "report.html"):
+        for sign in ("interval over seeds", "±"):
+            assert sign in (full[1] / name).read_text()
+            assert sign not in (tmp_path / name).read_text()
+    assert "95\u00a0%" in (full[1] / "report.html").read_text()
+    assert "95\u00a0%" not in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize("methods", [("fusionx",), ("ct",), ("ct", "fusionx"), ()])

@@ -1,0 +1,173 @@
+"""What `fusionx status` counts under `eval`: models, benchmark tasks, ensembles, and the models beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pipelines.evaluation
+import pipelines.status
+from contract.errors import DataError
+from contract.manifest import build_manifest, write_manifest
+from contract.shard import PartEntry
+from eval.config import HarnessBenchmark
+from eval.evaluation import Evaluation
+from eval.harness_scores import BenchmarkScores, ModelIdentity, TaskScore
+from eval.harness_tasks import SUITES
+from pipelines.config import FusionConfig
+from pipelines.layout import Layout
+from pipelines.road import open_road
+from pipelines.status import HARNESS_TASKS, StageStatus, status
+from train.config import TrainJob
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FusionConfig:
+    """One training of two steps each; the target is on the hub, from where nothing may be fetched."""
+    config = FusionConfig.model_validate(
+        {
+            "name": "x",
+            "output": str(tmp_path),
+            "target": {"id": "target", "path": "nobody/target"},
+            "sources": [{"id": "source", "path": "nobody/source"}],
+            "corpus": {"path": "nowhere"},
+            "eval": {"rivals": {"sibling": "elsewhere"}, "benchmarks": ["cs"]},
+            "executor": {"kind": "inline"},
+        }
+    )
+    monkeypatch.setattr(pipelines.status, "planned_jobs", lambda config, layout: [job(config, layout)])
+    monkeypatch.setattr(pipelines.evaluation, "local_folder", lambda model: pytest.fail("a model was looked for"))
+    return config
+
+
+def job(config: FusionConfig, layout: Layout) -> TrainJob:
+    method = config.train.methods[0]
+    return TrainJob(
+        method_name=method, method=config.train.method(method), seed=0, optimizer=config.train.optimizer,
+        run=config.train.run, target="target", target_path="t", target_weights="w", tokens="tokens",
+        aligned={model.id: model.id for model in config.models}, inputs={"tokens": "t"},
+        output=layout.training(method, 1e-3, 0),
+    )  # fmt: skip
+
+
+def aligned(config: FusionConfig, layout: Layout, *splits: str) -> None:
+    parts = [
+        PartEntry(f"part-{number:05d}.parquet", split, rows=1, tokens=1, bytes=1, sha256="0", stats={})
+        for number, split in enumerate(splits)
+    ]
+    folder = layout.aligned("target", config.align.maps[0], "target")
+    write_manifest(folder, build_manifest("aligned", {}, {}, parts))
+
+
+def write(path: str, weights: str) -> None:
+    fields: dict[str, Any] = dict.fromkeys(("model", "config_digest", "data_digest"), "x")
+    fields |= {"weights_digest": weights, "domains": {}, "overall": {}, "documents": {}}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps(vars(Evaluation(**fields))))
+
+
+def eval_status(config: FusionConfig) -> StageStatus:
+    with open_road(config, looks_only=True) as road:
+        return list(status(road))[-1]
+
+
+def files(config: FusionConfig, layout: Layout, split: str) -> tuple[list[str], list[str]]:
+    """Of the models, and of the ensembles and the models beside them where `split` is not `eval.split`."""
+    method = config.train.methods[0]
+    models = [("models", "target"), (method, "seed-0", "best"), (method, "seed-0", "last")]
+    beside = [(split, "models", "target"), (split, "rivals", "sibling"), (split, method, "seed-0", "best")]
+    ensembles = ("ensembles", f"{split}-{config.align.maps[0]}")
+    return [layout.evaluation(*name) for name in models], [layout.evaluation(*name) for name in (ensembles, *beside)]
+
+
+def test_everything_that_eval_writes_is_counted(config: FusionConfig) -> None:
+    layout = Layout(config.output)
+    aligned(config, layout, "train", "validation")
+    found = eval_status(config)
+    assert (found.name, found.done, found.missing) == ("eval", 0, 3 + 3 * 6 + 1 + 3)
+    models, others = files(config, layout, "validation")
+    for number, path in enumerate([*models, *others]):
+        write(path, f"w{number}")
+        assert eval_status(config).done == number + 1
+    scores = BenchmarkScores()
+    for number in range(3):
+        scores.begin(f"m{number}", ModelIdentity(f"w{number}", "", ""))
+        scores.tasks[f"m{number}"] = {name: score("cs") for name in SUITES["cs"].tasks[: 6 - number]}
+    scores.save(layout.benchmarks)
+    found = eval_status(config)
+    assert (found.done, found.missing) == (7 + 6 + 5 + 4, 3)
+    assert found.note == "models: 3 of 3, benchmark tasks: 15 of 18, ensembles: 1 of 1, models beside them: 3 of 3"
+    assert not found.complete
+    without = config.model_copy(update={"eval": config.eval.model_copy(update={"benchmarks": []})})
+    assert eval_status(without).complete
+
+
+def score(benchmark: str) -> TaskScore:
+    return TaskScore(benchmark, "acc", 1, 1.0, None, 0, {}, "0", "p", [1.0])
+
+
+def test_scores_of_other_weights_do_not_count(config: FusionConfig) -> None:
+    layout = Layout(config.output)
+    aligned(config, layout, "validation")
+    write(files(config, layout, "validation")[0][0], "new")
+    scores = BenchmarkScores()
+    scores.begin("target", ModelIdentity("old", "", ""))
+    scores.tasks["target"] = {name: score("cs") for name in SUITES["cs"].tasks}
+    scores.save(layout.benchmarks)
+    assert "benchmark tasks: 0 of 18" in eval_status(config).note
+
+
+@pytest.mark.parametrize(("languages", "planned"), [([], 2), (["py", "js", "go"], 3)])
+def test_languages_that_no_config_names_are_those_that_some_model_was_scored_in(
+    languages: list[str], planned: int, config: FusionConfig
+) -> None:
+    layout = Layout(config.output)
+    changes = {"benchmarks": ["me"], "code": config.eval.code.model_copy(update={"languages": languages})}
+    config = config.model_copy(update={"eval": config.eval.model_copy(update=changes)})
+    assert f"benchmark tasks: 0 of {3 * max(1, len(languages))}" in eval_status(config).note
+    scores = BenchmarkScores()
+    for number, names in enumerate([["humaneval-py", "humaneval-js"], ["humaneval-py"]]):
+        write(files(config, layout, "validation")[0][number], f"w{number}")
+        scores.begin(f"m{number}", ModelIdentity(f"w{number}", "", ""))
+        scores.tasks[f"m{number}"] = {name: score("me") for name in names}
+    scores.save(layout.benchmarks)
+    assert f"benchmark tasks: 3 of {3 * planned}" in eval_status(config).note
+
+
+def test_models_beside_the_ensembles_on_the_same_split_are_counted_once(config: FusionConfig) -> None:
+    layout = Layout(config.output)
+    aligned(config, layout, "validation", "test")
+    assert config.eval.split == "test"
+    found = eval_status(config)
+    assert found.note == "models: 0 of 3, benchmark tasks: 0 of 18, ensembles: 0 of 1, models beside them: 0 of 1"
+
+
+def test_what_cannot_be_counted_is_missing_and_says_why(config: FusionConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def untuned(config: FusionConfig, layout: Layout) -> Sequence[TrainJob]:
+        raise DataError("A training has no result.", file="there")
+
+    layout = Layout(config.output)
+    found = eval_status(config)
+    assert found.missing == 3 + 18 + 1
+    assert "manifest" in found.why
+    aligned(config, layout, "train")
+    assert eval_status(config).why.startswith("Rivals are compared on a held-out split")
+    monkeypatch.setattr(pipelines.status, "planned_jobs", untuned)
+    write(files(config, layout, "validation")[0][0], "w")
+    found = eval_status(config)
+    assert found.why == "A training has no result. there"
+    assert (found.done, found.complete) == (1, False)
+
+
+@pytest.mark.parametrize("benchmark", list(HARNESS_TASKS))
+def test_a_benchmark_has_as_many_tasks_as_the_harness_says(benchmark: HarnessBenchmark) -> None:
+    tasks = pytest.importorskip("lm_eval.tasks")
+    suite = SUITES[benchmark]
+    folders = [Path(tasks.__file__).parent / folder for folder in suite.folders]
+    manager = tasks.TaskManager(include_path=folders, include_defaults=False)
+    assert HARNESS_TASKS[benchmark] == len(suite.tasks or manager.all_subtasks)
+    assert set(HARNESS_TASKS) == set(SUITES)
