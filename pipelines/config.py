@@ -60,7 +60,7 @@ class FusionConfig(Config):
             method = self.train.method(name)
             if method.teacher != "none" and method.map not in self.align.maps:
                 problems.append(f"method '{name}' reads the map '{method.map}', which align.maps does not make")
-        taken = {"target", *self.train.methods} & set(self.eval.rivals)
+        taken = {"target", *self.train.methods, *self.eval.merge_rows} & set(self.eval.rivals)
         problems += [f"eval.rivals names a model '{name}', as a row of the report is named" for name in sorted(taken)]
         if problems:
             raise ValueError("; ".join(problems))

@@ -6,9 +6,10 @@ models are scored on it a second time, so that no table mixes splits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from contract.encoder import load_encoder
+from contract.errors import ConfigError
 from contract.manifest import read_manifest
 from contract.storage import join
 from eval.config import EvalConfig
@@ -16,25 +17,59 @@ from eval.ensembles import AlignedSplit, evaluate_ensembles
 from eval.evaluation import Evaluation
 from eval.report_inputs import TARGET, Ensembles
 from pipelines.config import FusionConfig
-from pipelines.evaluation import Evaluated, evaluate, held_out_chunks, local_folder
+from pipelines.evaluation import Evaluated, evaluate, held_out_chunks
 from pipelines.layout import Layout
+from pipelines.merging import make_merges
 from pipelines.training import finished_jobs
+from train.config import TrainJob
 
 
 def evaluate_rivals(config: FusionConfig, layout: Layout) -> int:
-    """Scores ensembles and their competitors, what is not scored yet; returns how many models that were.
+    """Makes `eval.merges`, and scores ensembles and their competitors: what is missing; returns how many models.
 
     Raises:
         DataError: shards do not belong together, or a training has no result.
-        ConfigError: a model of `eval.rivals` has no folder.
+        ConfigError: a model of `eval.rivals` has no folder, the candidates cannot be merged as `eval.merges` says, or
+            there is no aligned held-out split to compare rivals on.
     """
     shards = aligned_split(config, layout)
     if shards is None:
+        _refuse_rivals(config)
         return 0
+    merged = make_merges(config, layout)
     evaluate_ensembles(shards, _scores_file(config, layout, shards.split))
     chunks = held_out_chunks(layout, shards.split)
     settings = _settings(config, shards.split)
-    return sum(evaluate(item, chunks, settings) for _, item in _models(config, layout, shards.split))
+    models = _models(config, layout, shards.split, finished_jobs(config, layout))
+    return merged + sum(evaluate(item, chunks, settings) for _, item in models)
+
+
+def rival_files(config: FusionConfig, layout: Layout, jobs: Sequence[TrainJob]) -> tuple[list[str], list[str]]:
+    """Where `evaluate_rivals` keeps the scores of ensembles, and those of models; neither need be there.
+
+    Reads one manifest and no model.
+
+    Raises:
+        DataError: the target's shards are not aligned yet.
+        ConfigError: there is no aligned held-out split to compare rivals on.
+    """
+    split = _aligned_split_name(config, layout)
+    if split is None:
+        _refuse_rivals(config)
+        return [], []
+    return [_scores_file(config, layout, split)], [item.output for _, item in _models(config, layout, split, jobs)]
+
+
+def _refuse_rivals(config: FusionConfig) -> None:
+    rivals = [*config.eval.rivals, *config.eval.merge_rows]
+    if rivals:
+        raise ConfigError(
+            "Rivals are compared on a held-out split of the aligned shards, and there is none.",
+            field="precompute.splits",
+            found=f"{config.precompute.splits}, and the rivals {', '.join(rivals)}",
+            expected=f"{config.eval.split} or validation among them",
+            remedy="add one of them and run `fusionx precompute` and `fusionx align`",
+        )
 
 
 def read_ensembles(config: FusionConfig, layout: Layout) -> Ensembles | None:
@@ -47,7 +82,7 @@ def read_ensembles(config: FusionConfig, layout: Layout) -> Ensembles | None:
     if shards is None:
         return None
     models: dict[str, list[Evaluation]] = {}
-    for name, item in _models(config, layout, shards.split):
+    for name, item in _models(config, layout, shards.split, finished_jobs(config, layout)):
         models.setdefault(name, []).append(Evaluation.load(item.output))
     scores = evaluate_ensembles(shards, _scores_file(config, layout, shards.split))
     return Ensembles(shards.split, config.eval.split, _map(config), scores, models)
@@ -57,12 +92,16 @@ def aligned_split(config: FusionConfig, layout: Layout) -> AlignedSplit | None:
     """The shards of `eval.split` where it was aligned, else of validation; None where neither was."""
     target = config.target
     aligned = {model.id: layout.aligned(target.id, _map(config), model.id) for model in config.models}
-    covered = read_manifest(aligned[target.id], "aligned", "align")
-    split = next((split for split in (config.eval.split, "validation") if covered.parts_of(split)), None)
+    split = _aligned_split_name(config, layout)
     if split is None:
         return None
     vocab_size = load_encoder(target.path, target.revision).vocab_size
     return AlignedSplit(split, layout.tokens(target.id), aligned, vocab_size)
+
+
+def _aligned_split_name(config: FusionConfig, layout: Layout) -> str | None:
+    covered = read_manifest(layout.aligned(config.target.id, _map(config), config.target.id), "aligned", "align")
+    return next((split for split in (config.eval.split, "validation") if covered.parts_of(split)), None)
 
 
 def _map(config: FusionConfig) -> str:
@@ -80,12 +119,16 @@ def _settings(config: FusionConfig, split: str) -> EvalConfig:
     return config.eval.model_copy(update={"split": split, "tasks": []})
 
 
-def _models(config: FusionConfig, layout: Layout, split: str) -> Iterator[tuple[str, Evaluated]]:
-    """The original target, `eval.rivals`, and every method at its best step, by name; a method once per seed."""
+def _models(
+    config: FusionConfig, layout: Layout, split: str, jobs: Sequence[TrainJob]
+) -> Iterator[tuple[str, Evaluated]]:
+    """The original target, `eval.rivals`, `eval.merges`, and every method at its best step (once per seed), by name."""
     elsewhere = () if split == config.eval.split else (split,)
-    yield TARGET, Evaluated(local_folder(config.target), layout.evaluation(*elsewhere, "models", config.target.id))
+    yield TARGET, Evaluated(config.target, layout.evaluation(*elsewhere, "models", config.target.id))
     for name, folder in config.eval.rivals.items():
         yield name, Evaluated(folder, layout.evaluation(*elsewhere, "rivals", name))
-    for job in finished_jobs(config, layout):
+    for name, method in config.eval.merge_rows.items():
+        yield name, Evaluated(layout.merged(method), layout.evaluation(*elsewhere, "merged", method))
+    for job in jobs:
         output = layout.evaluation(*elsewhere, job.method_name, f"seed-{job.seed}", "best")
         yield job.method_name, Evaluated(join(job.output, "best"), output)

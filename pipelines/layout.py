@@ -39,6 +39,9 @@ class Layout:
     def evaluation(self, *model: str) -> str:
         return join(self.root, "eval", *model[:-1], f"{model[-1]}.json")
 
+    def merged(self, method: str) -> str:
+        return join(self.root, "merged", method)
+
     @property
     def benchmarks(self) -> str:
         return join(self.root, "eval", "benchmarks.json")

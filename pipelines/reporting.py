@@ -9,14 +9,12 @@ from typing import Any
 
 from align.fidelity import Fidelity, shares, summary
 from contract.manifest import read_manifest
-from contract.storage import join
 from eval.report import write_report
 from eval.report_inputs import MethodRun, ReportInputs, SourceModel
 from pipelines.config import FusionConfig
 from pipelines.ensembles import read_ensembles
 from pipelines.evaluation import evaluation_of, load_evaluation
 from pipelines.layout import Layout
-from pipelines.merging import write_merges
 from pipelines.road import read_timings
 from pipelines.status import held_out
 from pipelines.training import finished_jobs, read_tuning
@@ -28,11 +26,7 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "pyarrow", "numpy")
 
 
 def report(config: FusionConfig, layout: Layout, command: str | None = None) -> dict[str, Any]:
-    """Writes results.json, report.md and report.html into the run's report folder; returns the results.
-
-    Beside them, in `merge/`, configs for mergekit where candidates have the target's architecture.
-    """
-    write_merges(config.models, join(layout.report, "merge"))
+    """Writes results.json, report.md and report.html into the run's report folder; returns the results."""
     return write_report(report_inputs(config, layout, command), layout.report)
 
 

@@ -94,6 +94,10 @@ class Road:
         """Refuses what cannot work before any weights are loaded."""
         for model in self.config.models:
             self.logits_stage(model).check(self.config.chunk.block_size)
+        if self.config.eval.merges:
+            from pipelines.merging import check_merges
+
+            check_merges(self.config)
 
     def chunk_stage(self) -> ChunkStage:
         config = self.config

@@ -1,4 +1,4 @@
-"""The config of the demo's inputs: which documents, which tokenizers, which four models.
+"""The config of the demo's inputs: which documents, which tokenizers, which models, and which fine-tunes of them.
 
 Importing this module is light: no torch, no transformers, no tokenizers. What is done with these values is told in
 `corpus`, `skills`, `tokenizers` and `models`; `inputs` runs them in order.
@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from contract.config import Config, Operational
+from contract.config import Added, Config, Operational
 
 RealDomain = Literal["python", "cpp", "stubs", "docs", "readme", "licences", "structured", "tables", "cmake"]
 Skill = Literal["brackets", "boolean", "arithmetic", "counting", "sorting"]
@@ -19,6 +19,9 @@ TokenizerKind = Literal["sentencepiece_bpe", "byte_bpe", "unigram", "regex_byte_
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
+ModelId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
+Mix = dict[str, Annotated[float, Field(gt=0)]]
+"""Domain to its relative weight in the training tokens; a domain that is not named is never seen."""
 
 
 def skill_domain(skill: str) -> str:
@@ -65,7 +68,7 @@ class CorpusConfig(Config):
 class ModelConfig(Config):
     """One model: its architecture and size, its tokenizer, and what it is trained on."""
 
-    id: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
+    id: ModelId
     architecture: Architecture
     tokenizer: TokenizerKind
     vocab_size: Annotated[int, Field(ge=400)]
@@ -74,8 +77,7 @@ class ModelConfig(Config):
     layers: Positive
     heads: Positive
     context: Positive
-    mix: dict[str, Annotated[float, Field(gt=0)]]
-    """Domain to its relative weight in the training tokens; a domain that is not named is never seen."""
+    mix: Mix
     training_tokens: Positive
     batch_tokens: Positive
     learning_rate: Annotated[float, Field(gt=0)]
@@ -96,6 +98,23 @@ class ModelConfig(Config):
         return self.training_tokens // self.batch_tokens
 
 
+class SiblingConfig(Config):
+    """A model that goes on from the finished weights of another, `start`, on text of its own.
+
+    Architecture, sizes, tokenizer and batch are those of `start`: siblings can be merged by weight.
+    """
+
+    id: ModelId
+    start: ModelId
+    mix: Mix
+    training_tokens: Positive
+    learning_rate: Annotated[float, Field(gt=0)]
+
+    def model_from(self, start: ModelConfig) -> ModelConfig:
+        """The sibling as a model like any other."""
+        return start.model_copy(update=self.model_dump(exclude={"start"}))
+
+
 class OptimizerConfig(Config):
     """AdamW with a linear warm-up and a cosine down to `final_share` of the peak learning rate."""
 
@@ -113,6 +132,9 @@ class DemoInputs(Config):
 
     output: Operational[str] = "data/demo"
     seed: int = 0
+    """Of the corpus and the task files, and of the models where `training_seed` is not given."""
+    training_seed: Added[int | None] = None
+    """Of the models' initial weights and of the order of their training text."""
     jobs: Operational[Positive] = 1
     """Models trained at the same time, each in a process of its own with one thread; on a GPU always one."""
     device: Operational[Literal["auto", "cpu", "cuda"]] = "auto"
@@ -125,15 +147,39 @@ class DemoInputs(Config):
     corpus: CorpusConfig
     optimizer: OptimizerConfig = OptimizerConfig()
     models: Annotated[list[ModelConfig], Field(min_length=1)]
+    siblings: Added[list[SiblingConfig]] = []
+    """Made only when asked for (`--only siblings`)."""
+
+    @property
+    def everyone(self) -> list[ModelConfig | SiblingConfig]:
+        """Models and siblings."""
+        return [*self.models, *self.siblings]
+
+    @property
+    def models_seed(self) -> int:
+        """The seed that the models' trainings depend on."""
+        return self.seed if self.training_seed is None else self.training_seed
 
     @model_validator(mode="after")
     def _models_agree_with_corpus(self) -> Self:
-        ids = [model.id for model in self.models]
+        ids = [model.id for model in self.everyone]
         if len(set(ids)) < len(ids):
             raise ValueError(f"two models have the same id: {', '.join(ids)}")
         known = set(self.corpus.domains())
-        for model in self.models:
+        for model in self.everyone:
             unknown = sorted(set(model.mix) - known)
             if unknown:
                 raise ValueError(f"the mix of model {model.id} names no domain of the corpus: {', '.join(unknown)}")
+        return self
+
+    @model_validator(mode="after")
+    def _siblings_agree_with_models(self) -> Self:
+        models = {model.id: model for model in self.models}
+        for sibling in self.siblings:
+            if sibling.start not in models:
+                raise ValueError(
+                    f"sibling {sibling.id} starts from '{sibling.start}', which is none of models: {', '.join(models)}"
+                )
+            if not sibling.model_from(models[sibling.start]).steps:
+                raise ValueError(f"training_tokens of sibling {sibling.id} is below one batch of '{sibling.start}'")
         return self

@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -20,7 +20,7 @@ from contract.config import digest_of, load_config
 from contract.errors import ConfigError, FusionXError, IncompleteError
 from pipelines.demo import corpus as corpus_text
 from pipelines.demo import made, models, skills, tokenizers
-from pipelines.demo.config import DemoInputs, ModelConfig
+from pipelines.demo.config import DemoInputs, Mix, ModelConfig, SiblingConfig
 
 _RULES_VERSION = 2
 """Raised when the rules of gathering, generating or training change what comes out of the same config."""
@@ -30,23 +30,29 @@ def make_inputs(config: DemoInputs, only: str | None = None) -> None:
     """Makes what is missing or stale of the demo's inputs under `config.output`.
 
     Args:
-        only: `corpus` (with the task files), `models` or a model's id; what these depend on is made as well.
+        only: `corpus` (with the task files), `models` (all but siblings, as without it), `siblings`, or the id of a
+            model or sibling; what these depend on is made as well.
 
     Raises:
         ConfigError: `only` names nothing of this config.
         IncompleteError: a model's training ended without a result.
     """
-    ids = [model.id for model in config.models]
-    if only not in {None, "corpus", "models", *ids}:
-        raise ConfigError("There is no such part.", field="--only", found=only, expected=f"corpus, models, {ids}")
+    parts = ["corpus", "models", "siblings", *(model.id for model in config.everyone)]
+    if only not in {None, *parts}:
+        raise ConfigError("There is no such part.", field="--only", found=only, expected=", ".join(parts))
     started = time.monotonic()
     output = Path(config.output)
     corpus_hashes = _make_corpus(config, output)
     _make_tasks(config, output)
     if only != "corpus":
-        chosen = [model for model in config.models if only in {None, "models", model.id}]
-        prepared = [_prepare_training(config, model, corpus_hashes, output) for model in chosen]
-        _train_all(config, [training for training in prepared if not made.is_made(training.output, training.digest)])
+        siblings = [sibling for sibling in config.siblings if only in {"siblings", sibling.id}]
+        starts = {sibling.start for sibling in siblings}
+        chosen = [model for model in config.models if only in {None, "models", model.id} or model.id in starts]
+        prepared = {model.id: _prepare_training(config, model, corpus_hashes, output) for model in chosen}
+        _train_missing(config, list(prepared.values()))
+        _train_missing(
+            config, [_prepare_sibling(config, sibling, prepared[sibling.start], corpus_hashes) for sibling in siblings]
+        )
     _say(f"demo inputs are complete in {output} ({time.monotonic() - started:.0f} s)")
 
 
@@ -105,7 +111,7 @@ def _prepare_training(
     config: DemoInputs, model: ModelConfig, corpus_hashes: dict[str, str], output: Path
 ) -> models.Training:
     """Trains the model's tokenizer unless it is there, and describes the training that is to follow."""
-    pools = {domain: corpus_hashes[f"experts/{domain}.parquet"] for domain in sorted(model.mix)}
+    pools = _pools(model.mix, corpus_hashes)
     piece = output / "tokenizers" / model.id
     wanted = [
         _RULES_VERSION,
@@ -138,7 +144,7 @@ def _prepare_training(
                 model.content(),
                 config.optimizer.content(),
                 config.dtype,
-                config.seed,
+                config.models_seed,
                 pools,
                 mark["files"],
             ]
@@ -146,13 +152,34 @@ def _prepare_training(
     )
 
 
-def _train_all(config: DemoInputs, trainings: list[models.Training]) -> None:
-    """Trains models, longest first; on a CPU up to `jobs` at a time, each in its own one-threaded process.
+def _pools(mix: Mix, corpus_hashes: dict[str, str]) -> dict[str, str]:
+    """Hash of the experts' text of every domain of a mix."""
+    return {domain: corpus_hashes[f"experts/{domain}.parquet"] for domain in sorted(mix)}
+
+
+def _prepare_sibling(
+    config: DemoInputs, sibling: SiblingConfig, start: models.Training, corpus_hashes: dict[str, str]
+) -> models.Training:
+    """The training that goes on from what `start` makes, with the same tokenizer and the same settings."""
+    model = sibling.model_from(start.model)
+    return replace(
+        start,
+        model=model,
+        output=start.output.with_name(model.id),
+        start=start.output,
+        # All else that it depends on is part of its start's digest.
+        digest=digest_of([start.digest, model.content(), _pools(model.mix, corpus_hashes)]),
+    )
+
+
+def _train_missing(config: DemoInputs, trainings: list[models.Training]) -> None:
+    """Trains what is not made, longest first; on a CPU up to `jobs` at a time, each in its own one-threaded process.
 
     Raises:
         IncompleteError: a training process failed; the others were finished first.
     """
-    trainings = sorted(trainings, key=_cost, reverse=True)
+    missing = [training for training in trainings if not made.is_made(training.output, training.digest)]
+    trainings = sorted(missing, key=_cost, reverse=True)
     if config.jobs == 1 or models.pick_device(config.device) == "cuda":
         for training in trainings:
             models.train(training, _say)
@@ -213,7 +240,7 @@ def _mark_model(training: models.Training) -> None:
 @click.command("demo-inputs")
 @click.argument("config_file", metavar="CONFIG", type=click.Path(path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a value of the config.")
-@click.option("--only", metavar="PART", help="corpus, models, or the id of one model.")
+@click.option("--only", metavar="PART", help="corpus, models, siblings, or the id of one model.")
 def demo_inputs(config_file: Path, overrides: tuple[str, ...], only: str | None) -> None:
     """Make the demo's inputs from the Python installation: a corpus, four models, skill tasks."""
     make_inputs(load_config(DemoInputs, config_file, overrides), only)

@@ -1,4 +1,4 @@
-"""Trains the demo's models from scratch and saves each as an ordinary Hugging Face folder.
+"""Trains the demo's models, from scratch or on from another, and saves each as an ordinary Hugging Face folder.
 
 One loop serves all architectures: documents packed with the tokenizer's bos and eos between them, AdamW, linear warm-up
 and cosine, gradient clipping. The data order is a function of the seed and the step alone, so a killed training resumes
@@ -44,6 +44,8 @@ class Training:
     output: Path
     digest: str
     """What the result depends on; a checkpoint of another digest is not resumed."""
+    start: Path | None = None
+    """Folder of the finished model whose weights it goes on from; None for random ones."""
 
     @property
     def checkpoint(self) -> Path:
@@ -171,15 +173,18 @@ def pick_device(choice: str) -> str:
 def train(training: Training, log: Log = print) -> Path:
     """Trains one model, resuming from its checkpoint if there is one, and saves it to `training.output`."""
     import torch
-    from transformers import AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     config, inputs = training.model, training.inputs
     device = pick_device(inputs.device)
-    torch.manual_seed(_seed_of(inputs.seed, config.id))
+    torch.manual_seed(_seed_of(inputs.models_seed, config.id))
     tokenizer = AutoTokenizer.from_pretrained(training.tokenizer_folder)
-    model = build_model(config, tokenizer, inputs.optimizer.initializer_range)
+    if training.start is None:
+        model = build_model(config, tokenizer, inputs.optimizer.initializer_range)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(training.start, dtype=torch.float32)
     torch.nn.Module.to(model, device)  # transformers' own `to` is wrapped in a way that type checkers misread
     parameters = sum(parameter.numel() for parameter in model.parameters())
     log(f"{config.id}: {config.architecture}, {parameters:,} parameters, {config.steps} steps on {device}")
@@ -206,9 +211,9 @@ def _rows(training: Training, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
         for domain in config.mix
     }
     used = config.steps * config.batch_tokens
-    stream = pack_mix(documents, config.mix, used + 1, f"{training.inputs.seed}/{config.id}")
+    stream = pack_mix(documents, config.mix, used + 1, f"{training.inputs.models_seed}/{config.id}")
     starts = np.arange(0, used, config.context)
-    np.random.default_rng(_seed_of(training.inputs.seed, config.id)).shuffle(starts)
+    np.random.default_rng(_seed_of(training.inputs.models_seed, config.id)).shuffle(starts)
     # Views, not copies: rows overlap by one token, the label of the last position.
     return np.lib.stride_tricks.sliding_window_view(stream, config.context + 1)[starts]
 

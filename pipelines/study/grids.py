@@ -16,7 +16,7 @@ Figure = Literal["dots", "grid", "thresholds", "sources", "efficiency", "selecti
 
 _DEFAULT_METHOD = {"table1": "paper"}
 """What a study changes where it is not the default method."""
-FUSE_WEIGHTS = {"distributions": (1.0, 3.0), "likelihood": (30.0, 100.0, 300.0)}
+FUSE_WEIGHTS = {"distributions": (2.0,), "likelihood": (30.0, 100.0, 300.0)}
 """lambda_fuse tried for each form of L_fuse. A divergence of likelihoods is about 1 / temperature of a plain one."""
 FEWER_ENTRIES = 10
 """What FuseLLM and the paper's code store per position."""
@@ -99,7 +99,7 @@ def loss_weights(_: FusionConfig, method: str) -> Study:
     """Fig. 5: the weights of the fusion and the feedback loss."""
     cells = [
         Cell((f"{fuse:g}", f"{feed:g}"), method, {"lambda_fuse": fuse, "lambda_feed": feed})
-        for fuse, feed in product((0.1, 0.3, 1, 3, 10), (0.05, 0.5, 1))
+        for fuse, feed in product((0.1, 0.5, 1, 2, 4), (0.05, 0.5, 1))
     ]
     return Study("lambda", ("lambda_fuse", "lambda_feed"), cells, "grid")
 

@@ -116,6 +116,68 @@ def test_a_damaged_model_is_made_again(output: Path) -> None:
     assert weights.read_bytes() == intact
 
 
+def test_another_training_seed_gives_other_models_of_the_same_text(output: Path, tmp_path: Path) -> None:
+    before = stamps(output)
+    inputs.make_inputs(tiny(output, training_seed=0), only="target")
+    assert stamps(output) == before, "without it, the models have the corpus's seed"
+    inputs.make_inputs(tiny(tmp_path, training_seed=1), only="target")
+    same = ["tasks/boolean.json", "tokenizers/target/tokenizer.json", "corpus/train.parquet", "experts/stubs.parquet"]
+    for name in same:
+        assert (tmp_path / name).read_bytes() == (output / name).read_bytes()
+    weights = "models/target/model.safetensors"
+    assert (tmp_path / weights).read_bytes() != (output / weights).read_bytes()
+
+
+SIBLING = {"id": "twin", "start": "target", "mix": {"stubs": 1}, "training_tokens": 256, "learning_rate": 1e-9}
+
+
+def changed_by(config: DemoInputs, only: str | None) -> set[str]:
+    """Names of the pieces of which a call writes any file."""
+    before = stamps(Path(config.output))
+    inputs.make_inputs(config, only)
+    written = [name for name, stamp in stamps(Path(config.output)).items() if before.get(name) != stamp]
+    return {"/".join(name.split("/")[:2]).removesuffix(".made.json") for name in written}
+
+
+def test_a_sibling_goes_on_from_its_start_and_is_made_only_when_asked_for(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    target, coder = (model.model_dump() for model in tiny(tmp_path).models[:2])
+    config = tiny(tmp_path, models=[target, coder], siblings=[SIBLING])
+    assert "models/target" in changed_by(config, "target")
+    assert changed_by(config, None) == {"models/coder", "tokenizers/coder"}
+    assert changed_by(config, "siblings") == {"models/twin"}
+    assert changed_by(config, "twin") == set()
+    start, twin = (
+        dict(AutoModelForCausalLM.from_pretrained(tmp_path / "models" / name).named_parameters())
+        for name in ("target", "twin")
+    )
+    distance = max((twin[name] - weight).abs().max().item() for name, weight in start.items())
+    assert 0 < distance < 1e-6, "at such a rate it has hardly left its start"
+    tokenizers = [(tmp_path / "models" / name / "tokenizer.json").read_bytes() for name in ("target", "twin")]
+    assert tokenizers[0] == tokenizers[1]
+
+    another = tiny(tmp_path, models=[target | {"learning_rate": 5e-3}, coder], siblings=[SIBLING])
+    assert changed_by(another, "siblings") == {"models/target", "models/twin"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"start": "nobody"}, "sibling twin starts from 'nobody', which is none of models: target, coder"),
+        ({"start": "twin"}, "sibling twin starts from 'twin', which is none of models"),
+        ({"id": "coder"}, "two models have the same id"),
+        ({"mix": {"klingon": 1}}, "the mix of model twin names no domain of the corpus: klingon"),
+        ({"training_tokens": 100}, "training_tokens of sibling twin is below one batch of 'target'"),
+        ({"hidden_size": 32}, "siblings.0.hidden_size: unknown key"),
+    ],
+)
+def test_mistakes_of_siblings_are_named(output: Path, change: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        tiny(output, siblings=[SIBLING | change])
+    assert said in str(error.value)
+
+
 def test_parallel_training_gives_the_same_weights(output: Path, tmp_path: Path) -> None:
     chosen = [model.model_dump() for model in tiny(tmp_path).models[:2]]
     inputs.make_inputs(tiny(tmp_path, models=chosen, jobs=2), only="models")

@@ -68,7 +68,7 @@ def test_cells_are_told_apart_compared_with_a_cell_and_possible(demo: FusionConf
 
 
 def test_a_cell_changes_its_own_fields_and_keeps_the_runs(demo: FusionConfig) -> None:
-    """The demo overrides fusionx's lambda_fuse."""
+    """The run overrides fusionx's lambda_fuse."""
     overrides = {"fusionx": {"lambda_fuse": 3, "selection": {"metric": "noise"}}}
     config = demo.model_copy(update={"train": demo.train.model_copy(update={"overrides": overrides})})
     study = make_study("tau", config)
@@ -130,7 +130,7 @@ def test_objectives_are_compared_with_the_runs_own_method(
     }
     assert methods[0].teacher == "none"
     weights = {fuse: {one.lambda_fuse for one in methods[1:] if one.fuse == fuse} for fuse in FUSE_WEIGHTS}
-    assert weights == {"distributions": {1, 3, own}, "likelihood": {*FUSE_WEIGHTS["likelihood"]}}
+    assert weights == {"distributions": {*FUSE_WEIGHTS["distributions"], own}, "likelihood": {*FUSE_WEIGHTS["likelihood"]}}
 
 
 def test_entries_that_are_all_stored_are_no_limit(demo: FusionConfig) -> None:
