@@ -29,6 +29,10 @@ MergeMethod = Literal[
 ]
 
 
+MERGE_ROW = "merge: "
+"""What a merged model's row of the report begins with."""
+
+
 class HarnessConfig(Config):
     """How lm-evaluation-harness runs the benchmarks; `limit`, `batch_size`, `max_gen_toks` mean what they mean there.
 
@@ -126,7 +130,7 @@ class EvalConfig(Config):
     @property
     def merge_rows(self) -> dict[str, MergeMethod]:
         """Name under which a merged model stands in the report -> its method."""
-        return {f"merge: {method}": method for method in self.merges}
+        return {f"{MERGE_ROW}{method}": method for method in self.merges}
 
     def measurement_digest(self) -> str:
         """Digest of the fields that decide what is measured.

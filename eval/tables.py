@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from eval.cells import MISSING, Cell, Section, Table, percent
+from eval.config import MERGE_ROW
 from eval.report_inputs import STEPS, TARGET, Step, method_label
 from eval.summary import GROUPS, SUBJECT, claim_group
 from eval.verdict import number, signed_percent
@@ -281,6 +282,11 @@ def _ensembles(results: Mapping[str, Any]) -> Section | None:
         "selection network with its loss on the text (`select` in the training log) is; that fused teacher itself is "
         "not scored on held-out text, only the model that learns from it.",
     ]
+    if any(name.startswith(MERGE_ROW) for name in found["models"]):
+        notes.append(
+            f"“{MERGE_ROW.strip()}” rows are the candidates that share the target's architecture and tokenizer, merged "
+            "by weight; the scale of a merge that has one was chosen on validation text."
+        )
     return Section("ensembles", "Ensembles and other models", notes, [_ensemble_overview(results), _by_domain(results)])
 
 

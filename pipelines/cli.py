@@ -151,6 +151,7 @@ def run(config: str, overrides: tuple[str, ...], overwrite: bool) -> None:
     from pipelines.road import STAGES
 
     with _road(config, overrides, overwrite) as road:
+        road.check_benchmarks()
         for stage in STAGES:
             getattr(road, stage)()
 

@@ -90,6 +90,12 @@ class Road:
         self._timed("eval", lambda: sum(score(self.config, self.layout) for score in scorers))
         report(self.config, self.layout)
 
+    def check_benchmarks(self) -> None:
+        """Refuses, before hours go into the other stages, benchmarks that may not or cannot be run here."""
+        from eval.harness import check_benchmarks
+
+        check_benchmarks(self.config.eval)
+
     def check_models(self) -> None:
         """Refuses what cannot work before any weights are loaded."""
         for model in self.config.models:

@@ -28,6 +28,18 @@ def root() -> Path:
     return ROOT
 
 
+@pytest.fixture(scope="session")
+def sandbox() -> None:
+    """For tests that run generated programs. Where a machine gives no namespaces, refusing them is all there is."""
+    from contract.errors import ConfigError
+    from eval.code_sandbox import check_sandbox
+
+    try:
+        check_sandbox()
+    except ConfigError as error:
+        pytest.skip(f"no sandbox on this machine: {error.details['found']}")
+
+
 def train_byte_bpe(folder: Path, vocab_size: int, *, bos: bool = False, words: bool = True) -> Path:
     """A byte-level BPE tokenizer of exactly the kind that GPT-2 and GPT-NeoX have, saved as a Hugging Face folder."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers

@@ -195,6 +195,7 @@ def answers_of(plan: dict[CodeLanguage, list[str]]) -> Callable[..., list[list[s
     return answers
 
 
+@pytest.mark.usefixtures("sandbox")
 def test_pass_at_1_is_what_a_hand_counts(
     data: Path, models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +231,7 @@ def test_ten_samples_give_pass_at_10(data: Path) -> None:
     assert score_task(task, [[True]]).stderr is None
 
 
+@pytest.mark.usefixtures("sandbox")
 def test_a_real_model_is_scored_and_resumed(
     data: Path, models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,6 +268,7 @@ def test_nothing_is_loaded_unless_programs_may_be_run(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("sandbox")
 def test_interference_takes_shares_of_samples(
     data: Path,
     models: list[Path],

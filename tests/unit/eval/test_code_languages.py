@@ -15,6 +15,8 @@ from contract.errors import ConfigError
 from eval.code_languages import LANGUAGES, usable_toolchains, verdicts
 from eval.config import CodeConfig, CodeLanguage
 
+pytestmark = pytest.mark.usefixtures("sandbox")
+
 
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:

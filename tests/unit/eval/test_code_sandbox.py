@@ -20,6 +20,8 @@ import eval.code_sandbox as sandbox_module
 from contract.errors import ConfigError, DataError
 from eval.code_sandbox import JAIL, Limits, Outcome, Program, check_sandbox, run_sandboxed
 
+pytestmark = pytest.mark.usefixtures("sandbox")
+
 LIMITS = Limits(seconds=5, memory=256 << 20, processes=16, file_bytes=1 << 20, output_bytes=1000)
 PYTHON = str(Path(sys.base_prefix, "bin", "python3"))
 

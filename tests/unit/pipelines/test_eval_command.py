@@ -23,6 +23,7 @@ def test_generated_code_runs_only_with_the_flag(root: Path, tmp_path: Path) -> N
     assert "--run-generated-code" in refused.output
 
 
+@pytest.mark.usefixtures("sandbox")
 def test_a_missing_toolchain_is_told_before_anything_else(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
