@@ -13,8 +13,8 @@ import numpy.typing as npt
 from contract.errors import ConfigError
 from eval.code_tasks import CodeTask, Problem
 from eval.config import CodeConfig
+from eval.generation import StopRule, end_ids, greedy
 from eval.model import LoadedModel
-from eval.tasks import end_ids, padding_id
 
 if TYPE_CHECKING:
     import torch
@@ -99,23 +99,15 @@ def _sample_batch(
     loaded: LoadedModel, problem: Problem, prompt: list[int], uniforms: npt.NDArray[np.float64], config: CodeConfig
 ) -> list[str]:
     import torch
-    from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+    from transformers import LogitsProcessorList, StoppingCriteriaList
 
     ids = torch.tensor([prompt] * len(uniforms), device=loaded.device)
-    pad = padding_id(loaded)
-    settings = GenerationConfig(
-        max_new_tokens=config.max_new_tokens,
-        do_sample=False,  # the choice is made by `_Nucleus`
-        num_beams=1,
-        pad_token_id=pad,
-        eos_token_id=end_ids(loaded),
-        bos_token_id=loaded.tokenizer.bos_token_id,
-    )
     with torch.inference_mode():
         output = loaded.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            generation_config=settings,
+            # Greedy, because `_Nucleus` has made the choice.
+            generation_config=greedy(loaded, config.max_new_tokens),
             logits_processor=LogitsProcessorList([_Nucleus(uniforms, len(prompt), config)]),
             stopping_criteria=StoppingCriteriaList([_StopTokens(loaded.tokenizer, problem.stop_tokens, len(prompt))]),
         )
@@ -146,21 +138,15 @@ class _Nucleus:
         return torch.full_like(scores, -torch.inf).scatter_(-1, chosen[:, None], 0.0)
 
 
-class _StopTokens:
-    """Stopping rule for `generate`: a row is done once any of the stop tokens stands in its answer."""
+class _StopTokens(StopRule):
+    """A row is done once any of the stop tokens stands in its answer."""
 
     def __init__(self, tokenizer: Any, stop_tokens: Sequence[str], prompt_length: int) -> None:
-        self.tokenizer, self.stop_tokens, self.prompt_length = tokenizer, stop_tokens, prompt_length
+        super().__init__(prompt_length)
+        self.tokenizer, self.stop_tokens = tokenizer, stop_tokens
         # A token is at least one byte; one more, because the first of a window may lose a space.
         self.window = 1 + max((len(stop.encode()) for stop in stop_tokens), default=0)
-        self.done: torch.Tensor | None = None
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        import torch
-
-        if self.done is None:
-            self.done = torch.zeros(len(input_ids), dtype=torch.bool)
-        for row in torch.nonzero(~self.done).flatten().tolist():
-            tail = self.tokenizer.decode(input_ids[row, self.prompt_length :][-self.window :], skip_special_tokens=True)
-            self.done[row] = any(stop in tail for stop in self.stop_tokens)
-        return self.done.to(input_ids.device)
+    def ends(self, new_ids: torch.Tensor) -> bool:
+        tail = self.tokenizer.decode(new_ids[-self.window :], skip_special_tokens=True)
+        return any(stop in tail for stop in self.stop_tokens)

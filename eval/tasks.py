@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from contract.config import digest_of
 from contract.errors import ConfigError, DataError
 from eval.config import EvalConfig
+from eval.generation import StopRule, greedy, padding_id
 from eval.model import LoadedModel, batches_by_length
 
 if TYPE_CHECKING:
@@ -191,64 +192,32 @@ def generate_greedily(
 def _generate_batch(loaded: LoadedModel, prompts: Sequence[list[int]], max_new_tokens: int, stop: str) -> torch.Tensor:
     """New token ids int64 [prompts, <= max_new_tokens]."""
     import torch
-    from transformers import GenerationConfig, StoppingCriteriaList
+    from transformers import StoppingCriteriaList
 
     longest = max(map(len, prompts))
-    pad = padding_id(loaded)
-    ids = torch.full((len(prompts), longest), pad, dtype=torch.long)
+    ids = torch.full((len(prompts), longest), padding_id(loaded), dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         ids[row, longest - len(prompt) :] = torch.tensor(prompt)
         mask[row, longest - len(prompt) :] = 1
-    settings = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        pad_token_id=pad,
-        eos_token_id=end_ids(loaded),
-        bos_token_id=loaded.tokenizer.bos_token_id,
-    )
     with torch.inference_mode():
         output = loaded.model.generate(
             input_ids=ids.to(loaded.device),
             attention_mask=mask.to(loaded.device),
-            generation_config=settings,
+            generation_config=greedy(loaded, max_new_tokens),
             stopping_criteria=StoppingCriteriaList([_StopText(loaded.tokenizer, stop, longest)]),
         )
     return output[:, longest:].cpu()
 
 
-def padding_id(loaded: LoadedModel) -> int:
-    """The id that fills up a batch."""
-    for token in (loaded.tokenizer.pad_token_id, loaded.tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    return 0  # masked out wherever it stands
-
-
-def end_ids(loaded: LoadedModel) -> Any:
-    """The ids that end a text: the folder's generation settings know them best (chat models have several)."""
-    own = getattr(getattr(loaded.model, "generation_config", None), "eos_token_id", None)
-    return own if own is not None else loaded.tokenizer.eos_token_id
-
-
-class _StopText:
-    """Stopping rule for `generate`: a row is done once the stop text follows some other text."""
+class _StopText(StopRule):
+    """A row is done once the stop text follows some other text."""
 
     def __init__(self, tokenizer: Any, stop: str, prompt_length: int) -> None:
-        self.tokenizer, self.stop, self.prompt_length = tokenizer, stop, prompt_length
-        self.done: torch.Tensor | None = None
+        super().__init__(prompt_length)
+        self.tokenizer, self.stop = tokenizer, stop
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        import torch
-
-        if self.done is None:
-            self.done = torch.zeros(len(input_ids), dtype=torch.bool)
-        for row in torch.nonzero(~self.done).flatten().tolist():
-            self.done[row] = self._found(input_ids[row, self.prompt_length :])
-        return self.done.to(input_ids.device)
-
-    def _found(self, new_ids: torch.Tensor) -> bool:
+    def ends(self, new_ids: torch.Tensor) -> bool:
         if self.stop not in self.tokenizer.decode(new_ids[-STOP_WINDOW:], skip_special_tokens=True):
             return False
         text = self.tokenizer.decode(new_ids, skip_special_tokens=True)

@@ -13,6 +13,7 @@ import pytest
 import eval.tasks as tasks_module
 from contract.errors import ConfigError, DataError
 from eval.config import EvalConfig
+from eval.generation import end_ids
 from eval.model import load_model
 from eval.tasks import Task, extract_answer, generate_greedily, load_tasks, run_task
 
@@ -120,7 +121,7 @@ def test_a_folders_own_generation_settings_decide_nothing(model_folders: dict[st
     texts = generate_greedily(changed, prompts, 24, "\0", 1000)
     plain.model.generation_config.eos_token_id = [0, 7]
     assert texts == generate_greedily(plain, prompts, 24, "\0", 1000)
-    assert tasks_module.end_ids(changed) == [0, 7]
+    assert end_ids(changed) == [0, 7]
 
 
 def test_stopping_rule_ends_a_row_after_text_and_the_stop(model_folders: dict[str, Path]) -> None:
