@@ -18,10 +18,11 @@ METHOD_COLOURS = {
     TARGET: "#6B7280",
     "ct": "#E69F00",
     "fusellm": "#009E73",
+    "fusellm-avgce": "#8C6D31",
     "paper": "#CC79A7",
     "fusionx": "#0072B2",
 }
-OTHER_COLOURS = ("#56B4E9", "#D55E00", "#8C6D31", "#000000")
+OTHER_COLOURS = ("#56B4E9", "#D55E00", "#000000")
 SOURCE_COLOURS = ("#332288", "#88CCEE", "#117733", "#DDCC77", "#CC6677", "#44AA99", "#882255", "#999933")
 INK = "#1F2933"
 QUIET = "#52606D"
