@@ -9,8 +9,10 @@ from typing import Any
 
 from align.fidelity import Fidelity, shares, summary
 from contract.manifest import read_manifest
+from contract.storage import write_bytes
+from eval.card import evaluation_section, with_evaluation
 from eval.report import write_report
-from eval.report_inputs import MethodRun, ReportInputs, SourceModel
+from eval.report_inputs import STEPS, MethodRun, ReportInputs, SourceModel, Step
 from pipelines.config import FusionConfig
 from pipelines.ensembles import read_ensembles
 from pipelines.evaluation import evaluation_of, load_evaluation
@@ -26,8 +28,25 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "pyarrow", "numpy")
 
 
 def report(config: FusionConfig, layout: Layout, command: str | None = None) -> dict[str, Any]:
-    """Writes results.json, report.md and report.html into the run's report folder; returns the results."""
-    return write_report(report_inputs(config, layout, command), layout.report)
+    """Writes results.json, report.md and report.html into the report folder and completes the exported models' cards.
+
+    Returns:
+        The content of results.json.
+    """
+    results = write_report(report_inputs(config, layout, command), layout.report)
+    for job in finished_jobs(config, layout):
+        for step in STEPS:
+            _complete_card(Path(job.output, step, "README.md"), results, job, step)
+    return results
+
+
+def _complete_card(path: Path, results: dict[str, Any], job: TrainJob, step: Step) -> None:
+    """Adds the evaluation to an exported model's card, or puts this one in the place of an older one."""
+    if path.is_file():
+        card = path.read_text(encoding="utf-8")
+        complete = with_evaluation(card, evaluation_section(results, job.method_name, job.seed, step))
+        if complete != card:
+            write_bytes(path, complete.encode())
 
 
 def report_inputs(config: FusionConfig, layout: Layout, command: str | None = None) -> ReportInputs:

@@ -28,6 +28,7 @@ class SelectionLog:
         self.sums = self._zeros()
         self._since_step = self._zeros()
         self._since_validation = self._zeros()
+        self._before_validation = self._zeros()
 
     def add(self, weights: Tensor, entropy: Tensor, anywhere: Tensor, chunk_of: Tensor, domains: Sequence[str]) -> None:
         """One micro-batch, all detached.
@@ -73,8 +74,11 @@ class SelectionLog:
         }
 
     def lately(self) -> dict[str, float]:
-        """Mean fusion weight of every candidate since the last validation; empty where nothing was selected."""
-        sums = self._since_validation.sum(0)
+        """Mean fusion weight of every candidate since the last validation; empty where nothing was ever selected.
+
+        An export right after a validation is told of what came before that.
+        """
+        sums = (self._before_validation if self.empty else self._since_validation).sum(0)
         if not sums[-1]:
             return {}
         return dict(zip(self._candidates, (sums / sums[-1]).tolist(), strict=False))
@@ -91,17 +95,22 @@ class SelectionLog:
                 means = (sums / sums[-1]).tolist()
                 found["domains"][domain] = dict(zip(self._candidates, means[:m], strict=True))
                 found["selected"][domain] = dict(zip(self._candidates, means[m : 2 * m], strict=True))
-        self._since_validation = self._zeros()
+        self._before_validation, self._since_validation = self._since_validation, self._zeros()
         return found
 
     def save(self) -> dict[str, Any]:
-        """Both windows as plain values; what was not taken is not in them."""
-        return {"step": self._since_step.tolist(), "validation": self._since_validation.tolist()}
+        """The windows as plain values; what was not taken is not in them."""
+        return {
+            "step": self._since_step.tolist(),
+            "validation": self._since_validation.tolist(),
+            "before": self._before_validation.tolist(),
+        }
 
     def load(self, saved: dict[str, Any]) -> None:
         if saved:
             self._since_step = torch.tensor(saved["step"], dtype=torch.float64)
             self._since_validation = torch.tensor(saved["validation"], dtype=torch.float64)
+            self._before_validation = torch.tensor(saved["before"], dtype=torch.float64)
 
     def _zeros(self) -> Tensor:
         return torch.zeros(len(self._domains), 2 * len(self._candidates) + 2, dtype=torch.float64)

@@ -38,6 +38,8 @@ def test_a_run_makes_every_output(world: Any, finished: Path) -> None:
         manifest = json.loads((finished / folder / "manifest.json").read_text())
         assert manifest["parts"], folder
         assert manifest["totals"]["rows"] > 0, folder
+    (card,) = finished.glob("train/fusionx/*/*/best/README.md")
+    assert card.read_text().count("## Evaluation") == 1
     for name in ("results.json", "report.md", "report.html"):
         assert (finished / "report" / name).stat().st_size > 500
     results = json.loads((finished / "report" / "results.json").read_text())

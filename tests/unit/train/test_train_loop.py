@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -88,7 +89,9 @@ def test_exports_load(method: str, make: Make, tmp_path: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         text = "The quick brown fox"
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-        assert "fusion-x" in (folder / "README.md").read_text()
+        card = (folder / "README.md").read_text()
+        assert "fusion-x" in card
+        assert re.search(r"^\| target \|.*\| 0\.\d{3} \|$", card, re.MULTILINE), "the target's mean fusion weight"
         if which == "last":
             trained = trainer.target.model.state_dict()
             assert all(torch.equal(tensor, trained[name]) for name, tensor in loaded.state_dict().items())
