@@ -16,8 +16,12 @@ Figure = Literal["dots", "grid", "thresholds", "sources", "efficiency", "selecti
 
 _DEFAULT_METHOD = {"table1": "paper"}
 """What a study changes where it is not the default method."""
-FUSE_WEIGHTS = {"distributions": (2.0,), "likelihood": (30.0, 100.0, 300.0)}
-"""lambda_fuse tried for each form of L_fuse. A divergence of likelihoods is about 1 / temperature of a plain one."""
+FUSE_FORMS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
+    "distributions": ({"fuse": "distributions"}, (2.0,)),
+    "likelihood, t = 100": ({"fuse": "likelihood", "temperature": 100.0}, (30.0, 100.0, 300.0)),
+    "likelihood, t = 10": ({"fuse": "likelihood", "temperature": 10.0}, (3.0, 10.0, 30.0)),
+}
+"""Forms of L_fuse, and lambda_fuse tried for each. A divergence of likelihoods is about 1 / t of a plain one."""
 FEWER_ENTRIES = 10
 """What FuseLLM and the paper's code store per position."""
 
@@ -155,20 +159,19 @@ def alignments(config: FusionConfig, method: str) -> Study:
 def objectives(config: FusionConfig, method: str) -> Study:
     """L_fuse on next-token distributions against likelihood matching, each under the gate and under MinCE alone.
 
-    Their scales differ, so each is tried at weights of its own, the run's among them.
+    Their scales differ, so each is tried at weights of its own. The method as it is configured is a row, too.
     """
     own = config.train.method(method)
     teachers: dict[str, dict[str, Any]] = {
         "network": {"teacher": "asn"},
         "min_ce": {"teacher": "min_ce", "lambda_feed": 0, "lambda_select": 0},
     }
-    against = (own.fuse, "network", f"{own.lambda_fuse:g}")
-    cells = [Cell(("ct", "none", "0"), "ct", against=against)]
-    for fuse, weights in FUSE_WEIGHTS.items():
-        tried = sorted({*weights, own.lambda_fuse}) if fuse == own.fuse else weights
+    against = ("as configured", "network", f"{own.lambda_fuse:g}")
+    cells = [Cell(("ct", "none", "0"), "ct", against=against), Cell(against, method, against=against)]
+    for form, (changes, weights) in FUSE_FORMS.items():
         cells += [
-            Cell((fuse, name, f"{weight:g}"), method, {"fuse": fuse, "lambda_fuse": weight, **teacher}, against=against)
-            for (name, teacher), weight in product(teachers.items(), tried)
+            Cell((form, name, f"{weight:g}"), method, {**changes, "lambda_fuse": weight, **teacher}, against=against)
+            for (name, teacher), weight in product(teachers.items(), weights)
         ]
     return Study("objective", ("L_fuse", "Teacher", "lambda_fuse"), cells, "dots")
 
