@@ -31,6 +31,8 @@ from pipelines.workshop import Job, Outcome, Workshop, attempt, load
 
 _AHEAD = 4
 """Jobs that Ray knows per place in the pool: bounds what is held of a corpus that is read as it is needed."""
+_PATIENCE = 0.5
+"""Seconds that a replica keeps a source's model for units that Ray hands out late; loading a model takes longer."""
 _PACKAGES = ("contract", "precompute", "align", "train", "eval", "pipelines")
 """What a cluster's machines are sent."""
 _RAY_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -282,7 +284,8 @@ class _StageActor:
             os.chdir(folder)
         self._stages = stages
         self._ledger = ledger
-        self._workshop = Workshop(self._load)
+        # Only where several threads fetch units may one of them be ahead of the others.
+        self._workshop = Workshop(self._load, _PATIENCE if stages[0].resources.concurrency > 1 else 0.0)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         tickets = [int(ticket) for ticket in batch["ticket"]]

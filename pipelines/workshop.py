@@ -24,9 +24,16 @@ Outcome = tuple[Job, PartEntry | FusionXError]
 class Workshop:
     """The workers of one process: of one stage at a time, for as many threads as share them."""
 
-    def __init__(self, load: Callable[[int], Worker | FusionXError]) -> None:
-        """`load` makes the worker of a stage, given its number; an error stands for every unit of that stage."""
+    def __init__(self, load: Callable[[int], Worker | FusionXError], patience: float = 0.0) -> None:
+        """How workers are made, and how long the one that is there is kept for units that may still come.
+
+        Args:
+            load: makes the worker of a stage, given its number; an error stands for every unit of that stage.
+            patience: seconds without any unit under way, after which another stage's worker may be loaded. Where units
+                come in an order that is only nearly theirs, this spares loading two stages in turn.
+        """
         self._load = load
+        self._patience = patience
         self._change = threading.Condition()
         self._number = -1
         self._worker: Worker | FusionXError | None = None
@@ -37,7 +44,7 @@ class Workshop:
     def hold(self, number: int, alone: bool = False) -> Iterator[Worker | FusionXError]:
         """The worker of stage `number`, once no unit of another stage is under way; `alone`: nor any other at all."""
         with self._change:
-            self._change.wait_for(lambda: self._inside == 0 or (number == self._number and not (alone or self._alone)))
+            self._wait(number, alone)
             if number != self._number or self._worker is None:
                 self._worker = None  # lets the last stage's model go before the next one is loaded
                 self._worker = self._load(number)
@@ -50,6 +57,17 @@ class Workshop:
             with self._change:
                 self._inside -= 1
                 self._change.notify_all()
+
+    def _wait(self, number: int, alone: bool) -> None:
+        def may_enter() -> bool:
+            return self._inside == 0 or (number == self._number and not (alone or self._alone))
+
+        while True:
+            self._change.wait_for(may_enter)
+            if number == self._number or self._worker is None:
+                return
+            if not self._change.wait_for(lambda: self._inside > 0, self._patience):
+                return
 
 
 def load(stage: Stage) -> Worker | FusionXError:

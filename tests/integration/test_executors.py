@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import threading
+import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -241,6 +242,25 @@ def test_a_workshop_holds_the_worker_of_one_stage_at_a_time(tmp_path: Path) -> N
     for thread in threads:
         thread.join(20)
     assert mixed == []
+    assert loaded == [0, 1]
+
+
+def test_a_patient_workshop_waits_for_a_late_unit_before_it_loads_another_stage() -> None:
+    """A unit of stage 1 overtakes the last one of stage 0."""
+    loaded: list[int] = []
+    workshop = Workshop(lambda number: loaded.append(number) or DataError(str(number)), patience=2)  # type: ignore[func-returns-value]
+
+    def hold(number: int) -> None:
+        with workshop.hold(number):
+            pass
+
+    hold(0)
+    early = threading.Thread(target=hold, args=(1,))
+    early.start()
+    time.sleep(0.2)
+    hold(0)
+    early.join(20)
+    hold(1)
     assert loaded == [0, 1]
 
 
