@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -115,12 +116,15 @@ def _ask(process: subprocess.Popen[str], job: str, patience: float) -> dict[str,
     timer = threading.Timer(patience, os.killpg, (process.pid, signal.SIGKILL))
     timer.start()
     try:
-        process.stdin.write(job)
-        process.stdin.flush()
+        with suppress(BrokenPipeError):  # one that has ended already says why on its other streams
+            process.stdin.write(job)
+            process.stdin.flush()
         answer = process.stdout.readline()
         process.wait()  # until nothing is left of the program
     finally:
         timer.cancel()
+        with suppress(BrokenPipeError):
+            process.stdin.close()
     return json.loads(answer) if answer else {"failed": process.stderr.read()[-2000:] or "no answer"}
 
 

@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+settings.register_profile("fusionx", deadline=None)  # machines are busy, and no test is timed
+settings.load_profile("fusionx")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -169,7 +169,7 @@ def test_the_card_says_what_was_done(folder: Path) -> None:
     assert "own-licence" in rows["target"]
     assert rows["prose"].split(" | ")[1:] == ["source", str(folder.parent / "prose"), "abc", "apache-2.0", "0.500 |"]
     assert rows["code"].split(" | ")[1:] == ["source", "someone/code-model", "not pinned", "not stated", "0.250 |"]
-    assert "1 L_lm + 1 L_fuse + 0.05 L_feed + 0.5 L_select" in rows["Losses"]
+    assert "1 L_lm + 2 L_fuse + 0.05 L_feed + 0.5 L_select" in rows["Losses"]
     assert "granularity token" in rows["Selection"]
     assert "start 1.2500, best 1.1250" in rows["Validation, bits per byte"]
     assert "123,456" in rows["Tokens seen"]
