@@ -149,7 +149,7 @@ def _data(results: Results) -> list[Plot]:
         if cell["change"]:
             lines.setdefault((cell["method"], float(cell["labels"][1])), []).append(cell)
     colours = {epochs: SOURCE_COLOURS[order] for order, epochs in enumerate(sorted({epochs for _, epochs in lines}))}
-    with canvas(3.6) as (figure, axes, svg):
+    with canvas(3.8) as (figure, axes, svg):
         for (method, epochs), cells in sorted(lines.items()):
             shares = [float(cell["labels"][0].removesuffix(" %")) for cell in cells]
             style = "--" if method == "fusellm" else "-"
@@ -159,7 +159,7 @@ def _data(results: Results) -> list[Plot]:
         axes.set_xlabel("Share of the training text, %")
         axes.set_ylabel("Bits per byte against ct, % (down: better)")
         axes.grid(axis="y")
-        figure.legend(loc="outside upper left", ncols=3)
+        figure.legend(loc="outside upper left", ncols=2)
     return [_plot(results, svg, "Line chart", _said(results))]
 
 
