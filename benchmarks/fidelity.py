@@ -26,7 +26,7 @@ from benchmarks.map import llama_128k, mistral_32k, tekken_131k
 from contract.config import digest_of, load_config
 from contract.encoder import load_encoder
 from contract.errors import DataError
-from pipelines.demo import made
+from pipelines import made
 from pipelines.demo.config import DemoInputs, TokenizerKind
 from pipelines.demo.config import ModelConfig as LearnerConfig
 from pipelines.demo.models import Training, train

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from contract.errors import DataError
 from contract.storage import read_bytes
+
+T = TypeVar("T")
+
+
+def read_json(cls: type[T], path: str | Path, otherwise: str) -> T:
+    """A file of `eval` as a dataclass; every value must have the type that its field says.
+
+    Raises:
+        DataError: the file is missing, cut short or something else, which `otherwise` says.
+    """
+    try:
+        return TypeAdapter(cls).validate_json(read_bytes(path), strict=True)
+    except ValidationError as error:
+        problem, *_ = error.errors(include_url=False)
+        raise DataError(
+            otherwise,
+            file=path,
+            field=".".join(map(str, problem["loc"])) or None,
+            found=problem["msg"],
+            remedy="delete it and evaluate again",
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -40,12 +62,7 @@ class Evaluation:
         Raises:
             DataError: the file is missing, cut short or something else.
         """
-        try:
-            return cls.from_dict(json.loads(read_bytes(path)))
-        except (ValueError, TypeError) as error:
-            raise DataError(
-                "The file is not an evaluation.", file=path, found=str(error), remedy="delete it and evaluate again"
-            ) from None
+        return read_json(cls, path, "The file is not an evaluation.")
 
     @property
     def skill_accuracy(self) -> float | None:

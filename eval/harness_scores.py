@@ -10,13 +10,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from contract.errors import DataError
 from contract.storage import exists, read_bytes, write_bytes
-from eval.evaluation import Evaluation
-
-FORMAT_VERSION = 2
+from eval.evaluation import Evaluation, read_json
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,19 @@ class ModelIdentity:
     dtype: str
 
 
+@dataclass(frozen=True)
+class _Model(ModelIdentity):
+    tasks: dict[str, TaskScore]
+
+
+@dataclass(frozen=True)
+class _File:
+    """What is read back of the file; the means in it are computed anew."""
+
+    format: Literal[2]
+    models: dict[str, _Model]
+
+
 @dataclass
 class BenchmarkScores:
     """Model folder -> what it holds, and the scores of its tasks by name."""
@@ -69,17 +80,9 @@ class BenchmarkScores:
         scores = cls()
         if not exists(path):
             return scores
-        try:
-            for model, found in json.loads(read_bytes(path))["models"].items():
-                scores.models[model] = ModelIdentity(*(found[part.name] for part in fields(ModelIdentity)))
-                scores.tasks[model] = {name: TaskScore(**score) for name, score in found["tasks"].items()}
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise DataError(
-                "The file holds no benchmark scores.",
-                file=path,
-                found=str(error),
-                remedy="delete it and evaluate again",
-            ) from None
+        for model, found in read_json(_File, path, "The file holds no benchmark scores.").models.items():
+            scores.models[model] = ModelIdentity(*(getattr(found, part.name) for part in fields(ModelIdentity)))
+            scores.tasks[model] = found.tasks
         return scores
 
     def save(self, path: str | Path) -> None:
@@ -92,7 +95,7 @@ class BenchmarkScores:
             }
             for model, identity in self.models.items()
         }
-        content = {"format": FORMAT_VERSION, "models": models}
+        content = {"format": 2, "models": models}
         data = (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
         if not exists(path) or read_bytes(path) != data:
             write_bytes(path, data)

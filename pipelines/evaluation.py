@@ -16,6 +16,7 @@ from eval.evaluation import Evaluation
 from eval.harness import check_benchmarks, run_benchmarks
 from eval.harness_scores import BenchmarkScores
 from eval.perplexity import Chunk
+from eval.report_inputs import STEPS
 from eval.tasks import load_tasks
 from pipelines.config import FusionConfig
 from pipelines.layout import Layout
@@ -23,7 +24,6 @@ from pipelines.training import finished_jobs, refuse_object_store
 from precompute.config import ModelConfig
 from train.config import TrainJob
 
-STEPS = ("best", "last")
 _MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 

@@ -22,8 +22,8 @@ from eval.config import EvalConfig, MergeMethod
 from eval.evaluate import data_digest, evaluate_model
 from eval.model import limited_threads, settings_digest, weights_digest
 from eval.perplexity import Chunk
+from pipelines import made
 from pipelines.config import FusionConfig
-from pipelines.demo import made
 from pipelines.evaluation import held_out_chunks, local_folder
 from pipelines.layout import Layout
 from precompute.config import ModelConfig

@@ -18,8 +18,10 @@ import click
 
 from contract.config import digest_of, load_config
 from contract.errors import ConfigError, FusionXError, IncompleteError
+from contract.storage import write_bytes
+from pipelines import made
 from pipelines.demo import corpus as corpus_text
-from pipelines.demo import made, models, skills, tokenizers
+from pipelines.demo import models, skills, tokenizers
 from pipelines.demo.config import DemoInputs, Mix, ModelConfig, SiblingConfig
 
 _RULES_VERSION = 2
@@ -102,7 +104,7 @@ def _make_tasks(config: DemoInputs, output: Path) -> None:
     for skill in names:
         examples = skills.task_examples(skill, config.corpus.task_examples, config.seed)
         files.append(piece / f"{skill}.json")
-        made.write_atomically(files[-1], json.dumps({"examples": examples}, indent=1).encode())
+        write_bytes(files[-1], json.dumps({"examples": examples}, indent=1).encode())
         _say(f"tasks: {skill}: {len(examples)} held-out examples")
     made.write_mark(piece, digest, files)
 

@@ -11,7 +11,9 @@ import pytest
 
 from contract.config import load_config, parse_config
 from contract.errors import ConfigError
-from pipelines.demo import inputs, made, models
+from contract.storage import write_bytes
+from pipelines import made
+from pipelines.demo import inputs, models
 from pipelines.demo.config import DemoInputs
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "inputs"
@@ -227,7 +229,7 @@ def test_pack_mix_keeps_the_weights() -> None:
 def test_marks_tell_what_is_damaged(tmp_path: Path) -> None:
     piece = tmp_path / "piece"
     file = piece / "a.txt"
-    made.write_atomically(file, b"content")
+    write_bytes(file, b"content")
     made.write_mark(piece, "digest", [file])
     assert made.is_made(piece, "digest")
     assert not made.is_made(piece, "other")

@@ -259,12 +259,17 @@ def test_evaluations_that_differ_are_refused_by_their_files(
         (["models/target.json", "ct", "--fusellm", "target"], 2, ["--fusellm", "target"]),
         (["models/target.json", "broken.json"], 1, ["not an evaluation", "broken.json"]),
         (["models/target.json", "list.json"], 1, ["not an evaluation", "list.json"]),
+        (["models/target.json", "words.json"], 1, ["not an evaluation", "words.json", "domains.", "bits_per_byte"]),
+        (["models/target.json", "ct", "--benchmarks", "words.json"], 1, ["no benchmark scores", "field:    format"]),
         (["models/target.json", "=ct"], 2, ["no name", "NAME=PATH"]),
     ],
 )  # fmt: skip
 def test_bad_input_is_named(arguments: list[str], code: int, words: list[str], written: Path) -> None:
     (written / "broken.json").write_text('{"model": "m"')
     (written / "list.json").write_text('["model"]')
+    target = json.loads((written / "models/target.json").read_text())
+    next(iter(target["domains"].values()))["bits_per_byte"] = "low"
+    (written / "words.json").write_text(json.dumps(target))
     refused = report(written, *arguments)
     assert refused.exit_code == code, refused.output
     assert all(word in refused.stderr for word in words), refused.stderr

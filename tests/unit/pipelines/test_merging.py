@@ -15,9 +15,9 @@ from contract.errors import ConfigError
 from eval.config import MergeMethod
 from eval.evaluate import evaluate_model
 from pipelines.config import FusionConfig
-from pipelines.demo.made import read_mark
 from pipelines.evaluation import held_out_chunks
 from pipelines.layout import Layout
+from pipelines.made import read_mark
 from pipelines.merging import RECIPE_FILE, RECIPES, SCALES, check_merges, make_merges, merge_config, mergeable
 from pipelines.road import open_road
 

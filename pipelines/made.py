@@ -7,20 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+from contract.storage import write_bytes
 
 
 def file_hash(path: Path) -> str:
@@ -39,7 +29,7 @@ def write_mark(piece: Path, digest: str, files: list[Path], notes: dict[str, Any
     base = piece.parent
     hashes = {file.relative_to(base).as_posix(): file_hash(file) for file in sorted(files)}
     content = json.dumps({"digest": digest, "files": hashes, "notes": notes or {}}, indent=1)
-    write_atomically(mark_path(piece), content.encode())
+    write_bytes(mark_path(piece), content.encode())
 
 
 def read_mark(piece: Path) -> dict[str, Any] | None:
