@@ -11,5 +11,6 @@ STUDIES = {
     "sources": "the number of candidates (Fig. 1)",
     "efficiency": "steps and tokens to the baselines' final perplexity (Fig. 4)",
     "selection": "every candidate's weight while training (Fig. 6)",
+    "baselines": "the weight of the fusion loss in every method",
 }
 """Every study and what it shows."""

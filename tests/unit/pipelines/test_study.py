@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -89,6 +90,19 @@ def test_sources_are_added_in_order(demo: FusionConfig) -> None:
     assert found["2", "fusionx"] == ["target", "coder"]
     assert found["3", "fusellm"] == ["target", "coder", "writer"]
     assert found["4", "fusionx"] == [model.id for model in demo.models]
+
+
+def test_every_method_is_tried_at_every_weight(demo: FusionConfig) -> None:
+    """Also at one that only one of them is configured with; `ct` has nothing to weigh."""
+    overrides = {"paper": {"lambda_fuse": 0.3}}
+    config = demo.model_copy(update={"train": demo.train.model_copy(update={"overrides": overrides})})
+    study = make_study("baselines", config)
+    tried = [
+        (cell.method, cell_config(config, study, cell).train.method(cell.method).lambda_fuse) for cell in study.cells
+    ]
+    methods = ["fusellm", "fusellm-avgce", "paper", "fusionx"]
+    assert tried == list(itertools.product(methods, [0.1, 0.3, 0.5, 1, 2, 4]))
+    assert {cell.against for cell in study.cells} == {("fusionx", "2")}
 
 
 def test_amounts_are_validated_equally_often(demo: FusionConfig) -> None:
