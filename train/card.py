@@ -177,6 +177,8 @@ def _licence_fields(path: str, revision: str | None) -> dict[str, str]:
     try:
         if Path(path).is_dir():
             file = Path(path) / "README.md"
+            if not file.exists():
+                return {}  # a model of one's own, not published: nothing went wrong
         else:
             from huggingface_hub import hf_hub_download
 

@@ -189,6 +189,14 @@ def test_every_method_has_a_card(folder: Path, method: str) -> None:
     assert (" L_select" in card) == (job.method.teacher == "asn")
 
 
+@pytest.mark.usefixtures("no_hub")
+def test_only_a_card_that_cannot_be_read_is_worth_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Not that a local model has none."""
+    model_card(job_of(folder), OUTCOME)
+    assert "someone/code-model" in caplog.text
+    assert str(folder) not in caplog.text
+
+
 @pytest.mark.parametrize("text", ["", "# no front matter", "---\n[broken\n---\n", "---\njust text\n---\n", b"\xff\xfe"])
 def test_a_strange_card_never_ends_a_training(folder: Path, text: str | bytes) -> None:
     train.card._licence_fields.cache_clear()
