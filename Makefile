@@ -27,7 +27,7 @@ demo: demo-inputs
 
 # In the order of the files, of which the long ones come first: so both processes end at about the same time.
 test: setup lint
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 12
 
 lint: setup
 	$(BIN)/ruff check .
