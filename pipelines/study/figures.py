@@ -37,7 +37,7 @@ def _dots(results: Results) -> list[Plot]:
         axes.set_yticks([-row for row in range(len(cells))], names)
         axes.set_ylim(-len(cells) + 0.5, 0.5)
         axes.grid(axis="x")
-        axes.set_xlabel(f"{_CORPUS} (left: better)")
+        axes.set_xlabel(f"{_CORPUS} (left: better)", loc="right")  # centred, it would not fit beside long names
     return [_plot(results, svg, "Dot chart", _said(results))]
 
 
