@@ -12,6 +12,8 @@ from contract.errors import DataError
 from contract.storage import read_bytes
 
 T = TypeVar("T")
+Number = int | float
+"""What JSON has. `float` alone would turn every whole number that is read into 1.0, and the file's bytes with it."""
 
 
 def read_json(cls: type[T], path: str | Path, otherwise: str) -> T:
@@ -41,11 +43,11 @@ class Evaluation:
     weights_digest: str
     config_digest: str
     data_digest: str
-    domains: dict[str, dict[str, float]]
+    domains: dict[str, dict[str, Number]]
     overall: dict[str, Any]
-    documents: dict[str, list[list[float]]]
+    documents: dict[str, list[list[Number]]]
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
-    items: dict[str, list[float]] = field(default_factory=dict)
+    items: dict[str, list[Number]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     settings_digest: str = ""

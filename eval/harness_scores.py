@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from contract.errors import DataError
 from contract.storage import exists, read_bytes, write_bytes
-from eval.evaluation import Evaluation, read_json
+from eval.evaluation import Evaluation, Number, read_json
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class TaskScore:
     metrics: dict[str, float]
     version: str
     prompts_digest: str
-    items: list[float]
+    items: list[Number]
 
 
 @dataclass(frozen=True)

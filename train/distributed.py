@@ -103,6 +103,9 @@ def by_first_rank(decide: Callable[[], T]) -> T:
     return outcome[0]
 
 
+_left: list[Any] = []
+
+
 @contextmanager
 def join(wanted: Literal["auto", "cpu", "cuda"]) -> Iterator[World]:
     """This process's world, for as long as the context lasts.
@@ -143,8 +146,18 @@ def join(wanted: Literal["auto", "cpu", "cuda"]) -> Iterator[World]:
     try:
         yield World(place.rank, place.size, device)
     except StoppedError:  # raised by all
-        dist.destroy_process_group()
+        _leave()
         raise
+    _leave()
+
+
+def _leave() -> None:
+    """Leaves the group, and keeps it from being freed.
+
+    DistributedDataParallel is freed later, with the frames of the training. If it held the last reference, it would
+    wait, and not let go of Python's lock, until gloo's thread ends, which may be waiting for that lock.
+    """
+    _left.append(dist.group.WORLD)
     dist.destroy_process_group()
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +210,7 @@ def test_a_killed_training_leaves_no_workers(make: Make, tmp_path: Path) -> None
         assert process.poll() is None
         time.sleep(0.1)
     process.kill()
-    process.communicate(timeout=30)  # returns when the last of them has closed its stderr
+    process.communicate(timeout=120)  # returns when the last of them has closed its stderr
 
 
 def test_two_trainings_never_share_a_folder(make: Make, tmp_path: Path) -> None:
@@ -230,3 +232,41 @@ def test_a_batch_that_does_not_divide_is_refused(make: Make, tmp_path: Path) -> 
     assert done.returncode != 0
     assert "optimizer.batch_size" in done.stderr
     assert "3 blocks for 2 devices" in done.stderr
+
+
+PARTING = """
+import os, sys
+import torch
+from train.distributed import by_first_rank, divide, join
+
+def meet_and_part():
+    with join("cpu") as world:
+        module = divide(torch.nn.Linear(4, 4), "none", None, world)
+        module(torch.ones(1, 4)).sum().backward()
+        by_first_rank(lambda: None)
+
+for port in sys.argv[1:]:
+    os.environ["MASTER_PORT"] = port
+    meet_and_part()
+"""
+
+
+def test_processes_part_before_what_averaged_their_gradients_is_freed() -> None:
+    """Gloo's thread and DistributedDataParallel's end could wait for each other: here at every third parting or so."""
+    with ExitStack() as probes:
+        sockets = [probes.enter_context(socket.socket()) for _ in range(30)]
+        for probe in sockets:
+            probe.bind(("127.0.0.1", 0))
+        ports = [str(probe.getsockname()[1]) for probe in sockets]
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-c", PARTING, *ports],
+            env=environment() | {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank},
+        )
+        for rank in "01"
+    ]
+    try:
+        assert [process.wait(timeout=120) for process in pair] == [0, 0]
+    finally:
+        for process in pair:
+            process.kill()
