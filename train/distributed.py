@@ -103,9 +103,6 @@ def by_first_rank(decide: Callable[[], T]) -> T:
     return outcome[0]
 
 
-_left: list[Any] = []
-
-
 @contextmanager
 def join(wanted: Literal["auto", "cpu", "cuda"]) -> Iterator[World]:
     """This process's world, for as long as the context lasts.
@@ -149,6 +146,9 @@ def join(wanted: Literal["auto", "cpu", "cuda"]) -> Iterator[World]:
         _leave()
         raise
     _leave()
+
+
+_left: list[Any] = []
 
 
 def _leave() -> None:

@@ -210,7 +210,7 @@ def test_a_killed_training_leaves_no_workers(make: Make, tmp_path: Path) -> None
         assert process.poll() is None
         time.sleep(0.1)
     process.kill()
-    process.communicate(timeout=120)  # returns when the last of them has closed its stderr
+    process.communicate(timeout=30)  # returns when the last of them has closed its stderr
 
 
 def test_two_trainings_never_share_a_folder(make: Make, tmp_path: Path) -> None:
