@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,13 @@ from hypothesis import settings
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So a shell starts what runs in the background, and what the tests start would be deaf to Ctrl-C as well.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# What the fork server starts finds these imports done; they take longer than a test's training.
+multiprocessing.set_forkserver_preload(["train.loop", "transformers.models.llama.modeling_llama"])
 
 settings.register_profile("fusionx", deadline=None)  # machines are busy, and no test is timed
 settings.load_profile("fusionx")

@@ -100,7 +100,7 @@ def start(processes: int, *arguments: Any) -> None:
     if processes == 1:
         work(0, 1, *arguments)
     else:
-        torch.multiprocessing.spawn(work, (processes, *arguments), nprocs=processes)
+        torch.multiprocessing.start_processes(work, (processes, *arguments), processes, start_method="forkserver")
 
 
 @pytest.mark.parametrize("shards", ["fsdp", "ddp"])

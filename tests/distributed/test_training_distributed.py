@@ -1,4 +1,4 @@
-"""Real trainings under torchrun with two processes (gloo): the same as one process, whatever divides the target."""
+"""Real trainings in two processes (gloo), also under torchrun: the same as in one, whatever divides the target."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from shard_builder import corpus_parts, make_job, write_logits, write_set, write_tiny_model
+from training_process import finish, write_job
 from transformers import AutoConfig
 
 from contract.errors import EXIT_STOPPED
@@ -50,21 +51,12 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
 
 
 def command(job: TrainJob, processes: int) -> list[str]:
-    file = Path(job.output) / "job.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(job.model_dump(mode="json")))
     launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"] if processes > 1 else []
-    return [sys.executable, "-m", *launcher, "train", str(file)]
+    return [sys.executable, "-m", *launcher, "train", str(write_job(job))]
 
 
 def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)}
-
-
-def train(job: TrainJob, processes: int = 1) -> Path:
-    done = subprocess.run(command(job, processes), env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return Path(job.output)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +67,7 @@ def alone(make: Make, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
     def output(method: str | MethodConfig = "fusionx", **changed: Any) -> Path:
         job = make(tmp_path_factory.mktemp("alone") / "out", method, **changed)
         if job.digest() not in outputs:
-            outputs[job.digest()] = train(job)
+            outputs[job.digest()] = finish(job)
         return outputs[job.digest()]
 
     return output
@@ -122,13 +114,13 @@ def test_two_processes_are_one(
     make: Make,
     tmp_path: Path,
 ) -> None:
-    together = train(make(tmp_path / "together", method, run={"shards": shards, "micro_batch": micro_batch}), 2)
+    together = finish(make(tmp_path / "together", method, run={"shards": shards, "micro_batch": micro_batch}), 2)
     assert_close(together, alone(method))
 
 
 def test_fsdp_in_bf16(alone: Callable[..., Path], make: Make, tmp_path: Path) -> None:
     """The weights are gathered in bf16: losses of the target are near those in fp32, and the network's are the same."""
-    half = train(make(tmp_path / "half", run={"shards": "fsdp", "precision": "bf16"}), 2)
+    half = finish(make(tmp_path / "half", run={"shards": "fsdp", "precision": "bf16"}), 2)
     for left, right in zip(steps(half), steps(alone()), strict=True):
         for name in ("lm", "fuse"):
             assert left[name] == pytest.approx(right[name], rel=0.02), (name, left["step"])
@@ -144,7 +136,7 @@ def test_every_option_in_two_processes(shards: str, alone: Callable[..., Path], 
         update={"selection": SelectionConfig(feed_over="place", choice="top_n", fusion="maximum", layers="linear1")}
     )
     options = {"pack": 160, "batch_size": 2, "lora": {"r": 4}}
-    together = train(make(tmp_path / "together", method, optimizer=options, run={"shards": shards}), 2)
+    together = finish(make(tmp_path / "together", method, optimizer=options, run={"shards": shards}), 2)
     assert_close(together, alone(method, optimizer=options))
 
 
@@ -170,7 +162,7 @@ def test_stopped_in_two_processes_and_gone_on_in_one(
     assert "its checkpoint is written" in said
     mark = json.loads((checkpoint / "state.json").read_text())
     assert mark["state"]["world_size"] == 2
-    last, undisturbed = (steps(output)[-1] for output in (train(job), alone(optimizer={"epochs": 40})))
+    last, undisturbed = (steps(output)[-1] for output in (finish(job), alone(optimizer={"epochs": 40})))
     assert last["step"] == undisturbed["step"]
     assert last["tokens"] == undisturbed["tokens"]
     assert last["lm"] == pytest.approx(undisturbed["lm"], rel=0.05)

@@ -3,46 +3,20 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
-import sys
 import time
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 from shard_builder import corpus_parts, make_job, write_set, write_tiny_model
+from training_process import finish, start
 
-from train.__main__ import main
-from train.config import TrainJob
 from train.result import read_log
 from train.throughput import TIMED_FIELDS
 
 CANDIDATES = ["target", "prose", "code"]
 KILLS = 20
-
-
-def start(job: TrainJob) -> BaseProcess:
-    """A training in a process of its own. The fork server has the imports done, which take longer than the training."""
-    file = Path(job.output) / "job.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(job.model_dump(mode="json")))
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["train.loop", "transformers.models.llama.modeling_llama"])
-    process = server.Process(target=run, args=(str(file),))
-    process.start()
-    return process
-
-
-def run(file: str) -> None:
-    sys.exit(main([file]))
-
-
-def finish(job: TrainJob) -> None:
-    process = start(job)
-    process.join()
-    assert process.exitcode == 0
 
 
 @pytest.mark.slow
@@ -55,7 +29,7 @@ def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
     dice = random.Random(0)
     log, reached = tmp_path / "killed" / "log.jsonl", [0]
     for kill in range(KILLS):
-        process = start(jobs[1])
+        (process,) = start(jobs[1])
         # Every fourth is killed before it can write: while it starts, resumes, or makes its first steps again. The
         # others have gone some steps further than any before, so kills advance however slow the machine is; the
         # moment after may fall anywhere: in a step, a validation, an export, a checkpoint.
