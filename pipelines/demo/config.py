@@ -71,6 +71,9 @@ class ModelConfig(Config):
     id: ModelId
     architecture: Architecture
     tokenizer: TokenizerKind
+    tokenizer_file: Operational[str | None] = None
+    """A trained tokenizer of that kind (tokenizer.json), taken instead of training one. What depends on it depends on
+    what the file holds, not on where it lies."""
     vocab_size: Annotated[int, Field(ge=400)]
     """Tokens in the vocabulary; the byte alphabet alone takes 256."""
     hidden_size: Positive

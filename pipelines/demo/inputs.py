@@ -24,7 +24,7 @@ from pipelines.demo import corpus as corpus_text
 from pipelines.demo import models, skills, tokenizers
 from pipelines.demo.config import DemoInputs, Mix, ModelConfig, SiblingConfig
 
-_RULES_VERSION = 2
+_RULES_VERSION = 3
 """Raised when the rules of gathering, generating or training change what comes out of the same config."""
 
 
@@ -112,23 +112,18 @@ def _make_tasks(config: DemoInputs, output: Path) -> None:
 def _prepare_training(
     config: DemoInputs, model: ModelConfig, corpus_hashes: dict[str, str], output: Path
 ) -> models.Training:
-    """Trains the model's tokenizer unless it is there, and describes the training that is to follow."""
+    """Makes the model's tokenizer unless it is there, and describes the training that is to follow."""
     pools = _pools(model.mix, corpus_hashes)
     piece = output / "tokenizers" / model.id
-    wanted = [
-        _RULES_VERSION,
-        model.tokenizer,
-        model.vocab_size,
-        model.context,
-        model.mix,
-        config.tokenizer_sample_kb,
-        pools,
-    ]
-    digest = digest_of(wanted)
+    kept = tokenizers.read_tokenizer(model.tokenizer_file, model) if model.tokenizer_file is not None else None
+    made_from = [model.mix, config.tokenizer_sample_kb, pools] if kept is None else [kept.to_str()]
+    digest = digest_of([_RULES_VERSION, model.tokenizer, model.vocab_size, model.context, *made_from])
     if not made.is_made(piece, digest):
-        texts = {domain: corpus_text.read_texts(output / "experts" / f"{domain}.parquet") for domain in pools}
-        sample = tokenizers.sample_of_mix(texts, model.mix, config.tokenizer_sample_kb * 1000)
-        tokenizer = tokenizers.train_tokenizer(model.tokenizer, sample, model.vocab_size)
+        tokenizer = kept
+        if tokenizer is None:
+            texts = {domain: corpus_text.read_texts(output / "experts" / f"{domain}.parquet") for domain in pools}
+            sample = tokenizers.sample_of_mix(texts, model.mix, config.tokenizer_sample_kb * 1000)
+            tokenizer = tokenizers.train_tokenizer(model.tokenizer, sample, model.vocab_size)
         files = tokenizers.save_tokenizer(tokenizer, model.tokenizer, model.context, piece)
         made.write_mark(piece, digest, files)
         _say(f"tokenizers: {model.id}: {model.tokenizer}, {tokenizer.get_vocab_size()} tokens")

@@ -7,13 +7,15 @@ the one every SentencePiece tokenizer has: a literal U+2581, which is its sign f
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipelines.demo.config import TokenizerKind
+from contract.errors import ConfigError
+from pipelines.demo.config import ModelConfig, TokenizerKind
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -71,8 +73,44 @@ def sample_of_mix(pools: dict[str, list[str]], mix: dict[str, float], total_byte
     return sample
 
 
+def read_tokenizer(file: str, model: ModelConfig) -> Tokenizer:
+    """The trained tokenizer in `file`, for this model.
+
+    Raises:
+        ConfigError: there is none, or it has another number of tokens than the model.
+    """
+    from tokenizers import Tokenizer
+
+    field = f"models.{model.id}.tokenizer_file"
+    try:
+        tokenizer = Tokenizer.from_file(file)
+    except Exception as error:  # the library raises nothing narrower
+        raise ConfigError(
+            "A tokenizer file cannot be read.",
+            file=file,
+            field=field,
+            found=str(error),
+            expected="a tokenizer.json",
+            remedy="correct the path, or leave the field out to have one trained",
+        ) from None
+    if tokenizer.get_vocab_size() != model.vocab_size:
+        raise ConfigError(
+            "A tokenizer file does not fit its model.",
+            file=file,
+            field=field,
+            found=f"{tokenizer.get_vocab_size()} tokens",
+            expected=f"{model.vocab_size}, the model's vocab_size",
+            remedy="change vocab_size, or leave the field out to have one trained",
+        )
+    return tokenizer
+
+
 def train_tokenizer(kind: TokenizerKind, texts: list[str], vocab_size: int) -> Tokenizer:
-    """Trains a tokenizer of this kind with exactly `vocab_size` tokens, or fewer where the texts give no more."""
+    """Trains a tokenizer of this kind with exactly `vocab_size` tokens, or fewer where the texts give no more.
+
+    The same texts give the same tokenizer. The library's trainers walk through hash maps, so what they leave to chance
+    (which of equally frequent characters they keep, the order of equally likely tokens) is decided here.
+    """
     trainers: dict[TokenizerKind, Callable[[list[str], int], Tokenizer]] = {
         "sentencepiece_bpe": _sentencepiece_bpe,
         "byte_bpe": _byte_bpe,
@@ -89,19 +127,19 @@ def _sentencepiece_bpe(texts: list[str], vocab_size: int) -> Tokenizer:
 
     special = SPECIAL_TOKENS["sentencepiece_bpe"]
     fixed = [*special.distinct(), *_BYTE_TOKENS]
+    rare = _rare_characters(texts, min(_ALPHABET_LIMIT, vocab_size - len(fixed)))
     learner = Tokenizer(models.BPE())
     learner.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
     learner.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            # Control characters and newlines stay out of the alphabet, so that they are encoded as byte tokens.
-            pre_tokenizers.Split(Regex(r"[\x00-\x1f\x7f]+"), "removed"),
+            # Control characters and rare ones stay out of the alphabet, so that they are encoded as byte tokens.
+            pre_tokenizers.Split(Regex(rf"[\x00-\x1f\x7f{re.escape(rare)}]+"), "removed"),
             pre_tokenizers.Split(Regex(_SENTENCEPIECE_WORDS), "isolated"),
         ]
     )
     trainer = tokenizer_trainers.BpeTrainer(
         vocab_size=vocab_size - len(fixed),
         initial_alphabet=[SPACE, *_PRINTABLE],
-        limit_alphabet=min(_ALPHABET_LIMIT, vocab_size - len(fixed)),
         show_progress=False,
     )
     learner.train_from_iterator(texts, trainer)
@@ -136,9 +174,7 @@ def _unigram(texts: list[str], vocab_size: int) -> Tokenizer:
     special = SPECIAL_TOKENS["unigram"]
     fixed = [*special.distinct(), *_BYTE_TOKENS]
     # The trainer keeps every character it sees as a token; rare ones are left to the byte tokens instead.
-    alphabet = _frequent_characters(texts, _ALPHABET_LIMIT)
-    rare = "".join(sorted({character for text in texts for character in text} - alphabet))
-    unmarked = str.maketrans(dict.fromkeys(rare, "\n"))
+    unmarked = str.maketrans(dict.fromkeys(_rare_characters(texts, _ALPHABET_LIMIT), "\n"))
     words = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="never", split=False),
@@ -155,14 +191,14 @@ def _unigram(texts: list[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     learner.train_from_iterator((text.translate(unmarked) for text in texts), trainer)
+    learned = [pair for pair in json.loads(learner.to_str())["model"]["vocab"] if pair[0] != special.unk]
+    # Characters that the trainer would rather drop come below all else, in an order of chance.
+    lowest = min(score for token, score in learned if len(token) > 1)
     # Scores in steps of 1/1024 are exact in binary and in JSON, so that ties fall alike before and after saving.
-    learned = [
-        (token, round(score * 1024) / 1024)
-        for token, score in json.loads(learner.to_str())["model"]["vocab"]
-        if token != special.unk
-    ]
+    scores = {token: round(max(score, lowest) * 1024) / 1024 for token, score in learned}
+    ranked = sorted(scores, key=lambda token: (-scores[token], token))
     vocabulary = [(token, 0.0 if token in special.distinct() else _RARE_SCORE) for token in fixed]
-    vocabulary += learned[: vocab_size - len(fixed)]
+    vocabulary += [(token, scores[token]) for token in ranked[: vocab_size - len(fixed)]]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=fixed.index("<unk>"), byte_fallback=True))
     tokenizer.pre_tokenizer = words
     tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
@@ -170,15 +206,19 @@ def _unigram(texts: list[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def _frequent_characters(texts: Iterable[str], limit: int) -> set[str]:
-    """The most frequent characters (ties: lower code point), always with printable ASCII, space and newline."""
+def _rare_characters(texts: list[str], limit: int) -> str:
+    """All characters but the `limit` most frequent (ties: lower code point), sorted.
+
+    Printable ASCII, space and newline are never among them.
+    """
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text)
     always = {" ", "\n", *_PRINTABLE}
     ranked = sorted(counts, key=lambda character: (-counts[character], character))
     others = [character for character in ranked if character not in always and character.isprintable()]
-    return always | set(others[: max(0, limit - len(always))])
+    kept = always | set(others[: max(0, limit - len(always))])
+    return "".join(sorted(counts.keys() - kept))
 
 
 def _byte_bpe(texts: list[str], vocab_size: int) -> Tokenizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,49 @@ def test_another_training_seed_gives_other_models_of_the_same_text(output: Path,
         assert (tmp_path / name).read_bytes() == (output / name).read_bytes()
     weights = "models/target/model.safetensors"
     assert (tmp_path / weights).read_bytes() != (output / weights).read_bytes()
+
+
+def test_a_tokenizer_file_is_taken_and_what_it_holds_is_what_counts(output: Path, tmp_path: Path) -> None:
+    target = tiny(tmp_path).models[0].model_dump()
+    for name in ("kept", "moved"):
+        shutil.copy(output / "tokenizers" / "coder" / "tokenizer.json", tmp_path / f"{name}.json")
+
+    def config(name: str) -> DemoInputs:
+        kept = target | {"tokenizer": "byte_bpe", "tokenizer_file": str(tmp_path / name)}
+        return tiny(tmp_path / "out", models=[kept])
+
+    inputs.make_inputs(config("kept.json"))
+    made = tmp_path / "out" / "models" / "target" / "tokenizer.json"
+    assert made.read_bytes() == (tmp_path / "kept.json").read_bytes()
+    assert changed_by(config("moved.json"), None) == set()
+    other = json.loads((tmp_path / "moved.json").read_text())
+    other["model"]["merges"][-1:] = []
+    (tmp_path / "moved.json").write_text(json.dumps(other))
+    assert changed_by(config("moved.json"), None) == {"tokenizers/target", "models/target"}
+
+
+@pytest.mark.parametrize(
+    ("content", "vocab_size", "said"),
+    [
+        (None, 420, ["a tokenizer.json", "correct the path"]),
+        ("{}", 420, ["a tokenizer.json"]),
+        ("coder", 421, ["420 tokens", "421, the model's vocab_size"]),
+    ],
+)
+def test_a_tokenizer_file_that_will_not_do_is_named(
+    content: str | None, vocab_size: int, said: list[str], output: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "kept.json"
+    if content == "coder":
+        shutil.copy(output / "tokenizers" / "coder" / "tokenizer.json", file)
+    elif content is not None:
+        file.write_text(content)
+    target = tiny(tmp_path).models[0].model_dump()
+    kept = target | {"tokenizer": "byte_bpe", "tokenizer_file": str(file), "vocab_size": vocab_size}
+    with pytest.raises(ConfigError) as caught:
+        inputs.make_inputs(tiny(tmp_path / "out", models=[kept]))
+    for words in (*said, "models.target.tokenizer_file", str(file)):
+        assert words in str(caught.value)
 
 
 SIBLING = {"id": "twin", "start": "target", "mix": {"stubs": 1}, "training_tokens": 256, "learning_rate": 1e-9}
