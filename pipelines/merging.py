@@ -16,7 +16,7 @@ import yaml
 
 from contract.config import digest_of
 from contract.encoder import load_encoder
-from contract.errors import ConfigError
+from contract.errors import ConfigError, DataError
 from contract.extras import import_extra
 from eval.config import EvalConfig, MergeMethod
 from eval.evaluate import data_digest, evaluate_model
@@ -88,7 +88,7 @@ def make_merges(config: FusionConfig, layout: Layout) -> int:
 
     Raises:
         ConfigError: the candidates cannot be merged so, or mergekit is not installed.
-        DataError: there is no validation text.
+        DataError: there is no validation text, or mergekit could not merge them.
     """
     if not config.eval.merges:
         return 0
@@ -187,13 +187,26 @@ def merge_config(method: MergeMethod, models: Sequence[str], scale: float | None
 
 
 def _merge(content: dict[str, Any], output: Path, trust_remote_code: bool) -> None:
-    """Runs mergekit; the folder appears whole, with its recipe."""
+    """Runs mergekit; the folder appears whole, with its recipe.
+
+    Raises:
+        DataError: mergekit could not: weights that it cannot read, an architecture that it does not know.
+    """
     configs, merge = (import_extra(f"mergekit.{module}", "merge", FIELD) for module in ("config", "merge"))
     options = merge.MergeOptions(
         random_seed=_SEED, quiet=True, write_model_card=False, trust_remote_code=trust_remote_code
     )
     with whole_folder(output) as folder:
-        merge.run_merge(configs.MergeConfiguration.model_validate(content), str(folder), options)
+        try:
+            merge.run_merge(configs.MergeConfiguration.model_validate(content), str(folder), options)
+        except Exception as error:  # whatever mergekit and what it calls may raise
+            method, models = content["merge_method"], [model["model"]["model"]["path"] for model in content["models"]]
+            raise DataError(
+                f"mergekit could not merge the candidates by '{method}'.",
+                field=FIELD,
+                found=f"{type(error).__name__}: {error}",
+                remedy=f"check the weights of {', '.join(models)}, or leave out '{method}'",
+            ) from error
         (folder / RECIPE_FILE).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
 

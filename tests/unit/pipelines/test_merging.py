@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,7 +12,7 @@ import pytest
 import yaml
 
 from contract.config import load_config, parse_config
-from contract.errors import ConfigError
+from contract.errors import ConfigError, DataError
 from eval.config import MergeMethod
 from eval.evaluate import evaluate_model
 from pipelines.config import FusionConfig
@@ -218,3 +219,14 @@ def test_the_shipped_siblings_are_trained_as_the_demo_is(root: Path) -> None:
     assert siblings.train.model_copy(update=searched) == demo.train
     for part in ("target", "corpus", "chunk", "precompute"):
         assert getattr(siblings, part) == getattr(demo, part)
+
+
+def test_a_failure_of_mergekit_names_the_candidates(folder: Path, layout: Layout, tmp_path: Path) -> None:
+    models = shutil.copytree(folder, tmp_path / "models")
+    short = models / "sibling" / "model.safetensors"
+    short.write_bytes(short.read_bytes()[:-100])
+    with pytest.raises(DataError) as error:
+        make_merges(run_of(models, tmp_path, "sibling", ["linear"]), layout)
+    for words in ("mergekit could not merge", "'linear'", "eval.merges", "SafetensorError", str(short.parent)):
+        assert words in str(error.value)
+    assert not (tmp_path / "merged" / "linear").exists()
