@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from training_process import free_port
 
 from contract.errors import EXIT_STOPPED, DataError
 from train.sole_writer import sole_writer
@@ -59,12 +59,6 @@ def at(file: Path, output: Path) -> Path:
     moved = output / "run.yaml"
     moved.write_text(yaml.safe_dump({**config, "output": str(output)}))
     return moved
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_alone_with_torchrun_and_as_tasks_of_an_srun(aligned: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def write_job(job: TrainJob) -> Path:
 def start(job: TrainJob, processes: int = 1) -> list[BaseProcess]:
     """`python -m train` on this job, in as many processes, told their places as torchrun tells them."""
     server = multiprocessing.get_context("forkserver")
-    file, port = write_job(job), str(_free_port())
+    file, port = write_job(job), str(free_port())
     started = []
     for rank in map(str, range(processes)):
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank}
@@ -49,7 +49,7 @@ def _train(file: str, environment: dict[str, str]) -> None:
     sys.exit(main([file]))
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
