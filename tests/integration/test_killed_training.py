@@ -27,19 +27,21 @@ def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
     jobs = [make_job(model, tokens, aligned, tmp_path / name, **changed) for name in ("alone", "killed")]
     finish(jobs[0])
     dice = random.Random(0)
-    log, reached = tmp_path / "killed" / "log.jsonl", [0]
+    log, reached, seconds = tmp_path / "killed" / "log.jsonl", [0], 0.0
     for kill in range(KILLS):
+        started = time.monotonic()
         (process,) = start(jobs[1])
-        # Every fourth is killed before it can write: while it starts, resumes, or makes its first steps again. The
+        # Every fourth is killed before it gets further: while it starts, resumes, or makes its last steps again. The
         # others have gone some steps further than any before, so kills advance however slow the machine is; the
         # moment after may fall anywhere: in a step, a validation, an export, a checkpoint.
         if kill % 4 == 3:
-            time.sleep(dice.uniform(0, 1))
+            time.sleep(dice.uniform(0, seconds))
         else:
             goal = max(reached) + dice.randint(1, 12)
             while last_step(log) < goal and process.is_alive():
                 time.sleep(0.002)
-            time.sleep(dice.uniform(0, 0.1))
+            seconds = time.monotonic() - started
+            time.sleep(dice.uniform(0, seconds / 10))
         assert process.is_alive(), f"finished after {kill} kills; give it more epochs"
         process.kill()
         process.join()
