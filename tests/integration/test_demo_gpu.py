@@ -73,7 +73,8 @@ def small_run(data: Path, runs: Path) -> list[str]:
 def test_the_gpu_demo_with_its_sizes_turned_down(tmp_path: Path) -> None:
     data, runs = tmp_path / "data", tmp_path / "runs"
     fusionx("demo-inputs", "configs/inputs/demo-gpu.yaml", sets=small_inputs(data))
-    fusionx("run", "configs/demo-gpu.yaml", sets=small_run(data, runs))
+    for stage in ("chunk", "precompute", "align", "train", "eval"):
+        fusionx(stage, "configs/demo-gpu.yaml", sets=small_run(data, runs))
     results = json.loads((runs / "report" / "results.json").read_text())
     assert {"target", "ct", "fusellm", "paper", "fusionx"} <= set(results["methods"])
     again = fusionx("run", "configs/demo-gpu.yaml", sets=small_run(data, runs))

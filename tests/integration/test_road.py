@@ -158,12 +158,14 @@ def test_a_map_is_explained_for_a_text_and_as_a_whole(world: Any, tmp_path: Path
 def test_wherever_and_whenever_it_is_made_it_is_the_same(
     world: Any, finished: Path, tmp_path: Path, part_hashes: Any
 ) -> None:
-    """Three workers of a Ray and this process alone give the same bytes."""
+    """Ray with one worker, Ray with four, and this process give the same bytes."""
     pytest.importorskip("ray")
     folders = ("chunks", "logits/coder", "aligned/target/tokens", "aligned/target/mined/coder")
     expected = {name: part_hashes(finished / name) for name in folders}
-    world.on_ray(tmp_path / "ray", workers=3)
-    assert {name: part_hashes(tmp_path / "ray" / name) for name in expected} == expected
+    for workers in (1, 4):
+        output = tmp_path / f"ray-{workers}"
+        world.on_ray(output, workers)
+        assert {name: part_hashes(output / name) for name in expected} == expected
 
 
 def without(world: Any, tmp_path: Path, *names: str) -> Any:
