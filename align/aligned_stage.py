@@ -9,19 +9,28 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
-from align.chain_rule import chain_rule_moves
-from align.config import AlignConfig, MapMode
-from align.fidelity import fidelity
-from align.positions import Status, align_positions
-from align.projection import project
-from align.vocab_map import Ties, VocabMap, build_vocab_map, identity_map
-from contract.codec import add_distributions, read_distributions, read_token_nll, read_tokens
-from contract.encoder import Encoder, load_encoder
-from contract.errors import DataError
-from contract.manifest import MANIFEST_NAME, Manifest, read_manifest
-from contract.shard import PartEntry, Provenance, Ragged, differences, list_column, match_rows, read_part, write_part
-from contract.stage import Resources, Unit, Worker
-from contract.storage import join
+from fusionx.align.chain_rule import chain_rule_moves
+from fusionx.align.config import AlignConfig, MapMode
+from fusionx.align.fidelity import fidelity
+from fusionx.align.positions import Status, align_positions
+from fusionx.align.projection import project
+from fusionx.align.vocabulary.vocab_map import Ties, VocabMap, build_vocab_map, identity_map
+from fusionx.contract.errors import DataError
+from fusionx.contract.files.storage import join
+from fusionx.contract.shards.codec import add_distributions, read_distributions, read_token_nll, read_tokens
+from fusionx.contract.shards.manifest import MANIFEST_NAME, Manifest, read_manifest
+from fusionx.contract.shards.parts import (
+    PartEntry,
+    Provenance,
+    Ragged,
+    differences,
+    list_column,
+    match_rows,
+    read_part,
+    write_part,
+)
+from fusionx.contract.stage import Resources, Unit, Worker
+from fusionx.contract.tokens.encoder import Encoder, load_encoder
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from align.projection import Moves
-from contract.shard import Ragged
+from fusionx.align.projection import Moves
+from fusionx.contract.shards.parts import Ragged
 
 
 def chain_rule_moves(

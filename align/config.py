@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from contract.config import Config, Operational
+from fusionx.contract.config import Config, Operational
 
 MapMode = Literal["first-token", "mined", "exact"]
 

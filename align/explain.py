@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from align.edit import text_of
-from align.positions import Status, align_positions
-from align.vocab_map import DROPPED, MAX_TIES, MapKind, Mode, VocabMap, equally_near
-from contract.encoder import Encoder
-from contract.token_table import OTHER_SPECIAL, TokenTable
+from fusionx.align.positions import Status, align_positions
+from fusionx.align.vocabulary.edit_distance import text_of
+from fusionx.align.vocabulary.vocab_map import DROPPED, MAX_TIES, MapKind, Mode, VocabMap, equally_near
+from fusionx.contract.tokens.encoder import Encoder
+from fusionx.contract.tokens.token_table import OTHER_SPECIAL, TokenTable
 
 _BAR = 40
 _NAMED_TIES = 3

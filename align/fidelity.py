@@ -7,13 +7,15 @@ distribution say what is left of that. The difference, per source, domain and ma
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from contract.codec import Distributions
-from contract.next_token import gold_probabilities, next_tokens
-from contract.shard import Ragged
+from fusionx.contract.shards.codec import Distributions
+from fusionx.contract.shards.manifest import Manifest, build_manifest
+from fusionx.contract.shards.next_token import gold_probabilities, next_tokens
+from fusionx.contract.shards.parts import Ragged
 
 Fidelity = dict[str, dict[str, float]]
 """Domain -> sums: see `fidelity`."""
@@ -82,3 +84,13 @@ def shares(by_domain: dict[str, dict[str, int]]) -> dict[str, float]:
     counts = {name: sum(of_domain[name] for of_domain in by_domain.values()) for name in names}
     total = max(1, sum(counts.values()))
     return {name: count / total for name, count in counts.items()}
+
+
+def held_out(aligned: Manifest) -> tuple[str, dict[str, Any]]:
+    """The split by which alignment is judged, and the statistics of its parts, summed up.
+
+    It is `validation`; another one where `precompute.splits` leaves that out.
+    """
+    split = "validation" if aligned.parts_of("validation") else aligned.parts[0].split
+    judged = build_manifest(aligned.kind, aligned.config, aligned.identity, aligned.parts_of(split))
+    return split, judged.stats

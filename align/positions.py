@@ -12,10 +12,10 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 
-from align.edit import text_of, token_distance
-from align.vocab_map import VocabMap
-from contract.boundaries import agreeing_positions
-from contract.token_table import TokenTable
+from fusionx.align.vocabulary.edit_distance import text_of, token_distance
+from fusionx.align.vocabulary.vocab_map import VocabMap
+from fusionx.contract.tokens.boundaries import agreeing_positions
+from fusionx.contract.tokens.token_table import TokenTable
 
 Int32Array = npt.NDArray[np.int32]
 
@@ -43,7 +43,7 @@ def align_positions(
 ) -> tuple[Int32Array, npt.NDArray[np.uint8]]:
     """Source position and `Status` of every target position of one chunk.
 
-    Positions with equal `ends` are aligned (`contract.boundaries`).
+    Positions with equal `ends` are aligned (`contract.tokens.boundaries`).
 
     With a `vocab_map` (the paper's procedure, section 3.1), each disagreeing span between two agreeing boundaries is
     also matched by `_match_span`. Such a match joins places that have consumed different bytes; without a map these
@@ -98,10 +98,11 @@ def _tokens(ids: Int32Array, table: TokenTable, free: npt.NDArray[np.bool_]) -> 
 def _match_span(source: list[bytes], target: list[bytes]) -> list[tuple[int, int]]:
     """One-to-one, order-keeping matches of minimum total edit cost between the tokens of one span.
 
-    Matching two tokens costs their edit distance (`align.edit`), leaving a token unmatched costs its length in
-    characters (in bytes where it is no valid UTF-8). This is the paper's and FuseLLM's program with explicit costs
-    for unmatched tokens, so that a token takes part in one match at most. Read from the end, ties prefer a match,
-    then an unmatched source token, then an unmatched target token. A span of more than `_MOST_PAIRS` has no matches.
+    Matching two tokens costs their edit distance (`align.vocabulary.edit_distance`), leaving a token unmatched costs
+    its length in characters (in bytes where it is no valid UTF-8). This is the paper's and FuseLLM's program with
+    explicit costs for unmatched tokens, so that a token takes part in one match at most. Read from the end, ties prefer
+    a match, then an unmatched source token, then an unmatched target token. A span of more than `_MOST_PAIRS` has no
+    matches.
     """
     if not 0 < len(source) * len(target) <= _MOST_PAIRS:
         return []

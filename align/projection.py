@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from align.compiled import compiled
-from align.vocab_map import VocabMap
-from contract.codec import Distributions
+from fusionx.align.jit import compiled
+from fusionx.align.vocabulary.vocab_map import VocabMap
+from fusionx.contract.shards.codec import Distributions
 
 _BLOCK_POSITIONS = 1 << 12
 """Positions projected at once: their entries stay in the processor's cache until their logarithms are taken."""

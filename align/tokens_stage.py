@@ -6,12 +6,12 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
-from contract.codec import add_tokens
-from contract.encoder import Encoder, load_encoder
-from contract.manifest import Manifest, read_manifest
-from contract.shard import PartEntry, Provenance, differences, read_part, write_part
-from contract.stage import Resources, Unit, Worker
-from contract.storage import join
+from fusionx.contract.files.storage import join
+from fusionx.contract.shards.codec import add_tokens
+from fusionx.contract.shards.manifest import Manifest, read_manifest
+from fusionx.contract.shards.parts import PartEntry, Provenance, differences, read_part, write_part
+from fusionx.contract.stage import Resources, Unit, Worker
+from fusionx.contract.tokens.encoder import Encoder, load_encoder
 
 
 @dataclass(frozen=True)

@@ -15,21 +15,21 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from align.aligned_stage import AlignedStage, AlignWorker
-from align.config import AlignConfig, MapMode
-from align.edit import token_distance
-from align.positions import align_positions
-from align.projection import project
-from align.tokens_stage import TokensStage
-from benchmarks.figure import Figure, cpu_seconds
-from contract.codec import Distributions, read_distributions, read_tokens
-from contract.errors import DataError
-from contract.manifest import Manifest, build_manifest, write_manifest
-from contract.shard import read_part
-from contract.stage import Stage, Unit
-from precompute.chunk_stage import ChunkStage
-from precompute.config import ChunkConfig, CorpusConfig, ModelConfig, PrecomputeConfig
-from precompute.logits_stage import LogitsStage
+from fusionx.align.aligned_stage import AlignedStage, AlignWorker
+from fusionx.align.config import AlignConfig, MapMode
+from fusionx.align.positions import align_positions
+from fusionx.align.projection import project
+from fusionx.align.tokens_stage import TokensStage
+from fusionx.align.vocabulary.edit_distance import token_distance
+from fusionx.benchmarks.measuring.figure import Figure, cpu_seconds
+from fusionx.contract.errors import DataError
+from fusionx.contract.shards.codec import Distributions, read_distributions, read_tokens
+from fusionx.contract.shards.manifest import Manifest, build_manifest, write_manifest
+from fusionx.contract.shards.parts import read_part
+from fusionx.contract.stage import Stage, Unit
+from fusionx.precompute.chunks.chunk_stage import ChunkStage
+from fusionx.precompute.config import ChunkConfig, CorpusConfig, ModelConfig, PrecomputeConfig
+from fusionx.precompute.logits.logits_stage import LogitsStage
 
 RANKS = (10, 64)
 DATA = "data/demo"

@@ -17,12 +17,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figure import Figure, cpu_seconds
-from benchmarks.map import byte_bpe_50k, llama_128k, mistral_32k, tekken_131k
-from contract.encoder import Encoder
-from contract.token_table import token_table
-from contract.tokenizer import adds_bos
-from precompute.chunking import Cutter, boundary, cutter_of
+from fusionx.benchmarks.map import byte_bpe_50k, llama_128k, mistral_32k, tekken_131k
+from fusionx.benchmarks.measuring.figure import Figure, cpu_seconds
+from fusionx.contract.tokens.encoder import Encoder
+from fusionx.contract.tokens.token_table import token_table
+from fusionx.contract.tokens.tokenizer import adds_bos
+from fusionx.precompute.chunks.cutter import Cutter, boundary, cutter_of
 
 BLOCKS = (2048, 256)
 TEXT_MB = 12.0

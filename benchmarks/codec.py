@@ -17,12 +17,19 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.figure import Figure, interleaved_seconds
-from contract.codec import Distributions, add_distributions, add_token_nll, add_tokens, divergence, read_distributions
-from contract.encoder import load_encoder
-from contract.errors import DataError
-from contract.schema import DICTIONARY_KEY, text_hash
-from contract.shard import Provenance, list_column, read_part, write_part
+from fusionx.benchmarks.measuring.figure import Figure, interleaved_seconds
+from fusionx.contract.errors import DataError
+from fusionx.contract.shards.codec import (
+    Distributions,
+    add_distributions,
+    add_token_nll,
+    add_tokens,
+    divergence,
+    read_distributions,
+)
+from fusionx.contract.shards.parts import Provenance, list_column, read_part, write_part
+from fusionx.contract.shards.schema import DICTIONARY_KEY, text_hash
+from fusionx.contract.tokens.encoder import load_encoder
 
 RANKS = (10, 32, 64)
 MASS = 0.98
@@ -93,7 +100,7 @@ def source_of(model: Path, corpus: Path, k: int) -> Source:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from precompute.top_k import TopK, top_k_statistics
+    from fusionx.precompute.logits.top_k import TopK, top_k_statistics
 
     encoder = load_encoder(str(model))
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()

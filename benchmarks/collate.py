@@ -15,11 +15,11 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from benchmarks.figure import Figure, cpu_seconds
-from benchmarks.random_shards import Shape, random_shards
-from train.collate import Batch
-from train.loader import StepBatches, loader
-from train.stream import Sample, ShardSet
+from fusionx.benchmarks.measuring.figure import Figure, cpu_seconds
+from fusionx.benchmarks.measuring.random_shards import Shape, random_shards
+from fusionx.train.data.collate import Batch
+from fusionx.train.data.loader import StepBatches, loader
+from fusionx.train.data.shard_stream import Sample, ShardSet
 
 LENGTH, SOURCES, VOCAB = 2048, 5, 32_000
 REFERENCE_POSITIONS = 32

@@ -16,23 +16,23 @@ from typing import get_args
 
 import torch
 
-from align.aligned_stage import AlignedStage
-from align.config import MapMode
-from align.fidelity import shares, summary
-from align.tokens_stage import TokensStage
-from benchmarks.align import aligned_stage, make
-from benchmarks.figure import Figure
-from benchmarks.map import llama_128k, mistral_32k, tekken_131k
-from contract.config import digest_of, load_config
-from contract.encoder import load_encoder
-from contract.errors import DataError
-from pipelines import made
-from pipelines.demo.config import DemoInputs, TokenizerKind
-from pipelines.demo.config import ModelConfig as LearnerConfig
-from pipelines.demo.models import Training, train
-from precompute.chunk_stage import ChunkStage
-from precompute.config import ChunkConfig, CorpusConfig, ModelConfig, PrecomputeConfig, Split
-from precompute.logits_stage import LogitsStage
+from fusionx.align.aligned_stage import AlignedStage
+from fusionx.align.config import MapMode
+from fusionx.align.fidelity import shares, summary
+from fusionx.align.tokens_stage import TokensStage
+from fusionx.benchmarks.align import aligned_stage, make
+from fusionx.benchmarks.map import llama_128k, mistral_32k, tekken_131k
+from fusionx.benchmarks.measuring.figure import Figure
+from fusionx.contract.config import digest_of, load_config
+from fusionx.contract.errors import DataError
+from fusionx.contract.files import done_marks
+from fusionx.contract.tokens.encoder import load_encoder
+from fusionx.pipelines.demo.config import DemoInputs, TokenizerKind
+from fusionx.pipelines.demo.config import ModelConfig as LearnerConfig
+from fusionx.pipelines.demo.models import Training, train
+from fusionx.precompute.chunks.chunk_stage import ChunkStage
+from fusionx.precompute.config import ChunkConfig, CorpusConfig, ModelConfig, PrecomputeConfig, Split
+from fusionx.precompute.logits.logits_stage import LogitsStage
 
 PAIRS = {
     "128k to 32k": ("llama_128k", "mistral_32k"),
@@ -57,7 +57,7 @@ def figures() -> Iterator[Figure]:
     Raises:
         DataError: the demo's corpus is not there.
     """
-    if made.read_mark(DEMO / "corpus") is None:
+    if done_marks.read_mark(DEMO / "corpus") is None:
         raise DataError("The demo's corpus is missing.", file=DEMO / "corpus", remedy="run `make demo-inputs`")
     with TemporaryDirectory() as folder:
         models = {name: ModelConfig(id=name, path=str(_model(name, Path(folder)))) for name in _TOKENIZERS}
@@ -111,11 +111,11 @@ def _learned(name: str, tokenizer: Path) -> Path:
         batch_tokens=512,
         learning_rate=3e-3,
     )
-    text = made.read_mark(DEMO / "corpus")
+    text = done_marks.read_mark(DEMO / "corpus")
     assert text is not None
     digest = digest_of([config.content(), inputs.optimizer.content(), inputs.seed, text["files"], encoder.fingerprint])
     training = Training(inputs, config, tokenizer, DEMO / "experts", KEPT / name, digest)
-    if not made.is_made(training.output, digest):
+    if not done_marks.is_done(training.output, digest):
         train(training, partial(print, file=sys.stderr))  # figures have stdout to themselves
-        made.write_mark(training.output, digest, list(training.output.iterdir()))
+        done_marks.write_mark(training.output, digest, list(training.output.iterdir()))
     return training.output

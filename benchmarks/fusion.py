@@ -17,13 +17,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.figure import Figure, interleaved_seconds
-from benchmarks.memory import peak_of_a_process, resident
-from train.asn import SelectionNetwork, choose, gate, normalised
-from train.config import PRESETS, MethodConfig
-from train.head import fused_head
-from train.objective import head_scales, local_totals, selection_loss
-from train.teacher import Candidates, select
+from fusionx.benchmarks.measuring.figure import Figure, interleaved_seconds
+from fusionx.benchmarks.measuring.memory import peak_of_a_process, resident
+from fusionx.train.config import PRESETS, MethodConfig
+from fusionx.train.objective.fused_head import fused_head
+from fusionx.train.objective.losses import head_scales, local_totals, selection_loss
+from fusionx.train.objective.selection_network import SelectionNetwork, choose, gate, normalised
+from fusionx.train.objective.teacher import Candidates, select
 
 LENGTH, BLOCK = 2048, 1024
 DENSE_POSITIONS = 64

@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from align.edit import bytes_as_text, text_of
-from align.vocab_map import MapKind, VocabMap, build_vocab_map
-from benchmarks.figure import Figure, cpu_seconds
-from contract.errors import ConfigError
-from contract.token_table import TokenTable, token_table
-from contract.tokenizer import load_tokenizer
+from fusionx.align.vocabulary.edit_distance import bytes_as_text, text_of
+from fusionx.align.vocabulary.vocab_map import MapKind, VocabMap, build_vocab_map
+from fusionx.benchmarks.measuring.figure import Figure, cpu_seconds
+from fusionx.contract.errors import ConfigError
+from fusionx.contract.tokens.token_table import TokenTable, token_table
+from fusionx.contract.tokens.tokenizer import load_tokenizer
 
 SAMPLE = 24
 ROUNDS = 3

@@ -19,18 +19,18 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from benchmarks.figure import Figure, interleaved_seconds
-from benchmarks.memory import peak_of_a_process, resident
-from contract.encoder import load_encoder
-from contract.manifest import build_manifest, write_manifest
-from contract.shard import read_part
-from contract.stage import Unit
-from precompute.chunk_stage import ChunkStage
-from precompute.config import ChunkConfig, CorpusConfig, ModelConfig, PrecomputeConfig
-from precompute.corpus import read_corpus
-from precompute.logits_stage import LogitsStage, LogitsWorker, batches_by_length
-from precompute.model import load_model, split_model
-from precompute.top_k import top_k_statistics
+from fusionx.benchmarks.measuring.figure import Figure, interleaved_seconds
+from fusionx.benchmarks.measuring.memory import peak_of_a_process, resident
+from fusionx.contract.shards.manifest import build_manifest, write_manifest
+from fusionx.contract.shards.parts import read_part
+from fusionx.contract.stage import Unit
+from fusionx.contract.tokens.encoder import load_encoder
+from fusionx.precompute.chunks.chunk_stage import ChunkStage
+from fusionx.precompute.config import ChunkConfig, CorpusConfig, ModelConfig, PrecomputeConfig
+from fusionx.precompute.corpus.documents import read_corpus
+from fusionx.precompute.logits.logits_stage import LogitsStage, LogitsWorker, batches_by_length
+from fusionx.precompute.logits.source_model import load_model, split_model
+from fusionx.precompute.logits.top_k import top_k_statistics
 
 K = 32
 _REFERENCE_ROWS = 4

@@ -15,15 +15,15 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from benchmarks.figure import Figure
-from benchmarks.memory import peak_of_a_process, resident
-from benchmarks.precompute import random_llama, source_texts, train_tokenizer
-from benchmarks.random_shards import Shape, random_shards
-from contract.errors import DataError
-from train.config import PRESETS, OptimizerConfig, RunConfig, TrainJob
-from train.distributed import World
-from train.loop import Trainer
-from train.throughput import flops_per_token, peak_flops
+from fusionx.benchmarks.measuring.figure import Figure
+from fusionx.benchmarks.measuring.memory import peak_of_a_process, resident
+from fusionx.benchmarks.measuring.random_shards import Shape, random_shards
+from fusionx.benchmarks.precompute import random_llama, source_texts, train_tokenizer
+from fusionx.contract.errors import DataError
+from fusionx.train.config import PRESETS, OptimizerConfig, RunConfig, TrainJob
+from fusionx.train.distributed.collectives import World
+from fusionx.train.loop.throughput import flops_per_token, peak_flops
+from fusionx.train.loop.trainer import Trainer
 
 METHODS = ("ct", "fusionx", "fusellm", "paper")
 DEMO_TARGET = "data/demo/models/target"

@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from contract.errors import ConfigError
+from fusionx.contract.errors import ConfigError
 
 _OPERATIONAL = "operational: not part of the digest"
 _ADDED = "added later: part of the digest unless it is the default"

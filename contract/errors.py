@@ -10,7 +10,7 @@ EXIT_COMPLETE = 0
 EXIT_INCOMPLETE = 1
 EXIT_USAGE = 2
 EXIT_STOPPED = 75
-"""EX_TEMPFAIL of sysexits.h: told to stop; everything is saved, and the same command goes on."""
+"""EX_TEMPFAIL of sysexits.h: stopped by a signal; everything is saved, and the same command goes on."""
 
 
 class FusionXError(Exception):
@@ -60,6 +60,6 @@ class IncompleteError(FusionXError):
 
 
 class StoppedError(FusionXError):
-    """The command was told to stop and saved its work first. Exit code 75."""
+    """A signal asked the command to stop, and it saved its work first. Exit code 75."""
 
     exit_code = EXIT_STOPPED

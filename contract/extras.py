@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from contract.errors import ConfigError
+from fusionx.contract.errors import ConfigError
 
 
 def import_extra(module: str, extra: str, field: str) -> Any:

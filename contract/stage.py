@@ -1,7 +1,7 @@
 """What a stage is: units of work that follow from data and config, and a worker that turns one unit into one part.
 
-A stage knows nothing of placement. `pipelines.runner` decides which units are missing, an executor runs workers
-wherever it likes, and the manifest is written when every part is there.
+A stage knows nothing of placement. `pipelines.execution.stage_runner` decides which units are missing, an executor runs
+workers wherever it likes, and the manifest is written when every part is there.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from contract.shard import PartEntry, Provenance, part_name
+from fusionx.contract.shards.parts import PartEntry, Provenance, part_name
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Stage(Pool, Protocol):
 
     @property
     def kind(self) -> str:
-        """The schema of its parts: a key of `contract.schema.SCHEMAS`."""
+        """The schema of its parts: a key of `contract.shards.schema.SCHEMAS`."""
 
     @property
     def output(self) -> str:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from contract.config import Added, Config, Operational, digest_of
+from fusionx.contract.config import Added, Config, Operational, digest_of
 
 JUDGING_FIELDS = ("bootstrap", "confidence")
 LOCATION_FIELDS = ("tasks", "prompt_prefix_folder")
@@ -36,8 +36,8 @@ MERGE_ROW = "merge: "
 class HarnessConfig(Config):
     """How lm-evaluation-harness runs the benchmarks; `limit`, `batch_size`, `max_gen_toks` mean what they mean there.
 
-    `data` is a folder of task files to read instead of the hub, see `eval.harness_tasks.local_data`. It, `limit` and
-    `batch_size` hold for the benchmark `me`, too, see `eval.code_tasks`.
+    `data` is a folder of task files to read instead of the hub, see `eval.tasks.harness_tasks.local_data`. It, `limit`
+    and `batch_size` hold for the benchmark `me`, too, see `eval.code.problems`.
     """
 
     data: str | None = None
@@ -56,7 +56,7 @@ class HarnessConfig(Config):
 class CodeConfig(Config):
     """How the benchmark `me` has programs written and runs them.
 
-    `run` allows programs that the models have written to be run on this machine, in the sandbox of `eval.code_jail`.
+    `run` allows programs that the models have written to be run on this machine, in the sandbox of `eval.code.jail`.
     Per problem there are `samples` programs. `languages` are all whose toolchain works in the sandbox, where the list
     is empty. `seconds` is the time for each command (compiling and running), `memory_mib` what a program's processes
     and files may hold together, `workers` how many programs run at a time (one per CPU core by default).

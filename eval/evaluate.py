@@ -10,14 +10,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from contract.config import digest_of
-from contract.errors import DataError
-from contract.storage import exists, write_bytes
-from eval.config import EvalConfig
-from eval.evaluation import Evaluation
-from eval.model import LoadedModel, check_model_folder, limited_threads, load_model, settings_digest, weights_digest
-from eval.perplexity import Chunk, aggregate, overall, score_chunks
-from eval.tasks import Task, load_tasks, run_task
+from fusionx.contract.config import digest_of
+from fusionx.contract.errors import DataError
+from fusionx.contract.files.storage import exists, write_bytes
+from fusionx.eval.config import EvalConfig
+from fusionx.eval.models.loaded_model import (
+    LoadedModel,
+    check_model_folder,
+    limited_threads,
+    load_model,
+    settings_digest,
+    weights_digest,
+)
+from fusionx.eval.results.evaluation import Evaluation
+from fusionx.eval.tasks.exact_match import Task, load_tasks, run_task
+from fusionx.eval.text.perplexity import Chunk, aggregate, overall, score_chunks
 
 log = logging.getLogger(__name__)
 

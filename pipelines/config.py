@@ -8,11 +8,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from align.config import AlignConfig
-from contract.config import Config, Operational
-from eval.config import EvalConfig
-from precompute.config import ChunkConfig, CorpusConfig, ModelConfig, PrecomputeConfig
-from train.config import TrainConfig
+from fusionx.align.config import AlignConfig
+from fusionx.contract.config import Config, Operational
+from fusionx.eval.config import EvalConfig
+from fusionx.precompute.config import ChunkConfig, CorpusConfig, ModelConfig, PrecomputeConfig
+from fusionx.train.config import TrainConfig
 
 
 class ExecutorConfig(Config):

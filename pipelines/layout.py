@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from contract.storage import join
+from fusionx.contract.files.storage import join
 
 
 @dataclass(frozen=True)

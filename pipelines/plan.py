@@ -17,16 +17,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from contract.errors import ConfigError, DataError
-from contract.manifest import build_manifest, write_manifest
-from contract.shard import PartEntry
-from contract.stage import Stage
-from pipelines.config import FusionConfig
-from pipelines.executors import InlineExecutor
-from pipelines.layout import Layout
-from pipelines.road import Road
-from precompute.config import SPLITS, CorpusConfig, Split
-from precompute.corpus import Document, SplitReader, split_of_text
+from fusionx.contract.errors import ConfigError, DataError
+from fusionx.contract.shards.manifest import build_manifest, write_manifest
+from fusionx.contract.shards.parts import PartEntry
+from fusionx.contract.stage import Stage
+from fusionx.pipelines.config import FusionConfig
+from fusionx.pipelines.execution.executor import InlineExecutor
+from fusionx.pipelines.layout import Layout
+from fusionx.pipelines.pipeline import Pipeline
+from fusionx.precompute.config import SPLITS, CorpusConfig, Split
+from fusionx.precompute.corpus.documents import Document, SplitReader, split_of_text
 
 _READ_BYTES = 64_000_000
 """Text read of each split; a corpus with more is judged by the share of its files that this was."""
@@ -134,9 +134,9 @@ def make_plan(config: FusionConfig, documents: int) -> Plan:
     """
     sample = _take_sample(config.corpus, documents)
     with TemporaryDirectory(prefix="fusionx-plan-") as folder:
-        road = Road(_sample_config(config, sample, folder), Layout(folder), InlineExecutor())
-        road.check_models()
-        stages = [_measured(stage, sample) for stage in _stages(road)]
+        pipeline = Pipeline(_sample_config(config, sample, folder), Layout(folder), InlineExecutor())
+        pipeline.check_models()
+        stages = [_measured(stage, sample) for stage in _stages(pipeline)]
     return Plan(
         name=config.name,
         documents=round(sum(split.documents * split.scale for split in sample.values())),
@@ -149,14 +149,14 @@ def make_plan(config: FusionConfig, documents: int) -> Plan:
     )
 
 
-def _stages(road: Road) -> Iterator[Stage]:
-    yield road.chunk_stage()
-    for model in road.config.models:
-        yield road.logits_stage(model)
-    yield road.tokens_stage()
-    for mode in road.config.align.maps:
-        for model in road.config.models:
-            yield road.aligned_stage(mode, model)
+def _stages(pipeline: Pipeline) -> Iterator[Stage]:
+    yield pipeline.chunk_stage()
+    for model in pipeline.config.models:
+        yield pipeline.logits_stage(model)
+    yield pipeline.tokens_stage()
+    for mode in pipeline.config.align.maps:
+        for model in pipeline.config.models:
+            yield pipeline.aligned_stage(mode, model)
 
 
 def _measured(stage: Stage, sample: dict[str, _Split]) -> StagePlan:
@@ -274,6 +274,6 @@ def _sample_config(config: FusionConfig, sample: dict[str, _Split], folder: str)
 
 
 def _device(config: FusionConfig) -> str:
-    from precompute.model import choose_device
+    from fusionx.precompute.logits.source_model import choose_device
 
     return str(choose_device(config.precompute.device))

@@ -5,25 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
-from align.aligned_stage import AlignedStage
-from align.fidelity import shares, summary
-from contract.errors import DataError, FusionXError
-from contract.manifest import Manifest, build_manifest, has_manifest, read_manifest
-from contract.shard import inspect_part
-from contract.stage import Stage
-from contract.storage import exists, join
-from eval.config import Benchmark, HarnessBenchmark
-from eval.evaluation import Evaluation
-from eval.harness_scores import BenchmarkScores
-from pipelines.config import FusionConfig
-from pipelines.ensembles import rival_files
-from pipelines.evaluation import Evaluated, all_models
-from pipelines.road import Road
-from pipelines.training import planned_jobs, tuning_jobs
-from train.config import TrainJob
-from train.result import finished_result
+from fusionx.align.aligned_stage import AlignedStage
+from fusionx.align.fidelity import held_out, shares, summary
+from fusionx.contract.errors import DataError, FusionXError
+from fusionx.contract.files.storage import exists, join
+from fusionx.contract.shards.manifest import has_manifest, read_manifest
+from fusionx.contract.shards.parts import inspect_part
+from fusionx.contract.stage import Stage
+from fusionx.eval.config import Benchmark, HarnessBenchmark
+from fusionx.eval.results.benchmark_scores import BenchmarkScores
+from fusionx.eval.results.evaluation import Evaluation
+from fusionx.pipelines.config import FusionConfig
+from fusionx.pipelines.evaluation.ensembles import rival_files
+from fusionx.pipelines.evaluation.evaluate_models import EvaluationJob, all_models
+from fusionx.pipelines.pipeline import Pipeline
+from fusionx.pipelines.training.training_jobs import planned_jobs, tuning_jobs
+from fusionx.train.config import TrainJob
+from fusionx.train.state.result import finished_result
 
 HARNESS_TASKS: dict[HarnessBenchmark, int] = {"cs": 6, "bbh": 27, "mmlu": 57}
 """Tasks per benchmark of lm-evaluation-harness, told without the harness, which would take seconds to say it."""
@@ -59,18 +58,18 @@ class StageStatus:
         return f"{self.name:<32} {state:<11} {counts}{remarks}"
 
 
-def status(road: Road) -> Iterator[StageStatus]:
-    """Stage after stage, in the order of the road."""
-    config = road.config
-    yield _stage(road.chunk_stage())
+def status(pipeline: Pipeline) -> Iterator[StageStatus]:
+    """Stage after stage, in the order of the pipeline."""
+    config = pipeline.config
+    yield _stage(pipeline.chunk_stage())
     for model in config.models:
-        yield _stage(road.logits_stage(model))
-    yield _stage(road.tokens_stage())
+        yield _stage(pipeline.logits_stage(model))
+    yield _stage(pipeline.tokens_stage())
     for mode in config.align.maps:
         for model in config.models:
-            yield _aligned(road.aligned_stage(mode, model))
-    yield _trainings(road)
-    yield _evaluations(road)
+            yield _aligned(pipeline.aligned_stage(mode, model))
+    yield _trainings(pipeline)
+    yield _evaluations(pipeline)
 
 
 def _stage(stage: Stage) -> StageStatus:
@@ -111,22 +110,12 @@ def _aligned(stage: AlignedStage) -> StageStatus:
     return found
 
 
-def held_out(aligned: Manifest) -> tuple[str, dict[str, Any]]:
-    """The split by which alignment is judged, and the statistics of its parts, summed up.
-
-    It is `validation`; another one where `precompute.splits` leaves that out.
-    """
-    split = "validation" if aligned.parts_of("validation") else aligned.parts[0].split
-    judged = build_manifest(aligned.kind, aligned.config, aligned.identity, aligned.parts_of(split))
-    return split, judged.stats
-
-
-def _trainings(road: Road) -> StageStatus:
+def _trainings(pipeline: Pipeline) -> StageStatus:
     found = StageStatus("train")
     try:
-        for job in tuning_jobs(road.config, road.layout):
+        for job in tuning_jobs(pipeline.config, pipeline.layout):
             _training(job, found)
-        for job in planned_jobs(road.config, road.layout):
+        for job in planned_jobs(pipeline.config, pipeline.layout):
             _training(job, found)
     except FusionXError as error:
         found.why = _reason(error)
@@ -143,9 +132,9 @@ def _training(job: TrainJob, found: StageStatus) -> None:
     found.done, found.missing = found.done + finished, found.missing + (not finished)
 
 
-def _evaluations(road: Road) -> StageStatus:
+def _evaluations(pipeline: Pipeline) -> StageStatus:
     """Evaluations of models, benchmark tasks, ensembles and models beside them; each kind's counts are in the note."""
-    config, layout, found = road.config, road.layout, StageStatus("eval")
+    config, layout, found = pipeline.config, pipeline.layout, StageStatus("eval")
     jobs: list[TrainJob] = []
     with _missing_on_error(found):
         jobs = planned_jobs(config, layout)
@@ -153,7 +142,7 @@ def _evaluations(road: Road) -> StageStatus:
     evaluations = [item.output for item in models]
     _count(found, "models", *_existing(evaluations))
     with _missing_on_error(found):
-        _count(found, "benchmark tasks", *_benchmark_tasks(road, models))
+        _count(found, "benchmark tasks", *_benchmark_tasks(pipeline, models))
     with _missing_on_error(found):
         ensembles, beside = rival_files(config, layout, jobs)
         _count(found, "ensembles", *_existing(ensembles))
@@ -181,10 +170,10 @@ def _existing(files: Sequence[str]) -> tuple[int, int]:
     return sum(map(exists, files)), len(files)
 
 
-def _benchmark_tasks(road: Road, models: Sequence[Evaluated]) -> tuple[int, int]:
+def _benchmark_tasks(pipeline: Pipeline, models: Sequence[EvaluationJob]) -> tuple[int, int]:
     """How many tasks have a score of a model's very weights, as its evaluation tells them, and how many there are."""
-    scores = BenchmarkScores.load(road.layout.benchmarks)
-    planned = {name: _planned_tasks(road.config, name, scores) for name in road.config.eval.benchmarks}
+    scores = BenchmarkScores.load(pipeline.layout.benchmarks)
+    planned = {name: _planned_tasks(pipeline.config, name, scores) for name in pipeline.config.eval.benchmarks}
     done = 0
     for item in models:
         if exists(item.output):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from contract.config import Config, Operational
+from fusionx.contract.config import Config, Operational
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -15,8 +15,8 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 class ModelConfig(Config):
     """One language model: a Hugging Face hub id or a local folder.
 
-    `kind: fake` is a stand-in that needs a tokenizer only (`precompute.fake`), so that a pipeline can be tried without
-    any model; `delay` then adds seconds to each of its batches.
+    `kind: fake` is a stand-in that needs a tokenizer only (`precompute.logits.fake_model`), so that a pipeline can be
+    tried without any model; `delay` then adds seconds to each of its batches.
 
     `window_overlap`: where the context is shorter than a chunk, the chunk is read in windows of the context that share
     this many tokens; each position's distribution comes from the window in which most precedes it. Without it, such a

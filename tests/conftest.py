@@ -21,7 +21,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What the fork server starts finds these imports done; they take longer than a test's training.
-multiprocessing.set_forkserver_preload(["train.loop", "transformers.models.llama.modeling_llama"])
+multiprocessing.set_forkserver_preload(["fusionx.train.loop.trainer", "transformers.models.llama.modeling_llama"])
 
 settings.register_profile("fusionx", deadline=None)  # machines are busy, and no test is timed
 settings.load_profile("fusionx")
@@ -44,8 +44,8 @@ def root() -> Path:
 @pytest.fixture(scope="session")
 def sandbox() -> None:
     """For tests that run generated programs. Where a machine gives no namespaces, refusing them is all there is."""
-    from contract.errors import ConfigError
-    from eval.code_sandbox import check_sandbox
+    from fusionx.contract.errors import ConfigError
+    from fusionx.eval.code.sandbox import check_sandbox
 
     try:
         check_sandbox()

@@ -133,8 +133,8 @@ def test_there_are_configs() -> None:
 
 @pytest.mark.parametrize("path", RUN_CONFIGS, ids=lambda path: path.name)
 def test_run_configs_are_what_the_run_reads(path: Path) -> None:
-    from contract.config import load_config
-    from pipelines.config import FusionConfig
+    from fusionx.contract.config import load_config
+    from fusionx.pipelines.config import FusionConfig
 
     config = load_config(FusionConfig, path)
     assert config.name == path.stem, "a report names its config by the run's name"
@@ -142,8 +142,8 @@ def test_run_configs_are_what_the_run_reads(path: Path) -> None:
 
 @pytest.mark.parametrize("path", INPUT_CONFIGS, ids=lambda path: path.name)
 def test_input_configs_are_what_the_demo_reads(path: Path) -> None:
-    from contract.config import load_config
-    from pipelines.demo.config import DemoInputs
+    from fusionx.contract.config import load_config
+    from fusionx.pipelines.demo.config import DemoInputs
 
     load_config(DemoInputs, path)
 

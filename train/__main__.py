@@ -1,4 +1,7 @@
-"""`python -m train JOB.json [--resume CHECKPOINT]`: runs one training job; under torchrun or srun, with the others."""
+"""`python -m fusionx.train JOB.json [--resume CHECKPOINT]`: runs one training job.
+
+Under torchrun or srun all processes run it together.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,17 @@ import signal
 import sys
 from pathlib import Path
 
-from contract.config import parse_config
-from contract.errors import EXIT_COMPLETE, FusionXError, StoppedError
-from train.config import TrainJob
-from train.place import leads
+from fusionx.contract.config import parse_config
+from fusionx.contract.errors import EXIT_COMPLETE, FusionXError, StoppedError
+from fusionx.train.config import TrainJob
+from fusionx.train.distributed.ranks import is_main_process
 
 _PR_SET_PDEATHSIG = 1
 """From <linux/prctl.h>."""
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m train", description="Runs one training job.")
+    parser = argparse.ArgumentParser(prog="python -m fusionx.train", description="Runs one training job.")
     parser.add_argument("job", type=Path, help="the job's file, job.json in its output folder")
     parser.add_argument("--resume", type=Path, help="a checkpoint folder to go on from; else the last one")
     parser.add_argument("--end-with-parent", action="store_true", help="save and end when it is killed (Linux only)")
@@ -29,12 +32,12 @@ def main(arguments: list[str]) -> int:
         _end_with_parent()
     try:
         job = parse_config(TrainJob, json.loads(options.job.read_text()), options.job)
-        from train.loop import run_job
+        from fusionx.train.loop.trainer import run_job
 
         run_job(job, options.resume)
     except FusionXError as error:
         print(f"error: {error}", file=sys.stderr)
-        if isinstance(error, StoppedError) and options.stopped_mark is not None and leads():
+        if isinstance(error, StoppedError) and options.stopped_mark is not None and is_main_process():
             options.stopped_mark.touch()
         return error.exit_code
     return EXIT_COMPLETE

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from contract.config import Added, Config, Operational
+from fusionx.contract.config import Added, Config, Operational
 
 Granularity = Literal["element", "token", "sequence"]
 Feature = Literal["logprobs", "entropy", "tail", "aligned", "nll_per_byte"]
@@ -55,7 +55,7 @@ class MethodConfig(Config):
     k: entries per position and candidate that are used, the most probable ones; the rest joins the tail. None: all
         that are stored.
     fuse: what L_fuse compares: next-token `distributions` (eq. 8), or the `likelihood` of the text between boundaries
-        on which both tokenizations agree (`train.likelihood`), at `temperature`.
+        on which both tokenizations agree (`train.objective.likelihood_matching`), at `temperature`.
     """
 
     teacher: Literal["none", "min_ce", "avg_ce", "asn"] = "asn"

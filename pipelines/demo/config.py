@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from contract.config import Added, Config, Operational
+from fusionx.contract.config import Added, Config, Operational
 
 RealDomain = Literal["python", "cpp", "stubs", "docs", "readme", "licences", "structured", "tables", "cmake"]
 Skill = Literal["brackets", "boolean", "arithmetic", "counting", "sorting"]

@@ -30,9 +30,9 @@ import pyarrow.parquet as pq
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from contract.errors import DataError
-from pipelines.demo import skills
-from pipelines.demo.config import CorpusConfig, skill_domain
+from fusionx.contract.errors import DataError
+from fusionx.pipelines.demo import skills
+from fusionx.pipelines.demo.config import CorpusConfig, skill_domain
 
 SPLITS = ("train", "validation", "test")
 _LONGEST_FILE = 2_000_000

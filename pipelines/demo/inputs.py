@@ -1,7 +1,8 @@
 """Makes the demo's inputs in order - corpus, task files, tokenizers, models - and remakes only what has changed.
 
-Every piece has a mark beside it (`made.py`), written last, with a digest of what it depends on: its part of the config,
-the seed, and the hashes of the pieces it was made from. Afterwards nothing of the project knows that these are a demo's
+Every piece has a mark beside it (`done_marks.py`), written last, with a digest of what it depends on: its part of the
+config, the seed, and the hashes of the pieces it was made from. Afterwards nothing of the project knows that these are
+a demo's
 inputs: a folder of Parquet files, Hugging Face model folders, task files.
 """
 
@@ -14,15 +15,13 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import click
-
-from contract.config import digest_of, load_config
-from contract.errors import ConfigError, FusionXError, IncompleteError
-from contract.storage import write_bytes
-from pipelines import made
-from pipelines.demo import corpus as corpus_text
-from pipelines.demo import models, skills, tokenizers
-from pipelines.demo.config import DemoInputs, Mix, ModelConfig, SiblingConfig
+from fusionx.contract.config import digest_of
+from fusionx.contract.errors import ConfigError, IncompleteError
+from fusionx.contract.files import done_marks
+from fusionx.contract.files.storage import write_bytes
+from fusionx.pipelines.demo import corpus as corpus_text
+from fusionx.pipelines.demo import models, skills, tokenizers
+from fusionx.pipelines.demo.config import DemoInputs, Mix, ModelConfig, SiblingConfig
 
 _RULES_VERSION = 3
 """Raised when the rules of gathering, generating or training change what comes out of the same config."""
@@ -67,25 +66,24 @@ def _make_corpus(config: DemoInputs, output: Path) -> dict[str, str]:
     piece = output / "corpus"
     digest = digest_of([_RULES_VERSION, config.corpus.content(), config.seed])
     installation = corpus_text.installation()
-    if made.is_made(piece, digest):
-        mark = made.read_mark(piece)
+    if done_marks.is_done(piece, digest):
+        mark = done_marks.read_mark(piece)
         assert mark is not None
         if mark["notes"]["installation"] != installation:
             # A corpus is data: once made it stays, or every package that is installed would cost four trainings.
-            _say(
-                f"corpus: kept as made; installed packages have changed since (remove {made.mark_path(piece)} to renew)"
-            )
+            mark_file = done_marks.mark_path(piece)
+            _say(f"corpus: kept as made; installed packages have changed since (remove {mark_file} to renew)")
         return mark["files"]
     _say("corpus: gathering documents from the Python installation")
     corpus = corpus_text.make_corpus(config.corpus, config.seed)
     for folder in (piece, output / "experts"):
         shutil.rmtree(folder, ignore_errors=True)
     files = corpus_text.write_corpus(corpus, output)
-    made.write_mark(piece, digest, files, {"installation": installation})
+    done_marks.write_mark(piece, digest, files, {"installation": installation})
     for domain, pools in corpus.items():
         sizes = ", ".join(f"{name} {sum(len(t.encode()) for t in texts) / 1000:.0f}" for name, texts in pools.items())
         _say(f"corpus: {domain} (KB): {sizes}")
-    mark = made.read_mark(piece)
+    mark = done_marks.read_mark(piece)
     assert mark is not None
     return mark["files"]
 
@@ -97,7 +95,7 @@ def _make_tasks(config: DemoInputs, output: Path) -> None:
     piece = output / "tasks"
     names = list(config.corpus.skills_kb)
     digest = digest_of([_RULES_VERSION, names, config.corpus.task_examples, config.seed])
-    if made.is_made(piece, digest):
+    if done_marks.is_done(piece, digest):
         return
     shutil.rmtree(piece, ignore_errors=True)
     files = []
@@ -106,7 +104,7 @@ def _make_tasks(config: DemoInputs, output: Path) -> None:
         files.append(piece / f"{skill}.json")
         write_bytes(files[-1], json.dumps({"examples": examples}, indent=1).encode())
         _say(f"tasks: {skill}: {len(examples)} held-out examples")
-    made.write_mark(piece, digest, files)
+    done_marks.write_mark(piece, digest, files)
 
 
 def _prepare_training(
@@ -118,16 +116,16 @@ def _prepare_training(
     kept = tokenizers.read_tokenizer(model.tokenizer_file, model) if model.tokenizer_file is not None else None
     made_from = [model.mix, config.tokenizer_sample_kb, pools] if kept is None else [kept.to_str()]
     digest = digest_of([_RULES_VERSION, model.tokenizer, model.vocab_size, model.context, *made_from])
-    if not made.is_made(piece, digest):
+    if not done_marks.is_done(piece, digest):
         tokenizer = kept
         if tokenizer is None:
             texts = {domain: corpus_text.read_texts(output / "experts" / f"{domain}.parquet") for domain in pools}
             sample = tokenizers.sample_of_mix(texts, model.mix, config.tokenizer_sample_kb * 1000)
             tokenizer = tokenizers.train_tokenizer(model.tokenizer, sample, model.vocab_size)
         files = tokenizers.save_tokenizer(tokenizer, model.tokenizer, model.context, piece)
-        made.write_mark(piece, digest, files)
+        done_marks.write_mark(piece, digest, files)
         _say(f"tokenizers: {model.id}: {model.tokenizer}, {tokenizer.get_vocab_size()} tokens")
-    mark = made.read_mark(piece)
+    mark = done_marks.read_mark(piece)
     assert mark is not None
     return models.Training(
         inputs=config,
@@ -175,7 +173,7 @@ def _train_missing(config: DemoInputs, trainings: list[models.Training]) -> None
     Raises:
         IncompleteError: a training process failed; the others were finished first.
     """
-    missing = [training for training in trainings if not made.is_made(training.output, training.digest)]
+    missing = [training for training in trainings if not done_marks.is_done(training.output, training.digest)]
     trainings = sorted(missing, key=_cost, reverse=True)
     if config.jobs == 1 or models.pick_device(config.device) == "cuda":
         for training in trainings:
@@ -231,26 +229,6 @@ def _run_processes(trainings: list[models.Training], jobs: int) -> list[tuple[mo
 
 
 def _mark_model(training: models.Training) -> None:
-    made.write_mark(training.output, training.digest, [path for path in training.output.iterdir() if path.is_file()])
-
-
-@click.command("demo-inputs")
-@click.argument("config_file", metavar="CONFIG", type=click.Path(path_type=Path))
-@click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a value of the config.")
-@click.option("--only", metavar="PART", help="corpus, models, siblings, or the id of one model.")
-def demo_inputs(config_file: Path, overrides: tuple[str, ...], only: str | None) -> None:
-    """Make the demo's inputs from the Python installation: a corpus, four models, skill tasks."""
-    make_inputs(load_config(DemoInputs, config_file, overrides), only)
-
-
-def main() -> None:
-    """Runs the command by itself, reporting the user's errors without a traceback."""
-    try:
-        demo_inputs()
-    except FusionXError as error:
-        click.echo(f"error: {error}", err=True)
-        raise SystemExit(error.exit_code) from None
-
-
-if __name__ == "__main__":
-    main()
+    done_marks.write_mark(
+        training.output, training.digest, [path for path in training.output.iterdir() if path.is_file()]
+    )

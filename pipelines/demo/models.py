@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from contract.config import digest_of
-from pipelines.demo.config import DemoInputs, ModelConfig, OptimizerConfig
-from pipelines.demo.corpus import read_texts
-from pipelines.demo.tokenizers import encode_documents
+from fusionx.contract.config import digest_of
+from fusionx.pipelines.demo.config import DemoInputs, ModelConfig, OptimizerConfig
+from fusionx.pipelines.demo.corpus import read_texts
+from fusionx.pipelines.demo.tokenizers import encode_documents
 
 if TYPE_CHECKING:
     import torch

@@ -1,6 +1,6 @@
 """Tells how well each of the demo's models predicts each domain: a table of bits per byte on a split.
 
-Run as `python -m pipelines.demo.quality CONFIG`. The models are read as any Hugging Face folder would be.
+Run as `python -m fusionx.pipelines.demo.quality CONFIG`. The models are read as any Hugging Face folder would be.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import click
 
-from contract.config import load_config
-from pipelines.demo.config import DemoInputs
-from pipelines.demo.models import bits_per_byte
+from fusionx.contract.config import load_config
+from fusionx.pipelines.demo.config import DemoInputs
+from fusionx.pipelines.demo.models import bits_per_byte
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from contract.errors import ConfigError
-from pipelines.demo.config import ModelConfig, TokenizerKind
+from fusionx.contract.errors import ConfigError
+from fusionx.pipelines.demo.config import ModelConfig, TokenizerKind
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from eval.drawing import INK, METHOD_COLOURS, OTHER_COLOURS, QUIET, SOURCE_COLOURS, canvas, logarithmic, stacked_shares
-from eval.plots import Plot
+from fusionx.eval.report.figures.canvas import (
+    INK,
+    METHOD_COLOURS,
+    OTHER_COLOURS,
+    QUIET,
+    SOURCE_COLOURS,
+    canvas,
+    logarithmic,
+    stacked_shares,
+)
+from fusionx.eval.report.figures.plots import Plot
 
 _CORPUS = "Corpus domains, bits per byte"
 _COLOUR = METHOD_COLOURS["fusionx"]

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Literal
 
-from contract.errors import ConfigError
-from pipelines.config import FusionConfig
-from train.config import PRESETS
+from fusionx.contract.errors import ConfigError
+from fusionx.pipelines.config import FusionConfig
+from fusionx.train.config import PRESETS
 
 Labels = tuple[str, ...]
 Figure = Literal["dots", "grid", "thresholds", "sources", "efficiency", "selection", "data"]

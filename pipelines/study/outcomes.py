@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.summary import geometric_mean
-from train.config import TrainJob
-from train.result import finished_result, read_log
+from fusionx.eval.report.summary import geometric_mean
+from fusionx.train.config import TrainJob
+from fusionx.train.state.result import finished_result, read_log
 
 
 @dataclass(frozen=True)

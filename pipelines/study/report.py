@@ -6,13 +6,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from contract.storage import join, write_bytes
-from eval.cells import MISSING, Cell, Table
-from eval.report import finite, markdown_table
-from eval.summary import INTERVAL_CONFIDENCE
-from eval.verdict import signed_percent
-from pipelines.study.figures import figures
-from pipelines.study.results import BASELINES
+from fusionx.contract.files.storage import join, write_bytes
+from fusionx.eval.report.pages import finite, markdown_table
+from fusionx.eval.report.summary import INTERVAL_CONFIDENCE
+from fusionx.eval.report.tables.cells import MISSING, Cell, Table
+from fusionx.eval.report.verdict import signed_percent
+from fusionx.pipelines.study.figures import figures
+from fusionx.pipelines.study.results import BASELINES
 
 
 def write_study(results: Mapping[str, Any], folder: str, writes: bool = True) -> tuple[str, list[str]]:

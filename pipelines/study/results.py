@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from eval.drawing import mean_shares
-from eval.summary import over_seeds
-from pipelines.study.grids import Cell, Labels, Study
-from pipelines.study.outcomes import Outcome
-from train.config import TrainJob
+from fusionx.eval.report.figures.canvas import mean_shares
+from fusionx.eval.report.summary import over_seeds
+from fusionx.pipelines.study.grids import Cell, Labels, Study
+from fusionx.pipelines.study.outcomes import Outcome
+from fusionx.train.config import TrainJob
 
 MEASURES = ("corpus", "absent", "perplexity", "worse", "step")
 BASELINES = ("ct", "fusellm")

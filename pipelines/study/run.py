@@ -9,20 +9,20 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from contract.config import parse_config
-from contract.errors import DataError, IncompleteError
-from pipelines.config import FusionConfig
-from pipelines.layout import Layout
-from pipelines.reporting import trained_domains
-from pipelines.study import STUDIES
-from pipelines.study.grids import Cell, Study, make_study
-from pipelines.study.outcomes import read_outcome
-from pipelines.study.report import write_study
-from pipelines.study.results import CellOutcome, study_results
-from pipelines.training import count_unfinished, make_job, refuse_object_store, run_jobs, tune
-from train.config import TrainJob
-from train.place import leads
-from train.result import finished_result
+from fusionx.contract.config import parse_config
+from fusionx.contract.errors import DataError, IncompleteError
+from fusionx.pipelines.config import FusionConfig
+from fusionx.pipelines.evaluation.reporting import trained_domains
+from fusionx.pipelines.layout import Layout
+from fusionx.pipelines.study import STUDIES
+from fusionx.pipelines.study.grids import Cell, Study, make_study
+from fusionx.pipelines.study.outcomes import read_outcome
+from fusionx.pipelines.study.report import write_study
+from fusionx.pipelines.study.results import CellOutcome, study_results
+from fusionx.pipelines.training.training_jobs import count_unfinished, make_job, refuse_object_store, run_jobs, tune
+from fusionx.train.config import TrainJob
+from fusionx.train.distributed.ranks import is_main_process
+from fusionx.train.state.result import finished_result
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def run_study(config: FusionConfig, layout: Layout, name: str, method: str | Non
         for cell, of_cell in zip(study.cells, jobs, strict=True)
     ]
     results = study_results(study, STUDIES[name], cells, config.model_dump(mode="json"))
-    files = StudyFiles(*write_study(results, folder, writes=leads()))
+    files = StudyFiles(*write_study(results, folder, writes=is_main_process()))
     if failure is not None:
         failed = count_unfinished(distinct)
         raise IncompleteError(
@@ -110,7 +110,7 @@ def study_job(config: FusionConfig, layout: Layout, method: str, seed: int, lear
 
 
 def _announce(study: Study, jobs: list[TrainJob]) -> None:
-    if leads():
+    if is_main_process():
         print(
             f"[study {study.name}] {len(study.cells)} cells, {len(jobs)} different trainings, "
             f"{count_unfinished(jobs)} to do",

@@ -14,9 +14,9 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from contract.errors import DataError
-from train.checkpoint import Checkpointer, TrainState
-from train.full_state import full_optimizer_state, full_state_dict
+from fusionx.contract.errors import DataError
+from fusionx.train.state.checkpoint import Checkpointer, TrainState
+from fusionx.train.state.state_dicts import full_optimizer_state, full_state_dict
 
 STEPS = 3
 

@@ -21,13 +21,12 @@ from shard_builder import corpus_parts, make_job, write_logits, write_set, write
 from training_process import finish, write_job
 from transformers import AutoConfig
 
-from contract.errors import EXIT_STOPPED
-from train.config import PRESETS, MethodConfig, SelectionConfig, TrainJob
-from train.result import read_log
-from train.sole_writer import sole_writer
+from fusionx.contract.errors import EXIT_STOPPED
+from fusionx.contract.files.lock import folder_lock
+from fusionx.train.config import PRESETS, MethodConfig, SelectionConfig, TrainJob
+from fusionx.train.state.result import read_log
 
 CANDIDATES = ["target", "prose", "code"]
-CHECKOUT = Path(__file__).resolve().parents[2]
 Make = Callable[..., TrainJob]
 
 
@@ -52,11 +51,11 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
 
 def command(job: TrainJob, processes: int) -> list[str]:
     launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"] if processes > 1 else []
-    return [sys.executable, "-m", *launcher, "train", str(write_job(job))]
+    return [sys.executable, "-m", *launcher, "fusionx.train", str(write_job(job))]
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -208,13 +207,13 @@ def test_a_killed_training_leaves_no_workers(make: Make, tmp_path: Path) -> None
 def test_two_trainings_never_share_a_folder(make: Make, tmp_path: Path) -> None:
     """All processes of the second one are told so, whichever of them looked."""
     job = make(tmp_path / "out", "ct")
-    with sole_writer(tmp_path / "out"):
+    with folder_lock(tmp_path / "out"):
         done = subprocess.run(command(job, 2), env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "Another training is writing" in done.stderr
     assert f"process {os.getpid()} on" in done.stderr
     assert not (tmp_path / "out" / "log.jsonl").exists()
-    with sole_writer(tmp_path / "out"):  # free again
+    with folder_lock(tmp_path / "out"):  # free again
         pass
 
 
@@ -229,11 +228,11 @@ def test_a_batch_that_does_not_divide_is_refused(make: Make, tmp_path: Path) -> 
 PARTING = """
 import os, sys
 import torch
-from train.distributed import by_first_rank, divide, join
+from fusionx.train.distributed.collectives import by_first_rank, join, parallelize
 
 def meet_and_part():
     with join("cpu") as world:
-        module = divide(torch.nn.Linear(4, 4), "none", None, world)
+        module = parallelize(torch.nn.Linear(4, 4), "none", None, world)
         module(torch.ones(1, 4)).sum().backward()
         by_first_rank(lambda: None)
 

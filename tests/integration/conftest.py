@@ -45,7 +45,7 @@ class World:
     def command(self, output: Path, command: str, *sets: str) -> list[str]:
         overrides = [f"output={output}", *sets]
         options = [word for override in overrides for word in ("--set", override)]
-        return [sys.executable, "-m", "pipelines.cli", *command.split(), str(self.config), *options]
+        return [sys.executable, "-P", "-m", "fusionx", *command.split(), str(self.config), *options]
 
     def cli(self, output: Path, command: str, *sets: str) -> Done:
         """Runs the real command line in a process of its own, as a user would."""
@@ -58,7 +58,7 @@ class World:
         """The same command line in this process, which spares the imports."""
         from click.testing import CliRunner
 
-        from pipelines.cli import main
+        from fusionx.cli.main import main
 
         result = CliRunner().invoke(main, self.command(output, command, *sets)[3:])
         if result.exception is not None and not isinstance(result.exception, SystemExit):
@@ -72,17 +72,19 @@ class World:
 
     def on_ray(self, output: Path, workers: int) -> None:
         """Chunks, and one source's shards, through one local Ray; every stage starts workers, so few stages."""
-        from contract.config import load_config
-        from pipelines.config import FusionConfig
-        from pipelines.road import open_road
+        from fusionx.contract.config import load_config
+        from fusionx.pipelines.config import FusionConfig
+        from fusionx.pipelines.pipeline import open_pipeline
 
         pools = [f"{stage}.workers={workers}" for stage in ("chunk", "precompute", "align")]
         ray = ["executor.kind=ray", "executor.num_cpus=4", "executor.object_store_mb=100"]
         fewer = ["align.maps=[mined]", "train.methods=[ct]"]
-        with open_road(load_config(FusionConfig, self.config, [f"output={output}", *pools, *ray, *fewer])) as road:
-            road.chunk()
-            road.precompute("coder")
-            road.align("coder")
+        with open_pipeline(
+            load_config(FusionConfig, self.config, [f"output={output}", *pools, *ray, *fewer])
+        ) as pipeline:
+            pipeline.chunk()
+            pipeline.precompute("coder")
+            pipeline.align("coder")
 
 
 def hashes(folder: Path, *patterns: str) -> dict[str, str]:

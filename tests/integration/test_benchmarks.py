@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import BENCHMARKS, fusion, train
-from benchmarks.figure import Figure
-from benchmarks.random_shards import Shape
-from benchmarks.run import run_benchmark
+from fusionx.benchmarks import BENCHMARKS, fusion, train
+from fusionx.benchmarks.measuring.figure import Figure
+from fusionx.benchmarks.measuring.random_shards import Shape
+from fusionx.benchmarks.measuring.run import run_benchmark
 
 KEYS = ["bench", "case", "metric", "value", "unit", "against", "ratio", "n"]
 TEXT = "def f_{i}(x):\n    return x + {i}\n\nThe {i}th fox jumps over the lazy dog, and café number {i} is open.\n"
@@ -43,7 +43,7 @@ def small_chunk(tiny: Tiny) -> dict[str, Any]:
 
 
 def small_precompute(tiny: Tiny) -> dict[str, Any]:
-    from benchmarks.precompute import Case
+    from fusionx.benchmarks.precompute import Case
 
     cases = [Case("tiny", 16, 1, 2, 32, tokens=1_000), Case("gpu 7B", 16, 1, 2, 32, tokens=1_000, device="cuda")]
     return {"demo_characters": 3_000, "cases": cases, "vocab": 400, "source_files": 20, "memory_vocabs": []}
@@ -57,14 +57,14 @@ def small_map(tiny: Tiny) -> dict[str, Any]:
     """Its real tokenizers hold some 300,000 tokens together; the sample is taken of those without an equal."""
     sizes = {"byte_bpe_50k": 350, "mistral_32k": 300, "llama_128k": 340, "tekken_131k": 310}
     for name, size in sizes.items():
-        tiny.patch.setattr(f"benchmarks.map.{name}", lambda size=size: tiny.tokenizer(size))
-    tiny.patch.setattr("benchmarks.map.SAMPLE", 2)
+        tiny.patch.setattr(f"fusionx.benchmarks.map.{name}", lambda size=size: tiny.tokenizer(size))
+    tiny.patch.setattr("fusionx.benchmarks.map.SAMPLE", 2)
     return {}
 
 
 def small_align(tiny: Tiny) -> dict[str, Any]:
-    tiny.patch.setattr("benchmarks.align.RANKS", (4,))
-    tiny.patch.setattr("benchmarks.align.LONG", 300)
+    tiny.patch.setattr("fusionx.benchmarks.align.RANKS", (4,))
+    tiny.patch.setattr("fusionx.benchmarks.align.LONG", 300)
     return {}
 
 
@@ -104,7 +104,6 @@ def tiny(
     import torch
 
     monkeypatch.chdir(demo)
-    monkeypatch.setenv("PYTHONPATH", str(root))  # for the processes whose memory is measured
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # back to what it was, whatever a benchmark sets
     threads = torch.get_num_threads()
     yield Tiny(tmp_path, monkeypatch, make_tokenizer)

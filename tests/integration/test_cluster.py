@@ -17,7 +17,6 @@ import yaml
 
 pytest.importorskip("ray")
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 STORE = 80 << 20
 DEADLINE = 180.0
 
@@ -106,7 +105,7 @@ def precompute(fakes: Any, expected: tuple[Path, dict[str, str]], tmp_path: Path
         delays = [f"{model}.delay=0.2" for model in ("target", "sources.coder")]
         options = [*delays, "executor.kind=ray", "executor.object_store_mb=80", "precompute.workers=2", *sets]
         words = fakes.command(Path("out"), "precompute", *options)
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "WHO_CALLS": "tests"}
+        environment = {**os.environ, "WHO_CALLS": "tests"}
         process = subprocess.Popen(
             words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, process_group=0
         )

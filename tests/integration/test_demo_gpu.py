@@ -15,7 +15,7 @@ WITHOUT_RAY = """
 import sys
 sys.modules["ray"] = None
 sys.modules["datasets"] = None
-from pipelines.cli import main
+from fusionx.cli.main import main
 main()
 """
 

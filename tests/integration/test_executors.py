@@ -17,15 +17,15 @@ from uuid import uuid4
 
 import pytest
 
-from contract.errors import ConfigError, DataError, IncompleteError
-from contract.shard import PartEntry
-from contract.stage import Resources, Unit, Worker
-from pipelines.config import ExecutorConfig
-from pipelines.executors import InlineExecutor
-from pipelines.ledger import Ledger, unit_name
-from pipelines.ray_executor import RayExecutor
-from pipelines.runner import run_stages
-from pipelines.workshop import Workshop, load
+from fusionx.contract.errors import ConfigError, DataError, IncompleteError
+from fusionx.contract.shards.parts import PartEntry
+from fusionx.contract.stage import Resources, Unit, Worker
+from fusionx.pipelines.config import ExecutorConfig
+from fusionx.pipelines.execution.executor import InlineExecutor
+from fusionx.pipelines.execution.job_queue import JobQueue, unit_name
+from fusionx.pipelines.execution.ray_executor import RayExecutor
+from fusionx.pipelines.execution.stage_runner import run_stages
+from fusionx.pipelines.execution.worker_host import WorkerHost, load
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def test_a_workshop_holds_the_worker_of_one_stage_at_a_time(tmp_path: Path) -> N
     inside: list[int] = []
     mixed: list[list[int]] = []
     loaded: list[int] = []
-    workshop = Workshop(lambda number: loaded.append(number) or DataError(str(number)))  # type: ignore[func-returns-value]
+    host = WorkerHost(lambda number: loaded.append(number) or DataError(str(number)))  # type: ignore[func-returns-value]
     jobs = iter([0] * 40 + [1] * 40)
     turn = threading.Lock()
 
@@ -229,7 +229,7 @@ def test_a_workshop_holds_the_worker_of_one_stage_at_a_time(tmp_path: Path) -> N
                 number = next(jobs, None)
             if number is None:
                 return
-            with workshop.hold(number):
+            with host.hold(number):
                 inside.append(number)
                 held = list(inside)
                 if len(set(held)) > 1:
@@ -248,10 +248,10 @@ def test_a_workshop_holds_the_worker_of_one_stage_at_a_time(tmp_path: Path) -> N
 def test_a_patient_workshop_waits_for_a_late_unit_before_it_loads_another_stage() -> None:
     """A unit of stage 1 overtakes the last one of stage 0."""
     loaded: list[int] = []
-    workshop = Workshop(lambda number: loaded.append(number) or DataError(str(number)), patience=2)  # type: ignore[func-returns-value]
+    host = WorkerHost(lambda number: loaded.append(number) or DataError(str(number)), patience=2)  # type: ignore[func-returns-value]
 
     def hold(number: int) -> None:
-        with workshop.hold(number):
+        with host.hold(number):
             pass
 
     hold(0)
@@ -266,31 +266,31 @@ def test_a_patient_workshop_waits_for_a_late_unit_before_it_loads_another_stage(
 
 def test_the_ledger_sets_an_end_to_repeats_and_forgives_what_ended_well() -> None:
     async def account() -> None:
-        ledger = Ledger(retries=1, workers=2)
+        queue = JobQueue(retries=1, workers=2)
         unit = unit_name(0)
-        assert [await ledger.begin(unit, at_once=False) for _ in range(3)] == [None, None, 2]
-        assert await ledger.begin(unit_name(1), at_once=False) is None, "one unit's losses are no other's"
-        assert [await ledger.begin("loading 0", at_once=True) for _ in range(4)] == [None, None, None, 3]
-        await ledger.end("loading 0")
-        assert await ledger.begin("loading 0", at_once=True) is None, "a worker that loads shows that it can be done"
+        assert [await queue.begin(unit, at_once=False) for _ in range(3)] == [None, None, 2]
+        assert await queue.begin(unit_name(1), at_once=False) is None, "one unit's losses are no other's"
+        assert [await queue.begin("loading 0", at_once=True) for _ in range(4)] == [None, None, None, 3]
+        await queue.end("loading 0")
+        assert await queue.begin("loading 0", at_once=True) is None, "a worker that loads shows that it can be done"
 
     asyncio.run(account())
 
 
 def test_the_ledger_knows_a_ticket_once_it_is_there_or_no_more_come() -> None:
     async def account() -> None:
-        ledger = Ledger(retries=1, workers=1)
-        asked = [asyncio.create_task(ledger.has(ticket)) for ticket in range(2)]
-        await ledger.add(0, b"job")
+        queue = JobQueue(retries=1, workers=1)
+        asked = [asyncio.create_task(queue.has(ticket)) for ticket in range(2)]
+        await queue.add(0, b"job")
         await asked[0]
         assert not asked[1].done()
-        await ledger.no_more()
+        await queue.close()
         assert await asyncio.gather(*asked) == [True, False]
-        await ledger.begin(unit_name(0), at_once=False)
-        assert await ledger.take(0) == (b"job", 1)
-        await ledger.forget(0)
-        assert await ledger.has(0), "Ray may count the tickets once more"
-        assert (await ledger.take(0))[0] is None
+        await queue.begin(unit_name(0), at_once=False)
+        assert await queue.take(0) == (b"job", 1)
+        await queue.forget(0)
+        assert await queue.has(0), "Ray may count the tickets once more"
+        assert (await queue.take(0))[0] is None
 
     asyncio.run(account())
 

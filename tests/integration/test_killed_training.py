@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from shard_builder import corpus_parts, make_job, write_set, write_tiny_model
 from training_process import finish, start
 
-from train.result import read_log
-from train.throughput import TIMED_FIELDS
+from fusionx.train.loop.throughput import TIMED_FIELDS
+from fusionx.train.state.result import read_log
 
 CANDIDATES = ["target", "prose", "code"]
 KILLS = 20

@@ -21,10 +21,11 @@ import pyarrow.fs as pafs
 import pytest
 import zstandard
 
-from contract import storage
-from contract.errors import ConfigError, DataError
-from precompute.config import CorpusConfig
-from precompute.corpus import check_corpus, read_corpus
+from fusionx.contract.errors import ConfigError, DataError
+from fusionx.contract.files import storage
+from fusionx.precompute.config import CorpusConfig
+from fusionx.precompute.corpus.documents import read_corpus
+from fusionx.precompute.corpus.files import check_corpus
 
 pytest.importorskip("moto.server", exc_type=ImportError)
 
@@ -174,7 +175,7 @@ def test_an_upload_that_always_drops_leaves_what_was_there(
 INTERRUPTED = """
 import gc
 import sys
-from contract import storage
+from fusionx.contract.files import storage
 
 class Stream:
     def __init__(self, stream):
@@ -201,9 +202,7 @@ except KeyboardInterrupt:
 def test_an_upload_that_is_interrupted_never_shows(bucket: str) -> None:
     """Neither at once nor when the process ends."""
     command = [sys.executable, "-c", INTERRUPTED, f"{bucket}/part"]
-    done = subprocess.run(
-        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "NotFound"), done.stderr
     assert storage.list_tree(bucket) == {}
 

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import BENCHMARKS, run
-from benchmarks.figure import Figure
-from contract.manifest import read_manifest
-from pipelines.cli import main
+from fusionx.benchmarks import BENCHMARKS
+from fusionx.benchmarks.measuring import run
+from fusionx.benchmarks.measuring.figure import Figure
+from fusionx.cli.main import main
+from fusionx.contract.shards.manifest import read_manifest
 
 
 def test_a_sample_of_everything_is_the_run_itself(world: Any, tmp_path: Path) -> None:
@@ -76,4 +77,4 @@ def test_every_benchmark_is_a_module_with_figures() -> None:
     from importlib import import_module
 
     for name in BENCHMARKS:
-        assert callable(import_module(f"benchmarks.{name}").figures)
+        assert callable(import_module(f"fusionx.benchmarks.{name}").figures)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from pipelines.cli import main
+from fusionx.cli.main import main
 
 METHODS = ("ct", "fusellm", "paper", "fusionx")
 DATA_STAGES = ("chunk", "precompute", "align")

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.config import FusionConfig
-from pipelines.study import grids
+from fusionx.pipelines.config import FusionConfig
+from fusionx.pipelines.study import grids
 
 CELLS = [
     grids.Cell(("whole",), "fusionx"),

@@ -15,8 +15,8 @@ import pytest
 import yaml
 from training_process import free_port
 
-from contract.errors import EXIT_STOPPED, DataError
-from train.sole_writer import sole_writer
+from fusionx.contract.errors import EXIT_STOPPED, DataError
+from fusionx.contract.files.lock import folder_lock
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,10 +40,8 @@ def aligned(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(file: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "pipelines.cli", arguments[0], str(file), *arguments[1:]]
-    return subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, stderr=subprocess.PIPE, text=True, cwd=ROOT
-    )
+    command = [sys.executable, "-P", "-m", "fusionx", arguments[0], str(file), *arguments[1:]]
+    return subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
 
 def results(output: Path) -> dict[str, dict[str, Any]]:
@@ -107,7 +105,7 @@ def test_interrupted_killed_and_called_again(aligned: Path, tmp_path: Path) -> N
     command.send_signal(signal.SIGTERM)
     _, printed = command.communicate(timeout=60)
     assert command.returncode == EXIT_STOPPED, printed
-    assert "told to stop" in printed
+    assert "stopped by a signal" in printed
     assert "run the same command again" in printed
     checkpoint = sorted(checkpoint.parent.glob("step-*"))[0]
     (output / "train" / "elsewhere").mkdir()
@@ -146,7 +144,7 @@ def until(command: subprocess.Popen[str], words: str) -> str:
 
 def is_held(folder: Path) -> bool:
     try:
-        with sole_writer(folder):
+        with folder_lock(folder):
             return False
     except DataError:
         return True

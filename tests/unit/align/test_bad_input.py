@@ -14,20 +14,20 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from align.aligned_stage import AlignedStage
-from align.config import AlignConfig, MapMode
-from align.positions import Status, align_positions
-from align.projection import project
-from align.tokens_stage import TokensStage
-from align.vocab_map import build_vocab_map
-from contract.codec import Distributions, read_distributions, read_tokens
-from contract.encoder import Encoder, load_encoder
-from contract.errors import DataError
-from contract.manifest import build_manifest, read_manifest, write_manifest
-from contract.schema import CHUNKS, text_hash
-from contract.shard import Provenance, Ragged, inspect_part, read_part, write_part
-from precompute.config import ModelConfig, PrecomputeConfig
-from precompute.logits_stage import LogitsStage
+from fusionx.align.aligned_stage import AlignedStage
+from fusionx.align.config import AlignConfig, MapMode
+from fusionx.align.positions import Status, align_positions
+from fusionx.align.projection import project
+from fusionx.align.tokens_stage import TokensStage
+from fusionx.align.vocabulary.vocab_map import build_vocab_map
+from fusionx.contract.errors import DataError
+from fusionx.contract.shards.codec import Distributions, read_distributions, read_tokens
+from fusionx.contract.shards.manifest import build_manifest, read_manifest, write_manifest
+from fusionx.contract.shards.parts import Provenance, Ragged, inspect_part, read_part, write_part
+from fusionx.contract.shards.schema import CHUNKS, text_hash
+from fusionx.contract.tokens.encoder import Encoder, load_encoder
+from fusionx.precompute.config import ModelConfig, PrecomputeConfig
+from fusionx.precompute.logits.logits_stage import LogitsStage
 
 TEXTS = [
     "The quick brown fox.",

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.chain_rule import chain_rule_moves
-from align.positions import Status, align_positions
-from contract.shard import Ragged
-from contract.token_table import TokenTable
+from fusionx.align.chain_rule import chain_rule_moves
+from fusionx.align.positions import Status, align_positions
+from fusionx.contract.shards.parts import Ragged
+from fusionx.contract.tokens.token_table import TokenTable
 
 NO_TABLE = TokenTable([], {}, frozenset(), "")
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.explain import describe_map, description_lines, explain_positions, explain_text, mapped_tokens, shown
-from align.vocab_map import Mode, build_vocab_map, identity_map
-from contract.encoder import Encoder, load_encoder
-from contract.token_table import TokenTable
+from fusionx.align.explain import describe_map, description_lines, explain_positions, explain_text, mapped_tokens, shown
+from fusionx.align.vocabulary.vocab_map import Mode, build_vocab_map, identity_map
+from fusionx.contract.tokens.encoder import Encoder, load_encoder
+from fusionx.contract.tokens.token_table import TokenTable
 
 Pair = tuple[Encoder, Encoder]
 

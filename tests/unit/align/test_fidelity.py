@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.fidelity import fidelity, summary
-from contract.codec import Distributions
-from contract.next_token import gold_probabilities
-from contract.shard import Ragged
+from fusionx.align.fidelity import fidelity, summary
+from fusionx.contract.shards.codec import Distributions
+from fusionx.contract.shards.next_token import gold_probabilities
+from fusionx.contract.shards.parts import Ragged
 
 
 @settings(max_examples=100, deadline=None)

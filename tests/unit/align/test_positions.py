@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.edit import token_distance
-from align.positions import Status, _length, _match_span, align_positions
-from align.vocab_map import build_vocab_map
-from contract.token_table import TokenTable
+from fusionx.align.positions import Status, _length, _match_span, align_positions
+from fusionx.align.vocabulary.edit_distance import token_distance
+from fusionx.align.vocabulary.vocab_map import build_vocab_map
+from fusionx.contract.tokens.token_table import TokenTable
 
 N, E, M = Status.NOT_ALIGNED, Status.EXACT_BOUNDARY, Status.MINED_MATCH
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.projection import Moves, _round_to_half, project
-from align.vocab_map import VocabMap
-from contract.codec import Distributions
+from fusionx.align.projection import Moves, _round_to_half, project
+from fusionx.align.vocabulary.vocab_map import VocabMap
+from fusionx.contract.shards.codec import Distributions
 
 
 def map_of(target_ids: list[int], split: np.ndarray | None = None) -> VocabMap:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from contract.config import Added, Config, Operational, digest_of, load_config, parse_config
-from contract.errors import ConfigError, DataError, FusionXError, IncompleteError
+from fusionx.contract.config import Added, Config, Operational, digest_of, load_config, parse_config
+from fusionx.contract.errors import ConfigError, DataError, FusionXError, IncompleteError
 
 
 class Inner(Config):

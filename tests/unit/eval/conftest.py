@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.evaluation import Evaluation
-from eval.perplexity import ChunkScore, aggregate, overall
-from eval.report import MethodRun, ReportInputs, SourceModel
-from eval.report_inputs import Ensembles
+from fusionx.eval.report.inputs import Ensembles
+from fusionx.eval.report.pages import MethodRun, ReportInputs, SourceModel
+from fusionx.eval.results.evaluation import Evaluation
+from fusionx.eval.text.perplexity import ChunkScore, aggregate, overall
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog. Q: True and False is A: False\n",

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from contract.config import parse_config
-from contract.errors import ConfigError
-from eval.config import EvalConfig
+from fusionx.contract.config import parse_config
+from fusionx.contract.errors import ConfigError
+from fusionx.eval.config import EvalConfig
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_judging_and_operational_fields_do_not_make_evaluations_stale() -> None:
 
 def test_config_and_report_import_without_heavy_packages() -> None:
     code = (
-        "import sys, eval.config, eval.evaluate, eval.report; "
+        "import sys, fusionx.eval.config, fusionx.eval.evaluate, fusionx.eval.report.pages; "
         "print(sorted({'torch', 'transformers', 'matplotlib', 'jinja2', 'ray', 'datasets'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-import eval.evaluate as evaluate_module
-from contract.errors import ConfigError, DataError
-from eval.config import EvalConfig
-from eval.evaluate import evaluate_model
-from eval.evaluation import Evaluation
+import fusionx.eval.evaluate as evaluate_module
+from fusionx.contract.errors import ConfigError, DataError
+from fusionx.eval.config import EvalConfig
+from fusionx.eval.evaluate import evaluate_model
+from fusionx.eval.results.evaluation import Evaluation
 
 
 @pytest.fixture

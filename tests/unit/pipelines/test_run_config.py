@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from contract.config import parse_config
-from contract.errors import ConfigError
-from pipelines.config import FusionConfig
+from fusionx.contract.config import parse_config
+from fusionx.contract.errors import ConfigError
+from fusionx.pipelines.config import FusionConfig
 
 BASE: dict[str, Any] = {
     "name": "x",

@@ -9,20 +9,20 @@ from typing import Any
 
 import pytest
 
-import pipelines.evaluation
-import pipelines.status
-from contract.errors import DataError
-from contract.manifest import build_manifest, write_manifest
-from contract.shard import PartEntry
-from eval.config import HarnessBenchmark
-from eval.evaluation import Evaluation
-from eval.harness_scores import BenchmarkScores, ModelIdentity, TaskScore
-from eval.harness_tasks import SUITES
-from pipelines.config import FusionConfig
-from pipelines.layout import Layout
-from pipelines.road import open_road
-from pipelines.status import HARNESS_TASKS, StageStatus, status
-from train.config import TrainJob
+import fusionx.pipelines.evaluation.evaluate_models
+import fusionx.pipelines.status
+from fusionx.contract.errors import DataError
+from fusionx.contract.shards.manifest import build_manifest, write_manifest
+from fusionx.contract.shards.parts import PartEntry
+from fusionx.eval.config import HarnessBenchmark
+from fusionx.eval.results.benchmark_scores import BenchmarkScores, ModelIdentity, TaskScore
+from fusionx.eval.results.evaluation import Evaluation
+from fusionx.eval.tasks.harness_tasks import SUITES
+from fusionx.pipelines.config import FusionConfig
+from fusionx.pipelines.layout import Layout
+from fusionx.pipelines.pipeline import open_pipeline
+from fusionx.pipelines.status import HARNESS_TASKS, StageStatus, status
+from fusionx.train.config import TrainJob
 
 
 @pytest.fixture
@@ -39,8 +39,12 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FusionConfig:
             "executor": {"kind": "inline"},
         }
     )
-    monkeypatch.setattr(pipelines.status, "planned_jobs", lambda config, layout: [job(config, layout)])
-    monkeypatch.setattr(pipelines.evaluation, "local_folder", lambda model: pytest.fail("a model was looked for"))
+    monkeypatch.setattr(fusionx.pipelines.status, "planned_jobs", lambda config, layout: [job(config, layout)])
+    monkeypatch.setattr(
+        fusionx.pipelines.evaluation.evaluate_models,
+        "local_folder",
+        lambda model: pytest.fail("a model was looked for"),
+    )
     return config
 
 
@@ -71,8 +75,8 @@ def write(path: str, weights: str) -> None:
 
 
 def eval_status(config: FusionConfig) -> StageStatus:
-    with open_road(config, looks_only=True) as road:
-        return list(status(road))[-1]
+    with open_pipeline(config, read_only=True) as pipeline:
+        return list(status(pipeline))[-1]
 
 
 def files(config: FusionConfig, layout: Layout, split: str) -> tuple[list[str], list[str]]:
@@ -156,7 +160,7 @@ def test_what_cannot_be_counted_is_missing_and_says_why(config: FusionConfig, mo
     assert "manifest" in found.why
     aligned(config, layout, "train")
     assert eval_status(config).why.startswith("Rivals are compared on a held-out split")
-    monkeypatch.setattr(pipelines.status, "planned_jobs", untuned)
+    monkeypatch.setattr(fusionx.pipelines.status, "planned_jobs", untuned)
     write(files(config, layout, "validation")[0][0], "w")
     found = eval_status(config)
     assert found.why == "A training has no result. there"

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from contract.codec import read_distributions, read_token_nll
-from contract.encoder import load_encoder
-from contract.errors import ConfigError, DataError
-from contract.manifest import build_manifest, read_manifest, write_manifest
-from contract.shard import read_part
-from precompute.chunk_stage import ChunkStage
-from precompute.config import ChunkConfig, CorpusConfig, ModelConfig, PrecomputeConfig
-from precompute.logits_stage import LogitsStage, batches_by_length
-from precompute.model import load_model
+from fusionx.contract.errors import ConfigError, DataError
+from fusionx.contract.shards.codec import read_distributions, read_token_nll
+from fusionx.contract.shards.manifest import build_manifest, read_manifest, write_manifest
+from fusionx.contract.shards.parts import read_part
+from fusionx.contract.tokens.encoder import load_encoder
+from fusionx.precompute.chunks.chunk_stage import ChunkStage
+from fusionx.precompute.config import ChunkConfig, CorpusConfig, ModelConfig, PrecomputeConfig
+from fusionx.precompute.logits.logits_stage import LogitsStage, batches_by_length
+from fusionx.precompute.logits.source_model import load_model
 
 K, BLOCK = 5, 48
 DOCUMENTS = [

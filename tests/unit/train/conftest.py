@@ -10,8 +10,8 @@ import pytest
 from shard_builder import Parts, corpus_parts, make_job, write_logits, write_set, write_tiny_model
 from trainings import CANDIDATES, METHODS, Make
 
-from train.config import TrainJob
-from train.loop import run_job
+from fusionx.train.config import TrainJob
+from fusionx.train.loop.trainer import run_job
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from shard_builder import make_job
 
-from contract.config import parse_config
-from contract.errors import ConfigError
-from train.config import PRESETS, MethodConfig, OptimizerConfig, SelectionConfig, TrainConfig, TrainJob
+from fusionx.contract.config import parse_config
+from fusionx.contract.errors import ConfigError
+from fusionx.train.config import PRESETS, MethodConfig, OptimizerConfig, SelectionConfig, TrainConfig, TrainJob
 
 
 def fields(name: str, *names: str) -> tuple[Any, ...]:

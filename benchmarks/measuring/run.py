@@ -1,0 +1,47 @@
+"""Runs a benchmark by name and keeps its figures with the machine that they were measured on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fusionx.benchmarks.measuring.figure import Figure
+
+
+def run_benchmark(name: str, output: str | None = None, **sizes: Any) -> Iterator[Figure]:
+    """Figures of `benchmarks.<name>` as they come; with `output` also `<output>/<name>.jsonl`, the machine first.
+
+    `sizes` are parameters of that benchmark's `figures`; without them it measures what is published.
+    """
+    figures = []
+    for figure in import_module(f"fusionx.benchmarks.{name}").figures(**sizes):
+        figures.append(figure)
+        yield figure
+    if output is not None:
+        folder = Path(output)
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = [{"machine": machine()}, *(figure.to_json() for figure in figures)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on besides the code."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    packages = {name: version(name) for name in ("torch", "transformers", "tokenizers", "pyarrow", "numpy")}
+    return {"cpus": os.cpu_count(), "processor": _processor(), "gpu": gpu, **packages}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,58 @@
+"""`fusionx`: all commands under one name.
+
+Imports nothing heavy before a command is chosen, so that `fusionx --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from fusionx.cli import demo, insight, reports, stages
+from fusionx.contract.errors import FusionXError
+
+
+class _Main(click.Group):
+    """Turns the project's errors into a message and an exit code, never a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FusionXError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(error.exit_code)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of a run, not of the alphabet
+
+
+@click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def main() -> None:
+    """Fusion-X: make one language model learn what several others know.
+
+    Every stage reads one CONFIG.yaml and skips what is done and valid. Exit codes: 0 complete, 1 incomplete or bad
+    data, 2 bad usage or config, 75 stopped by a signal (a training's checkpoint is saved).
+    """
+    # Whatever Python a command starts (torchrun's processes, loaders' workers) imports nothing from the folder that
+    # the user happens to be in: a file train.py or torch.py there is the user's own.
+    os.environ["PYTHONSAFEPATH"] = "1"
+
+
+for _command in (
+    stages.chunk,
+    stages.precompute,
+    stages.align,
+    insight.explain_map,
+    stages.train,
+    stages.evaluate,
+    stages.run,
+    insight.status,
+    insight.plan,
+    reports.report,
+    reports.study,
+    reports.bench,
+    demo.demo_inputs,
+):
+    main.add_command(_command)

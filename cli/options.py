@@ -1,0 +1,42 @@
+"""What several commands take: the config with its overrides, and the pipeline that they open with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from fusionx.pipelines.pipeline import Pipeline
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def config_argument(command: Command) -> Command:
+    command = click.option(
+        "--set", "overrides", multiple=True, metavar="a.b=value", help="Override a config field; repeatable."
+    )(command)
+    return click.argument("config", type=click.Path())(command)
+
+
+def config_options(command: Command) -> Command:
+    command = click.option("--overwrite", is_flag=True, help="Make stale output again instead of refusing it.")(command)
+    return config_argument(command)
+
+
+def source_option(command: Command) -> Command:
+    return click.option("--source", default=None, metavar="ID", help="Only this source.")(command)
+
+
+@contextmanager
+def opened_pipeline(
+    config: str, overrides: tuple[str, ...], overwrite: bool = False, read_only: bool = False
+) -> Iterator[Pipeline]:
+    from fusionx.contract.config import load_config
+    from fusionx.pipelines.config import FusionConfig
+    from fusionx.pipelines.pipeline import open_pipeline
+
+    with open_pipeline(load_config(FusionConfig, config, overrides), overwrite, read_only) as pipeline:
+        yield pipeline

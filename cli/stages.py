@@ -1,0 +1,78 @@
+"""One command per stage, and `run` for all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fusionx.cli.options import config_options, opened_pipeline, source_option
+
+
+@click.command()
+@config_options
+def chunk(config: str, overrides: tuple[str, ...], overwrite: bool) -> None:
+    """Cut the corpus so that every chunk fits every tokenizer."""
+    with opened_pipeline(config, overrides, overwrite) as pipeline:
+        pipeline.chunk()
+
+
+@click.command()
+@config_options
+@source_option
+def precompute(config: str, overrides: tuple[str, ...], overwrite: bool, source: str | None) -> None:
+    """Write every source's top-k next-token distributions."""
+    with opened_pipeline(config, overrides, overwrite) as pipeline:
+        pipeline.precompute(source)
+
+
+@click.command()
+@config_options
+@source_option
+def align(config: str, overrides: tuple[str, ...], overwrite: bool, source: str | None) -> None:
+    """Map the sources' shards into the target's tokens and vocabulary."""
+    with opened_pipeline(config, overrides, overwrite) as pipeline:
+        pipeline.align(source)
+
+
+@click.command()
+@config_options
+@click.option(
+    "--resume", default="auto", metavar="auto|PATH", help="Checkpoint that its training goes on from; auto: the last."
+)
+def train(config: str, overrides: tuple[str, ...], overwrite: bool, resume: str) -> None:
+    """Train the target with every configured method and seed. Joins the others under torchrun or srun."""
+    with opened_pipeline(config, overrides, overwrite) as pipeline:
+        pipeline.train(None if resume == "auto" else Path(resume))
+
+
+@click.command("eval")
+@config_options
+@click.option("--benchmarks", metavar="cs,bbh,mmlu,me", help="Public benchmarks, as --set eval.benchmarks=[...].")
+@click.option(
+    "--run-generated-code",
+    is_flag=True,
+    help="Let the benchmark me run programs that the models write, in a sandbox; as --set eval.code.run=true.",
+)
+def evaluate(
+    config: str, overrides: tuple[str, ...], overwrite: bool, benchmarks: str | None, run_generated_code: bool
+) -> None:
+    """Evaluate all models and write the report."""
+    if benchmarks is not None:
+        overrides = (*overrides, f"eval.benchmarks=[{benchmarks}]")
+    if run_generated_code:
+        overrides = (*overrides, "eval.code.run=true")
+    with opened_pipeline(config, overrides, overwrite) as pipeline:
+        pipeline.eval()
+
+
+@click.command()
+@config_options
+def run(config: str, overrides: tuple[str, ...], overwrite: bool) -> None:
+    """All stages in order; finished work is kept."""
+    from fusionx.pipelines.pipeline import STAGES
+
+    with opened_pipeline(config, overrides, overwrite) as pipeline:
+        pipeline.check_benchmarks()
+        for stage in STAGES:
+            getattr(pipeline, stage)()

@@ -1,0 +1,122 @@
+"""Manifests: the mark that a stage's output is complete, written last, with a hash of every part."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fusionx.contract.config import digest_of
+from fusionx.contract.errors import DataError
+from fusionx.contract.files.storage import exists, join, read_bytes, write_bytes
+from fusionx.contract.shards.parts import PartEntry, sha256_of
+from fusionx.contract.shards.schema import SCHEMA_VERSION
+
+MANIFEST_NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a stage wrote: its config, what its data depends on, and its parts in order.
+
+    It holds no times and no host names, so that equal work gives equal manifests.
+    """
+
+    kind: str
+    config: dict[str, Any]
+    identity: dict[str, str]
+    parts: list[PartEntry]
+    schema_version: int = SCHEMA_VERSION
+    totals: dict[str, int] = field(default_factory=dict)
+    stats: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Identity of the whole output: config, identity and every part's hash."""
+        return digest_of([self.kind, self.config, self.identity, [part.sha256 for part in self.parts]])
+
+    def parts_of(self, split: str) -> list[PartEntry]:
+        return [part for part in self.parts if part.split == split]
+
+
+def build_manifest(kind: str, config: dict[str, Any], identity: dict[str, str], parts: list[PartEntry]) -> Manifest:
+    """Sums up the parts: totals over rows, tokens and bytes, and their `stats` added key by key."""
+    totals = {name: sum(getattr(part, name) for part in parts) for name in ("rows", "tokens", "bytes")}
+    stats: dict[str, Any] = {}
+    for part in parts:
+        stats = _add(stats, part.stats)
+    return Manifest(kind, config, identity, parts, totals=totals, stats=stats)
+
+
+def _add(left: Any, right: Any) -> Any:
+    if isinstance(right, dict):
+        left = left or {}
+        return {key: _add(left.get(key), right[key]) if key in right else left[key] for key in sorted({*left, *right})}
+    if isinstance(right, list):
+        return [*(left or []), *right]
+    return (left or 0) + right
+
+
+def write_manifest(folder: str, manifest: Manifest) -> None:
+    content = asdict(manifest)
+    # `digest` is the identity of the data; `checksum` covers everything a reader relies on, stats and splits too.
+    data = {**content, "digest": manifest.digest, "checksum": digest_of(content)}
+    write_bytes(join(folder, MANIFEST_NAME), (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())
+
+
+def has_manifest(folder: str) -> bool:
+    return exists(join(folder, MANIFEST_NAME))
+
+
+def read_manifest(folder: str, kind: str, stage: str) -> Manifest:
+    """Reads a finished output's manifest; `stage` names the command to run when there is none.
+
+    Raises:
+        DataError: the output is missing, unfinished, unreadable, or of another kind or schema version.
+    """
+    path = join(folder, MANIFEST_NAME)
+    remedy = f"run `fusionx {stage}` first"
+    if not exists(path):
+        raise DataError(
+            "An input is missing or unfinished.", file=path, expected=f"the output of {stage}", remedy=remedy
+        )
+    try:
+        raw = json.loads(read_bytes(path))
+        found = {name: raw.pop(name, None) for name in ("digest", "checksum")}
+        manifest = Manifest(**{**raw, "parts": [PartEntry(**part) for part in raw["parts"]]})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError("A manifest cannot be read.", file=path, found=repr(error), remedy=remedy) from None
+    if manifest.schema_version != SCHEMA_VERSION or manifest.kind != kind:
+        raise DataError(
+            "An output is of another kind or schema version.",
+            file=path,
+            found=f"{manifest.kind}, version {manifest.schema_version}",
+            expected=f"{kind}, version {SCHEMA_VERSION}",
+            remedy=remedy,
+        )
+    expected = {"digest": manifest.digest, "checksum": digest_of(asdict(manifest))}
+    for name, value in expected.items():
+        if found[name] != value:
+            raise DataError(
+                "A manifest was edited.", file=path, field=name, found=found[name], expected=value, remedy=remedy
+            )
+    return manifest
+
+
+def verify_part(folder: str, entry: PartEntry, stage: str) -> None:
+    """Checks one listed part against its hash.
+
+    Raises:
+        DataError: the part is missing or its bytes differ from those that the manifest lists.
+    """
+    path = join(folder, entry.name)
+    found = sha256_of(path)
+    if found != entry.sha256:
+        raise DataError(
+            "A part differs from its manifest.",
+            file=path,
+            field="sha256",
+            found=found[:16],
+            expected=entry.sha256[:16],
+            remedy=f"run `fusionx {stage}` again; only damaged and missing parts are rewritten",
+        )

@@ -1,0 +1,205 @@
+"""Where each token of a text ends: texts into ids with exact byte offsets.
+
+Cutting documents and aligning tokenizations is left to others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fusionx.contract.errors import ConfigError
+from fusionx.contract.tokens.token_table import TokenTable
+from fusionx.contract.tokens.tokenizer import plain_backend, plain_ids
+
+
+def valid_text(text: str) -> bool:
+    """Whether `text` can be encoded as UTF-8, that is, holds no lone surrogate."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """One text's tokens.
+
+    Attributes:
+        ids: int32 [T].
+        ends: int32 [T], UTF-8 bytes of the text consumed after each token; never decreasing; a BOS has 0. Where
+            tokens share a piece of text that cannot be divided among them exactly, all of them have its end, so that
+            the last of several equal ends is always a true boundary. A word that ends with a suffix (`</w>`) has
+            consumed the white space character after it.
+        lossy: the tokens do not spell the text exactly (the tokenizer normalises); ends come from character offsets.
+    """
+
+    ids: npt.NDArray[np.int32]
+    ends: npt.NDArray[np.int32]
+    lossy: bool = False
+
+
+def encode(tokenizer: Any, table: TokenTable, text: str, add_bos: bool) -> Encoding:
+    """Encodes one text; see `encode_batch`."""
+    return encode_batch(tokenizer, table, [text], add_bos)[0]
+
+
+def encode_batch(tokenizer: Any, table: TokenTable, texts: Sequence[str], add_bos: bool) -> list[Encoding]:
+    """Encodes texts with the tokenizer's batch call; nothing is added but a BOS in front where `add_bos`.
+
+    The spelling of a special token inside a text (`</s>`) is text, not that token: a document must not be able to
+    end itself. (Unigram models that list `</s>` among their ordinary pieces find it all the same; the text then counts
+    as lossy.)
+
+    Raises:
+        ValueError: a text holds a lone surrogate (callers check `valid_text` first).
+        ConfigError: `add_bos` without a BOS token.
+    """
+    if not all(map(valid_text, texts)):
+        raise ValueError("a text holds a lone surrogate; check valid_text() before encoding")
+    if add_bos and tokenizer.bos_token_id is None:
+        raise ConfigError(
+            "A BOS is asked for, but the tokenizer has none.",
+            file=getattr(tokenizer, "name_or_path", None),
+            field="add_bos",
+            found="true",
+            expected="false",
+            remedy="set add_bos to false for this model",
+        )
+    bos = [tokenizer.bos_token_id] if add_bos else []
+    encodings: list[Encoding | None] = []
+    lossy = []
+    for index, (text, ids) in enumerate(zip(texts, plain_ids(tokenizer, texts), strict=True)):
+        ends = _exact_ends(table, ids, text.encode("utf-8"))
+        if ends is None:
+            lossy.append(index)
+        encodings.append(None if ends is None else _with_bos(bos, ids, ends, lossy=False))
+    if lossy:
+        lossy_texts = [texts[index] for index in lossy]
+        for index, (ids, ends) in zip(lossy, _lossy_ends(tokenizer, table, lossy_texts), strict=True):
+            encodings[index] = _with_bos(bos, ids, ends, lossy=True)
+    return [encoding for encoding in encodings if encoding is not None]
+
+
+def _with_bos(bos: list[int], ids: Sequence[int], ends: npt.NDArray[np.int32], lossy: bool) -> Encoding:
+    return Encoding(
+        np.concatenate([np.array(bos, np.int32), np.asarray(ids, np.int32)]),
+        np.concatenate([np.zeros(len(bos), np.int32), ends]),
+        lossy,
+    )
+
+
+def _exact_ends(table: TokenTable, ids: Sequence[int], text: bytes) -> npt.NDArray[np.int32] | None:
+    """Cumulative byte lengths where the tokens spell `text`, or `text` after one dummy prefix space; else None."""
+    joined = _joined_before(table, ids, text[-1:])
+    prefix = len(joined) - len(text)
+    if prefix not in (0, 1) or joined != b" " * prefix + text:
+        return None
+    ends = np.cumsum(table.byte_lengths[np.asarray(ids, np.int64)], dtype=np.int32) - np.int32(prefix)
+    return np.clip(ends, 0, len(text))
+
+
+def _joined_before(table: TokenTable, ids: Sequence[int], last: bytes) -> bytes:
+    """The bytes of the tokens of a text whose last byte is `last`: a word that ends the text has no space behind it."""
+    joined = table.joined(ids)
+    return joined[:-1] if len(ids) and ids[-1] in table.word_ends and last != b" " else joined
+
+
+def _lossy_ends(
+    tokenizer: Any, table: TokenTable, texts: Sequence[str]
+) -> Iterator[tuple[list[int], npt.NDArray[np.int32]]]:
+    """Ids and ends of texts that the tokens do not spell: from character offsets where the tokenizer has them."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        probe, *encoded = plain_ids(tokenizer, ["a", *texts])
+        puts_space = table.joined(probe).startswith(b" ")
+        for text, ids in zip(texts, encoded, strict=True):
+            yield ids, _ends_until_difference(table, ids, text.encode("utf-8"), puts_space)
+        return
+    with plain_backend(backend):
+        encodings = backend.encode_batch(list(texts), add_special_tokens=False)
+    for text, encoding in zip(texts, encodings, strict=True):
+        ids = encoding.ids
+        yield ids, _ends_from_offsets(table, ids, np.array(encoding.offsets, np.int64).reshape(-1, 2), text)
+
+
+def _ends_until_difference(
+    table: TokenTable, ids: Sequence[int], text: bytes, puts_space: bool
+) -> npt.NDArray[np.int32]:
+    """Exact ends as far as the tokens spell the text; beyond, nothing is known, so all ends are the text's end.
+
+    `puts_space`: the tokenizer puts a space of its own in front of a text.
+    """
+    joined = table.joined(ids)
+    prefix = int(puts_space and joined[:1] == b" ")
+    spelled = np.frombuffer(joined[prefix : prefix + len(text)], np.uint8)
+    given = np.frombuffer(text, np.uint8)[: len(spelled)]
+    differs = np.flatnonzero(spelled != given)
+    agreed = int(differs[0]) if len(differs) else len(spelled)
+    ends = np.maximum(np.cumsum(table.byte_lengths[np.asarray(ids, np.int64)]) - prefix, 0)
+    return np.where(ends <= agreed, ends, len(text)).astype(np.int32)
+
+
+def _ends_from_offsets(
+    table: TokenTable, ids: Sequence[int], offsets: npt.NDArray[np.int64], text: str
+) -> npt.NDArray[np.int32]:
+    """Byte ends from character offsets int64 [T, 2].
+
+    Tokens whose characters overlap (several tokens within one character) form a group. If a group's bytes spell its
+    characters, its ends are exact sums; otherwise all of them are the group's end. The end of a word is that of the
+    white space character after it, if there is one.
+    """
+    byte_at = _byte_at_character(text)
+    char_ends = _with_composed(offsets, text)
+    starts, spelled_ends = byte_at[offsets[:, 0]], byte_at[char_ends]
+    ends = byte_at[char_ends + _ends_word_before_space(table, ids, char_ends, text)]
+    shares = np.append(starts[1:] < ends[:-1], False)[: len(ends)]  # token i shares characters with token i + 1
+    if not shares.any():
+        return ends.astype(np.int32)
+    data = text.encode("utf-8")
+    inside = np.concatenate([[False], shares])
+    firsts = np.flatnonzero(inside[1:] & ~inside[:-1])
+    lasts = np.flatnonzero(~inside[1:] & inside[:-1])
+    for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
+        group = slice(first, last + 1)
+        start, end = int(starts[first]), int(ends[last])
+        exact = _joined_before(table, ids[group], b"") == data[start : int(spelled_ends[last])]
+        lengths = table.byte_lengths[np.asarray(ids[first:last], np.int64)]
+        ends[first:last] = start + np.cumsum(lengths) if exact else end
+    return ends.astype(np.int32)
+
+
+def _ends_word_before_space(
+    table: TokenTable, ids: Sequence[int], char_ends: npt.NDArray[np.int64], text: str
+) -> npt.NDArray[np.bool_]:
+    """Which tokens have an end-of-word suffix and white space behind them, bool [T]."""
+    if not table.word_ends:
+        return np.zeros(len(ids), np.bool_)
+    is_space = np.array([*map(str.isspace, text), False])
+    return table.ends_word[np.asarray(ids, np.int64)] & is_space[char_ends]
+
+
+def _with_composed(offsets: npt.NDArray[np.int64], text: str) -> npt.NDArray[np.int64]:
+    """Character ends, moved over characters that belong to no token but are no white space.
+
+    Where a normalizer composes (e + accent, Hangul), the offsets name only the first character, but the token has
+    consumed all of them. White space between tokens stays before the next token, as other tokenizers have it.
+    """
+    ends = np.maximum.accumulate(offsets[:, 1])
+    next_start = np.append(offsets[1:, 0], len(text))[: len(ends)]
+    spaces = np.array([*(match.start() for match in re.finditer(r"\s", text)), len(text)], np.int64)
+    next_space = spaces[np.searchsorted(spaces, ends)]
+    return np.maximum(ends, np.minimum(next_start, next_space))
+
+
+def _byte_at_character(text: str) -> npt.NDArray[np.int64]:
+    """Byte offset of every character and of the text's end, int64 [characters + 1]."""
+    points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    lengths = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
+    return np.concatenate([[0], np.cumsum(lengths)])

@@ -1,0 +1,188 @@
+"""Loads an exported model for evaluation and names exactly what was loaded.
+
+Weights come from safetensors only; code from the folder runs only where the caller says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusionx.contract.errors import ConfigError, DataError
+from fusionx.contract.tokens.token_table import TokenTable, token_table
+from fusionx.contract.tokens.tokenizer import adds_bos, load_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+SETTINGS_SUFFIXES = (".json", ".model", ".tiktoken", ".txt", ".jinja", ".py")
+DIGEST_HEX = 16
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with its tokenizer, ready to score text.
+
+    Attributes:
+        adds_bos: whether the tokenizer puts its BOS in front of a text by itself; then evaluation does, too.
+        max_positions: the longest input the architecture takes in tokens, None where it names no limit.
+    """
+
+    folder: Path
+    model: Any
+    tokenizer: Any
+    table: TokenTable
+    adds_bos: bool
+    max_positions: int | None
+    device: torch.device
+
+
+def check_model_folder(folder: str | Path) -> Path:
+    """The folder as a path, if it is a Hugging Face model folder with safetensors weights.
+
+    Raises:
+        ConfigError: there is no such folder.
+        DataError: the folder holds no model, or its weights are in another format.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise ConfigError("There is no such model folder.", file=path, remedy="train and export the model first")
+    if not (path / "config.json").is_file():
+        raise DataError(
+            "The folder is not a model.",
+            file=path,
+            found=", ".join(sorted(item.name for item in path.iterdir())[:8]) or "an empty folder",
+            expected="config.json, safetensors weights and a tokenizer",
+            remedy="name the exported Hugging Face folder",
+        )
+    if not weight_files(path):
+        raise DataError(
+            "The model has no safetensors weights.",
+            file=path,
+            found=", ".join(sorted(item.name for item in path.glob("*.bin"))) or "no weights",
+            expected="model.safetensors or model-*.safetensors",
+            remedy="convert it with save_pretrained(); pickled weights are never read",
+        )
+    return path
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weights that `from_pretrained` reads, sorted; not other tensors beside them (`asn.safetensors`)."""
+    return sorted(folder.glob("model*.safetensors"))
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 (first 16 hex digits) over the names and contents of the weight files."""
+    return _digest_files(weight_files(folder))
+
+
+def settings_digest(folder: Path) -> str:
+    """SHA-256 (first 16 hex digits) over everything but the weights that decides results: config, tokenizer, code."""
+    return _digest_files(sorted(path for path in folder.iterdir() if path.suffix in SETTINGS_SUFFIXES))
+
+
+def _digest_files(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as stream:
+            digest.update(f"{path.name}\0".encode())
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:DIGEST_HEX]
+
+
+def load_model(
+    folder: str | Path, device: str = "auto", dtype: str = "auto", *, trust_remote_code: bool = False
+) -> LoadedModel:
+    """Loads the folder's model in evaluation mode, and its tokenizer.
+
+    `device` auto is the first GPU where there is one; `dtype` auto is bfloat16 on a GPU and float32 on a CPU.
+
+    Raises:
+        ConfigError: there is no such folder, or it has no loadable tokenizer.
+        DataError: the folder is no loadable causal language model.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    path = check_model_folder(folder)
+    place = resolve_device(device)
+    tokenizer = load_tokenizer(path)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=getattr(torch, resolve_dtype(dtype, place)),
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+        )
+    except Exception as error:  # transformers and safetensors raise many kinds for a damaged folder
+        raise DataError(
+            "The model cannot be loaded.",
+            file=path,
+            found=f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}",
+            expected="a causal language model with safetensors weights",
+            remedy="export it again, or download it again",
+        ) from error
+    model.to(place).eval()
+    # `generate` takes whatever a caller leaves open from here: a folder's own penalties must not decide a benchmark.
+    own = getattr(model, "generation_config", None)
+    model.generation_config = GenerationConfig(eos_token_id=getattr(own, "eos_token_id", None))
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return LoadedModel(path, model, tokenizer, token_table(tokenizer), adds_bos(tokenizer), limit, place)
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device behind `auto`, `cpu`, `cuda`, `cuda:1`.
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none.
+    """
+    import torch
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError("There is no GPU.", field="device", found=device, remedy="use auto or cpu")
+    return torch.device(device)
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> str:
+    """The precision behind `auto`: bfloat16 on a GPU, float32 elsewhere."""
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if device.type == "cuda" else "float32"
+
+
+@contextmanager
+def limited_threads(threads: int | None) -> Iterator[None]:
+    """Lets torch use so many threads inside the block; None leaves them as they are."""
+    import torch
+
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def batches_by_length(lengths: list[int], cost: Callable[[int, int], int], budget: int) -> list[list[int]]:
+    """Groups item indices into batches, longest first, so that `cost(items, longest)` stays within `budget`.
+
+    An item that exceeds the budget alone is a batch of its own.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    batches: list[list[int]] = []
+    for index in order:
+        if batches and cost(len(batches[-1]) + 1, lengths[batches[-1][0]]) <= budget:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches

@@ -1,0 +1,4 @@
+"""The tables of the report as plain cells, without a word on how they look.
+
+`sections` puts them in order.
+"""

@@ -1,0 +1,19 @@
+"""The report's tables, as plain cells, from the summary's numbers; how they look is the renderers' matter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fusionx.eval.report.tables.cells import Section
+from fusionx.eval.report.tables.costs import stages, tuning
+from fusionx.eval.report.tables.methods import interference, overview, per_domain, selection, skills
+from fusionx.eval.report.tables.sources import alignment, ensembles, sources
+
+
+def sections(results: Mapping[str, Any]) -> list[Section]:
+    """Every section that has something to show, in reading order."""
+    makers = (
+        overview, per_domain, skills, interference, selection, sources, ensembles, alignment, tuning, stages,
+    )  # fmt: skip
+    return [section for maker in makers if (section := maker(results)) is not None]

@@ -1,0 +1,72 @@
+"""The result of evaluating one model, as read back from its JSON file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from fusionx.contract.errors import DataError
+from fusionx.contract.files.storage import read_bytes
+
+T = TypeVar("T")
+Number = int | float
+"""What JSON has. `float` alone would turn every whole number that is read into 1.0, and the file's bytes with it."""
+
+
+def read_json(cls: type[T], path: str | Path, otherwise: str) -> T:
+    """A file of `eval` as a dataclass; every value must have the type that its field says.
+
+    Raises:
+        DataError: the file is missing, cut short or something else, which `otherwise` says.
+    """
+    try:
+        return TypeAdapter(cls).validate_json(read_bytes(path), strict=True)
+    except ValidationError as error:
+        problem, *_ = error.errors(include_url=False)
+        raise DataError(
+            otherwise,
+            file=path,
+            field=".".join(map(str, problem["loc"])) or None,
+            found=problem["msg"],
+            remedy="delete it and evaluate again",
+        ) from None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model over the held-out text and the tasks; see `eval.evaluate.evaluate_model` for the fields."""
+
+    model: str
+    weights_digest: str
+    config_digest: str
+    data_digest: str
+    domains: dict[str, dict[str, Number]]
+    overall: dict[str, Any]
+    documents: dict[str, list[list[Number]]]
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    items: dict[str, list[Number]] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    settings_digest: str = ""
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Evaluation:
+        """From the dictionary that `evaluate_model` returns."""
+        return cls(**content)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Evaluation:
+        """Reads an evaluation's JSON file.
+
+        Raises:
+            DataError: the file is missing, cut short or something else.
+        """
+        return read_json(cls, path, "The file is not an evaluation.")
+
+    @property
+    def skill_accuracy(self) -> float | None:
+        """Mean score over tasks, every task counting the same; None without tasks."""
+        return sum(task["score"] for task in self.tasks.values()) / len(self.tasks) if self.tasks else None

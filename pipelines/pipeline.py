@@ -1,0 +1,179 @@
+"""The stages in order, each as a function of the run's config: chunk, precompute, align, train, eval."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from fusionx.align.aligned_stage import AlignedStage
+from fusionx.align.config import MapMode
+from fusionx.align.tokens_stage import TokensStage
+from fusionx.contract.errors import ConfigError
+from fusionx.contract.files.storage import join, plain, write_bytes
+from fusionx.contract.stage import Stage
+from fusionx.pipelines.config import FusionConfig
+from fusionx.pipelines.execution.executor import Executor, make_executor
+from fusionx.pipelines.execution.stage_runner import run_stages
+from fusionx.pipelines.layout import Layout
+from fusionx.pipelines.timings import note_timing
+from fusionx.precompute.chunks.chunk_stage import ChunkStage
+from fusionx.precompute.config import ModelConfig
+from fusionx.precompute.corpus.files import check_corpus
+from fusionx.precompute.logits.logits_stage import LogitsStage
+from fusionx.train.distributed.ranks import is_main_process
+
+STAGES = ("chunk", "precompute", "align", "train", "eval")
+
+
+@dataclass
+class Pipeline:
+    """A run under way: its config, its folders, its executor."""
+
+    config: FusionConfig
+    layout: Layout
+    executor: Executor
+    overwrite: bool = False
+
+    def chunk(self) -> None:
+        check_corpus(self.config.corpus)
+        self.check_models()
+        self._run("chunk", [self.chunk_stage()])
+
+    def precompute(self, only: str | None = None) -> None:
+        """Runs every candidate, or the one named `only`, over the chunks, in one pool of workers."""
+        self.check_models()
+        models = [model for model in self.config.models if only in (None, model.id)]
+        if not models:
+            raise _no_source(self.config, str(only))
+        self._run("precompute", [self.logits_stage(model) for model in models])
+
+    def align(self, only: str | None = None) -> None:
+        """Maps every candidate's shards, or those of `only`, to the target, through every configured map."""
+        sources = [model for model in self.config.models if only in (None, model.id)]
+        if not sources:
+            raise _no_source(self.config, str(only))
+        self._run("align", [self.tokens_stage()])
+        stages = [self.aligned_stage(mode, model) for mode in self.config.align.maps for model in sources]
+        for stage in stages:
+            stage.check()
+        self._run("align", stages)
+
+    def explain_map(self, source: str, mode: str | None, text: str | None) -> list[str]:
+        """Lines that say where the tokens of `text`, or of the whole vocabulary, go and why; needs no shards."""
+        from fusionx.align.explain import description_lines, explain_text
+
+        model = next((model for model in self.config.models if model.id == source), None)
+        if model is None:
+            raise _no_source(self.config, source)
+        if mode not in (None, *get_args(MapMode)):
+            raise ConfigError("There is no such map.", field="--map", found=mode, expected=", ".join(get_args(MapMode)))
+        stage = self.aligned_stage(mode or self.config.align.maps[0], model)
+        vocab_map = stage.vocab_map()
+        return description_lines(vocab_map) if text is None else explain_text(*stage.encoders(), vocab_map, text)
+
+    def train(self, resume: Path | None = None) -> None:
+        """`resume`: a checkpoint that its training goes on from; the others go on from their last."""
+        from fusionx.pipelines.training.training_jobs import train_all
+
+        self._timed("train", lambda: train_all(self.config, self.layout, self.overwrite, resume))
+
+    def eval(self) -> None:
+        from fusionx.pipelines.evaluation.ensembles import evaluate_rivals
+        from fusionx.pipelines.evaluation.evaluate_models import evaluate_all
+        from fusionx.pipelines.evaluation.reporting import report
+
+        scorers = (evaluate_all, evaluate_rivals)
+        self._timed("eval", lambda: sum(score(self.config, self.layout) for score in scorers))
+        report(self.config, self.layout)
+
+    def check_benchmarks(self) -> None:
+        """Refuses, before hours go into the other stages, benchmarks that may not or cannot be run here."""
+        from fusionx.eval.benchmark_runner import check_benchmarks
+
+        check_benchmarks(self.config.eval)
+
+    def check_models(self) -> None:
+        """Refuses what cannot work before any weights are loaded."""
+        for model in self.config.models:
+            self.logits_stage(model).check(self.config.chunk.block_size)
+        if self.config.eval.merges:
+            from fusionx.pipelines.evaluation.merging import check_merges
+
+            check_merges(self.config)
+
+    def chunk_stage(self) -> ChunkStage:
+        config = self.config
+        return ChunkStage(config.corpus, config.chunk, config.models, self.layout.chunks, recut=self.overwrite)
+
+    def logits_stage(self, model: ModelConfig) -> LogitsStage:
+        return LogitsStage(model, self.config.precompute, self.layout.chunks, self.layout.logits(model.id))
+
+    def tokens_stage(self) -> TokensStage:
+        target = self.config.target
+        return TokensStage(
+            target.id,
+            target.path,
+            target.revision,
+            list(dict.fromkeys([*self.config.precompute.splits, "validation"])),
+            self.layout.chunks,
+            self.layout.tokens(target.id),
+            self.config.align.workers,
+        )
+
+    def aligned_stage(self, mode: Any, model: ModelConfig) -> AlignedStage:
+        target = self.config.target
+        return AlignedStage(
+            source=model.id,
+            source_path=model.path,
+            source_revision=model.revision,
+            target=target.id,
+            target_path=target.path,
+            target_revision=target.revision,
+            mode=mode,
+            config=self.config.align,
+            logits=self.layout.logits(model.id),
+            tokens=self.layout.tokens(target.id),
+            output=self.layout.aligned(target.id, mode, model.id),
+        )
+
+    def _run(self, name: str, stages: Sequence[Stage]) -> None:
+        """Runs stages in one pool, and notes what they took if any part was made."""
+        started = time.monotonic()
+        reports = run_stages(stages, self.executor, self.overwrite)
+        made = sum(report.made for report in reports)
+        if made:
+            totals = {
+                key: sum(report.manifest.totals[key] for report in reports) for key in ("rows", "tokens", "bytes")
+            }
+            numbers = {"seconds": time.monotonic() - started, "parts": made, **totals}
+            note_timing(self.layout, name, ", ".join(stage.name for stage in stages), numbers)
+
+    def _timed(self, name: str, work: Callable[[], int]) -> None:
+        """Runs `work`, and notes its time if it says that anything was made (of several processes, the first does)."""
+        started = time.monotonic()
+        if work() and is_main_process():
+            note_timing(self.layout, name, name, {"seconds": time.monotonic() - started})
+
+
+@contextmanager
+def open_pipeline(config: FusionConfig, overwrite: bool = False, read_only: bool = False) -> Iterator[Pipeline]:
+    """A pipeline with its executor; keeps a copy of the resolved config beside the outputs, unless `read_only`."""
+    layout = Layout(plain(config.output))
+    if not read_only and is_main_process():
+        content = {"digest": config.digest(), "config": config.model_dump(mode="json")}
+        write_bytes(join(layout.root, "config.json"), (json.dumps(content, indent=1) + "\n").encode())
+    executor = make_executor(config.executor)
+    try:
+        yield Pipeline(config, layout, executor, overwrite)
+    finally:
+        executor.close()
+
+
+def _no_source(config: FusionConfig, found: str) -> ConfigError:
+    known = ", ".join(model.id for model in config.models)
+    return ConfigError("There is no such source.", field="--source", found=found, expected=known)

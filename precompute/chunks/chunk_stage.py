@@ -1,0 +1,131 @@
+"""The chunk stage: documents in, parts of chunks out. One unit is a run of documents of one split."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import pyarrow as pa
+
+from fusionx.contract.files.storage import join
+from fusionx.contract.shards.parts import PartEntry, Provenance, differences, write_part
+from fusionx.contract.shards.schema import CHUNKS, text_hash
+from fusionx.contract.stage import Resources, Unit, Worker
+from fusionx.contract.tokens.encoder import load_encoder
+from fusionx.contract.tokens.encoding import valid_text
+from fusionx.precompute.chunks.cutter import Cutter, cutter_of
+from fusionx.precompute.config import SPLITS, ChunkConfig, CorpusConfig, ModelConfig
+from fusionx.precompute.corpus.documents import Document, read_corpus
+
+_MOST_NAMED = 20
+"""Skipped documents that a part names for each reason; all are counted."""
+
+
+@dataclass(frozen=True)
+class ChunkStage:
+    """Cuts `corpus` so that every chunk fits `config.block_size` tokens under each of `models`' tokenizers."""
+
+    corpus: CorpusConfig
+    config: ChunkConfig
+    models: list[ModelConfig]
+    output: str
+    recut: bool = False
+    """Cut again where a source joined after the cutting; otherwise its longer chunks are precompute's to refuse."""
+
+    name = "chunk"
+    kind = "chunks"
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(workers=self.config.workers)
+
+    @cached_property
+    def _tokenizers(self) -> dict[str, str]:
+        """Fingerprint of each model's tokenizer."""
+        return {f"tokenizer.{m.id}": load_encoder(m.path, m.revision).fingerprint for m in self.models}
+
+    def units(self) -> Iterator[Unit]:
+        """Documents in order, gathered per split until a part is full."""
+        waiting: dict[str, list[Document]] = {split: [] for split in SPLITS}
+        sizes = dict.fromkeys(SPLITS, 0)
+        index = 0
+        for document in read_corpus(self.corpus):
+            waiting[document.split].append(document)
+            sizes[document.split] += len(document.text)
+            if sizes[document.split] >= self.config.part_bytes:
+                yield self._unit(index, waiting[document.split])
+                index += 1
+                waiting[document.split], sizes[document.split] = [], 0
+        for split in SPLITS:
+            if waiting[split]:
+                yield self._unit(index, waiting[split])
+                index += 1
+
+    def _unit(self, index: int, documents: list[Document]) -> Unit:
+        digest = hashlib.sha256()
+        for document in documents:
+            digest.update(f"{document.doc_id}\0{document.domain}\0{document.text}\0".encode("utf-8", "surrogatepass"))
+        return Unit(index, documents[0].split, {}, {"documents": digest.hexdigest()}, payload=documents)
+
+    def provenance(self, unit: Unit) -> Provenance:
+        config = {"block_size": self.config.block_size, "part_bytes": self.config.part_bytes}
+        return Provenance(self.kind, unit.split, config, unit.hashes, self._tokenizers)
+
+    def differences(self, found: Provenance, unit: Unit) -> list[str]:
+        """Chunks stay valid when a source joins or leaves; precompute checks that they fit a newcomer's block."""
+        known = {key: value for key, value in self._tokenizers.items() if self.recut or key in found.identity}
+        kept = {key: value for key, value in found.identity.items() if key in self._tokenizers}
+        return differences(_with_identity(found, kept), _with_identity(self.provenance(unit), known))
+
+    def worker(self) -> Worker:
+        # One worker is one core; without this each would start a thread per core of the machine.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        encoders = [load_encoder(model.path, model.revision) for model in self.models]
+        return ChunkWorker(self, cutter_of(encoders, self.config.block_size))
+
+
+@dataclass(frozen=True)
+class ChunkWorker:
+    stage: ChunkStage
+    cutter: Cutter
+
+    def __call__(self, unit: Unit) -> PartEntry:
+        rows: dict[str, list] = {name: [] for name in CHUNKS.names}
+        skipped: dict[str, list[int]] = {}
+        for document in unit.payload:
+            reason = _why_skipped(document.text)
+            if reason is not None:
+                skipped.setdefault(reason, []).append(document.doc_id)
+                continue
+            for number, text in enumerate(self.cutter.cut(document.text)):
+                row = (document.doc_id, number, text_hash(text), document.domain, text)
+                for name, value in zip(CHUNKS.names, row, strict=True):
+                    rows[name].append(value)
+        table = pa.table(rows, schema=CHUNKS)
+        stats = {
+            "documents": len(unit.payload),
+            "skipped": {reason: len(doc_ids) for reason, doc_ids in skipped.items()},
+            "skipped_doc_ids": {reason: doc_ids[:_MOST_NAMED] for reason, doc_ids in skipped.items()},
+        }
+        path = join(self.stage.output, unit.part)
+        return write_part(path, table, self.stage.provenance(unit), tokens=0, stats=stats)
+
+
+def _why_skipped(text: str) -> str | None:
+    if not text:
+        return "empty"
+    return None if valid_text(text) else "lone surrogate"
+
+
+def _with_identity(provenance: Provenance, identity: dict[str, str]) -> Provenance:
+    return Provenance(
+        provenance.kind,
+        provenance.split,
+        provenance.config,
+        provenance.inputs,
+        identity,
+        provenance.schema_version,
+    )

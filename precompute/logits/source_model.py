@@ -1,0 +1,322 @@
+"""A source as the stage sees it: any causal language model, split into its trunk and its own head.
+
+The head runs over blocks of positions, so that the logits of a whole batch never exist, whatever the vocabulary. No
+architecture is known by name: the head is the model's own forward pass with the trunk's result handed in, so that
+whatever a model does to its logits (scaling, soft-capping, a bias) happens here too. Loading proves it on a probe.
+Weights come from safetensors only.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from fusionx.contract.errors import ConfigError
+from fusionx.precompute.config import ModelConfig
+from fusionx.precompute.logits.fake_model import fake_model
+
+if TYPE_CHECKING:
+    import torch
+
+_BLOCKS = {"cpu": (1 << 20, 256), "cuda": (1 << 27, 1024)}
+"""Logits held at once, and the least positions: fewer make slow matrix products, more leave the caches (fp32: 4 MB)."""
+_PROBE_LENGTHS = (12, 5)
+
+
+@dataclass(frozen=True)
+class SourceModel:
+    """A source on its device(s).
+
+    Attributes:
+        trunk: token ids int64 [B, T], padded on the right -> hidden states [B, T, H].
+        head: hidden states [N, H] -> logits [N, V].
+        head_size: V; at least the tokenizer's vocabulary, more where the head is padded.
+        by_rows: the head could not be parted from the trunk, which gives logits and takes one row at a time.
+        device: where token ids go. head_device: where logits come out.
+    """
+
+    trunk: Callable[[torch.Tensor], torch.Tensor]
+    head: Callable[[torch.Tensor], torch.Tensor]
+    head_size: int
+    by_rows: bool
+    device: torch.device
+    head_device: torch.device
+
+    def logits(self, ids: torch.Tensor, positions: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Logits [n, V] of the chosen positions, block after block in their order.
+
+        Args:
+            ids: int64 [B, T], padded on the right: a causal model never looks there.
+            positions: int64 [N], ascending places in the flattened [B * T].
+        """
+        values, least = _BLOCKS[self.head_device.type]
+        step = max(least, values // self.head_size)
+        width = ids.shape[1]
+        row_ids = ids.split(1) if self.by_rows else [ids]
+        for number, part in enumerate(row_ids):
+            inside = positions[positions // width == number] - number * width if self.by_rows else positions
+            hidden = self.trunk(part.to(self.device)).flatten(0, 1)
+            # Blocks of one size: a short one at the end would be a slow matrix product.
+            for block in hidden[inside.to(hidden.device)].chunk(math.ceil(len(inside) / step)):
+                yield self.head(block)
+
+
+def load_source(model: ModelConfig, vocab_size: int, device: torch.device, num_gpus: float = 0.0) -> SourceModel:
+    """The source on `device`, or spread over `num_gpus` GPUs where that is more than one.
+
+    `vocab_size` is the tokenizer's.
+
+    Raises:
+        ConfigError: it cannot be loaded, or it is no causal language model over this vocabulary.
+    """
+    if model.kind == "fake":
+        trunk, head = fake_model(vocab_size, device, model.delay)
+        return SourceModel(trunk, head, vocab_size, False, device, device)
+    return split_model(model.id, load_model(model, device, num_gpus), vocab_size)
+
+
+def split_model(name: str, model: Any, vocab_size: int) -> SourceModel:
+    """Parts a causal language model into trunk and head, as far as it can be parted.
+
+    Raises:
+        ConfigError: the model looks ahead, or its head is smaller than the vocabulary.
+    """
+    import torch
+
+    device = model.get_input_embeddings().weight.device
+    ids = torch.arange(1, 1 + sum(_PROBE_LENGTHS), device=device) * 7 % vocab_size
+    rows = ids.split(list(_PROBE_LENGTHS))
+    positions = torch.cat([row * max(_PROBE_LENGTHS) + torch.arange(size) for row, size in enumerate(_PROBE_LENGTHS)])
+    padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    with torch.inference_mode():
+        own = torch.cat([_whole_logits(model, row[None])[0] for row in rows])
+        if own.shape[-1] < vocab_size:
+            raise _head_too_small(name, own.shape[-1], vocab_size)
+        size, devices = own.shape[-1], (device, own.device)
+        try:
+            parted = SourceModel(_trunk(model), _head(model, _output_type(model, padded)), size, False, *devices)
+            if _agrees(parted, padded, positions, own):
+                return parted
+            why = "they give other logits than the model"
+        except Exception as error:  # whatever a stranger's forward pass raises at a trunk that is none
+            why = f"{type(error).__name__}: {error}"
+        whole = SourceModel(lambda part: _whole_logits(model, part), lambda logits: logits, size, True, *devices)
+        if _agrees(whole, padded, positions, own):
+            message = f"[precompute/{name}] trunk and head cannot be parted ({why}); row by row, with whole logits"
+            print(message, file=sys.stderr, flush=True)
+            return whole
+    raise ConfigError(
+        "A source's prediction at a token depends on what follows it.",
+        field=f"path of model '{name}'",
+        found=type(model).__name__,
+        expected="a causal language model",
+        remedy="use a decoder-only language model",
+    )
+
+
+def _trunk(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    def trunk(ids: torch.Tensor) -> torch.Tensor:
+        _stretch_alibi(model.config, ids.shape[1])
+        return model.base_model(**_inputs(ids)).last_hidden_state
+
+    return trunk
+
+
+def _output_type(model: Any, ids: torch.Tensor) -> type:
+    return type(model.base_model(**_inputs(ids)))
+
+
+def _whole_logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    _stretch_alibi(model.config, ids.shape[1])
+    return model(**_inputs(ids)).logits
+
+
+def _inputs(ids: torch.Tensor) -> dict[str, Any]:
+    """Padding on the right is not masked: no real position sees it, and a mask would keep the fast kernels away."""
+    import torch
+
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+
+
+def _head(model: Any, output: type) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The model's own forward pass from the trunk's result on.
+
+    A shallow copy of the model shares its weights; in place of its trunk it holds a stub that answers with the hidden
+    states handed in, as an `output` like the trunk's own. The model itself is not touched.
+    """
+    import torch
+
+    shell, stub = copy.copy(model), _Stub()
+    vars(shell).pop("forward", None)  # accelerate's wrapper is bound to the original, trunk and all
+    vars(shell)[model.base_model_prefix] = stub
+
+    def head(hidden: torch.Tensor) -> torch.Tensor:
+        stub.output = output(last_hidden_state=hidden[None])
+        logits = shell(**_inputs(torch.zeros((1, len(hidden)), dtype=torch.long, device=hidden.device))).logits[0]
+        stub.output = None
+        return logits
+
+    return head
+
+
+class _Stub:
+    """Whatever a model calls as its trunk (`model(...)`, `model.decoder(...)`) gives `output`."""
+
+    output: Any = None
+
+    def __getattr__(self, name: str) -> _Stub:
+        return self
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        return self.output
+
+
+def _agrees(source: SourceModel, padded: torch.Tensor, positions: torch.Tensor, own: torch.Tensor) -> bool:
+    """Whether a padded batch in blocks gives the logits [N, V] that the model gives row by row."""
+    import torch
+
+    found = torch.cat(list(source.logits(padded, positions)))
+    coarse = 0.05 if own.dtype in (torch.float16, torch.bfloat16) else 1e-3  # shapes round differently, no more
+    finite = own.nan_to_num(0.0, 0.0, 0.0).abs().max()
+    return torch.allclose(found, own, rtol=0.0, atol=float(coarse * finite), equal_nan=True)
+
+
+def load_model_config(model: ModelConfig) -> Any:
+    """The model's `PretrainedConfig`; loads no weights.
+
+    Raises:
+        ConfigError: the folder or hub id holds no model.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(
+            model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise _not_loadable(model, error) from None
+
+
+def load_model(model: ModelConfig, device: torch.device, num_gpus: float = 0.0) -> torch.nn.Module:
+    """The model in evaluation mode on `device`, or spread over the visible GPUs where `num_gpus` is more than one.
+
+    Raises:
+        ConfigError: there is no model, no causal language model, or no safetensors weights at that place, or what its
+            settings ask for is not there (an attention kernel, a package, a GPU).
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a line per source in a log tells more than a bar per worker
+    options: dict[str, Any] = {}
+    if model.attention != "auto":
+        options["attn_implementation"] = model.attention
+    if model.quantization != "none":
+        options |= {"quantization_config": _quantization(model, device), "device_map": {"": device}}
+    if num_gpus > 1:
+        _require("accelerate", "precompute.num_gpus", num_gpus)
+        options["device_map"] = "auto"
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            model.path,
+            revision=model.revision,
+            dtype=model.dtype,
+            trust_remote_code=model.trust_remote_code,
+            use_safetensors=True,
+            **options,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise _not_loadable(model, error) from None
+    if "device_map" not in options:
+        loaded.to(device)  # type: ignore[arg-type]  # transformers' stub hides Module.to
+    return loaded.eval()
+
+
+def _quantization(model: ModelConfig, device: torch.device) -> Any:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    field = f"quantization of model '{model.id}'"
+    if device.type != "cuda":
+        raise ConfigError(
+            "Quantised weights need a GPU.",
+            field=field,
+            found=f"{model.quantization} on {device.type}",
+            expected="none",
+            remedy="set precompute.device to cuda, or leave the weights as they are",
+        )
+    for package in ("bitsandbytes", "accelerate"):
+        _require(package, field, model.quantization)
+    if model.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
+
+
+def _require(package: str, field: str, found: object) -> None:
+    if find_spec(package) is None:
+        raise ConfigError(
+            f"This needs the package {package}.",
+            field=field,
+            found=found,
+            expected=f"an installed {package}",
+            remedy=f"pip install {package}",
+        )
+
+
+def choose_device(wanted: str) -> torch.device:
+    import torch
+
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(wanted)
+
+
+def context_length(config: Any) -> int | None:
+    """The longest input the model was built for, where its config states one and its positions end there."""
+    config = config.get_text_config(decoder=True)
+    if _has_alibi(config):
+        return None
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def _has_alibi(config: Any) -> bool:
+    """Linear biases go on beyond the length seen in training."""
+    attention = getattr(config, "attn_config", None)
+    nested = attention.get("alibi") if isinstance(attention, dict) else getattr(attention, "alibi", False)
+    return bool(getattr(config, "alibi", False) or nested)
+
+
+def _stretch_alibi(config: Any, length: int) -> None:
+    """MPT builds its biases for the stated length only, and fails beyond it; longer ones begin with the same values."""
+    if _has_alibi(config) and getattr(config, "max_seq_len", length) < length:
+        config.max_seq_len = length
+
+
+def _head_too_small(name: str, found: int, expected: int) -> ConfigError:
+    return ConfigError(
+        f"The head of '{name}' is smaller than its tokenizer's vocabulary.",
+        field=f"path of model '{name}'",
+        found=f"{found} logits",
+        expected=f"at least {expected}",
+        remedy="give the tokenizer that the model was trained with",
+    )
+
+
+def _not_loadable(model: ModelConfig, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"The model '{model.id}' cannot be loaded.",
+        file=model.path,
+        field=f"path of model '{model.id}'",
+        found=(str(error).strip() or type(error).__name__).splitlines()[0],
+        expected="a Hugging Face model folder or hub id with safetensors weights",
+        remedy="check the path; for the demo's models run `fusionx demo-inputs configs/inputs/demo.yaml`",
+    )

@@ -1,0 +1,55 @@
+"""Trainings in processes of their own, forked where the imports are done (tests/conftest.py says which)."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+import sys
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from fusionx.train.__main__ import main
+from fusionx.train.config import TrainJob
+
+
+def write_job(job: TrainJob) -> Path:
+    """The file that `python -m fusionx.train` reads."""
+    file = Path(job.output) / "job.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(job.model_dump(mode="json")))
+    return file
+
+
+def start(job: TrainJob, processes: int = 1) -> list[BaseProcess]:
+    """`python -m fusionx.train` on this job, in as many processes, told their places as torchrun tells them."""
+    server = multiprocessing.get_context("forkserver")
+    file, port = write_job(job), str(free_port())
+    started = []
+    for rank in map(str, range(processes)):
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank}
+        environment = {**place, "WORLD_SIZE": str(processes), "OMP_NUM_THREADS": "1"}
+        started.append(server.Process(target=_train, args=(str(file), environment)))
+        started[-1].start()
+    return started
+
+
+def finish(job: TrainJob, processes: int = 1) -> Path:
+    """Starts the job and waits for its end; its output."""
+    started = start(job, processes)
+    for process in started:
+        process.join()
+    assert [process.exitcode for process in started] == [0] * processes
+    return Path(job.output)
+
+
+def _train(file: str, environment: dict[str, str]) -> None:
+    os.environ |= environment
+    sys.exit(main([file]))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,63 @@
+"""What tests of whole trainings share: the methods, one process, and when two trainings are the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from fusionx.train.config import PRESETS, MethodConfig, SelectionConfig, TrainJob
+from fusionx.train.data.collate import Batch
+from fusionx.train.distributed.collectives import World
+from fusionx.train.loop.throughput import TIMED_FIELDS
+from fusionx.train.state.result import read_log
+
+CANDIDATES = ["target", "prose", "code"]
+ALONE = World(0, 1, torch.device("cpu"))
+STEPS = 10  # round(2.3 epochs x 13 chunks / 3)
+METHODS: dict[str, str | MethodConfig] = {
+    **{name: name for name in PRESETS},
+    "sequence": MethodConfig(selection=SelectionConfig(granularity="sequence")),
+    "likelihood": MethodConfig(fuse="likelihood", lambda_fuse=100),
+    "likelihood, MinCE": MethodConfig(
+        teacher="min_ce", fuse="likelihood", lambda_fuse=100, lambda_feed=0, lambda_select=0
+    ),
+    "gumbel": MethodConfig(selection=SelectionConfig(metric="gumbel")),
+}
+Make = Callable[..., TrainJob]
+
+
+def untimed_log(output: Path) -> list[dict[str, Any]]:
+    """The log without what depends on the clock."""
+    return [{key: value for key, value in line.items() if key not in TIMED_FIELDS} for line in read_log(output)]
+
+
+def assert_same_training(left: Path, right: Path) -> None:
+    """Weights, networks, log and result are equal to the last bit, times apart."""
+    files = sorted(path.relative_to(left) for path in left.glob("*/*.safetensors"))
+    assert files == sorted(path.relative_to(right) for path in right.glob("*/*.safetensors"))
+    assert files
+    for file in files:
+        ours, theirs = load_file(left / file), load_file(right / file)
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            assert torch.equal(ours[name], theirs[name]), (file, name)
+    assert untimed_log(left) == untimed_log(right)
+    results = [json.loads((output / "result.json").read_text()) for output in (left, right)]
+    assert {**results[0], "seconds": 0} == {**results[1], "seconds": 0}
+
+
+def assert_same_batch(left: Batch, right: Batch) -> None:
+    for one, other in zip(left, right, strict=True):
+        if isinstance(one, torch.Tensor):
+            assert isinstance(other, torch.Tensor)
+            assert one.dtype == other.dtype
+            assert torch.equal(one, other)
+        elif isinstance(one, tuple):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))  # type: ignore[arg-type]
+        else:
+            assert one == other

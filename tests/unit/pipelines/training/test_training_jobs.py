@@ -1,0 +1,61 @@
+"""The jobs of a run's trainings: what each reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shard_builder import random_parts, write_aligned, write_logits, write_tokens
+
+from fusionx.contract.config import load_config
+from fusionx.contract.errors import DataError
+from fusionx.contract.shards.manifest import read_manifest
+from fusionx.pipelines.config import FusionConfig
+from fusionx.pipelines.layout import Layout
+from fusionx.pipelines.training.training_jobs import make_job
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    """A run whose data stages are finished, but for the logits."""
+    layout, parts = Layout(str(tmp_path)), random_parts([2], ["target", "prose"])
+    write_tokens(Path(layout.tokens("target")), parts)
+    for name in ("target", "prose"):
+        write_aligned(Path(layout.aligned("target", "first-token", name)), parts, name)
+    return layout
+
+
+@pytest.fixture
+def config(root: Path, tmp_path: Path) -> FusionConfig:
+    """The demo's, with one source and a target that is there."""
+    (tmp_path / "model").mkdir()
+    config = load_config(FusionConfig, root / "configs" / "demo.yaml")
+    models: dict[str, Any] = {
+        name: config.target.model_copy(update={"id": name, "path": str(tmp_path / "model")})
+        for name in ("target", "prose")
+    }
+    return config.model_copy(update={"target": models["target"], "sources": [models["prose"]]})
+
+
+def matching_likelihoods(config: FusionConfig) -> FusionConfig:
+    train = config.train.model_copy(update={"overrides": {"fusionx": {"fuse": "likelihood"}}})
+    return config.model_copy(update={"train": train})
+
+
+def test_only_likelihoods_read_the_logits(config: FusionConfig, layout: Layout) -> None:
+    parts = random_parts([2], ["target", "prose"])
+    for name in ("target", "prose"):
+        write_logits(Path(layout.logits(name)), parts, name)
+    plain, likelihood = (make_job(one, layout, "fusionx", 0, 1e-3) for one in (config, matching_likelihoods(config)))
+    assert plain.logits == {}
+    assert plain.inputs.keys() == {"tokens", "target", "prose"}
+    assert likelihood.logits == {name: layout.logits(name) for name in ("target", "prose")}
+    assert likelihood.inputs.keys() == {"tokens", "target", "prose", "logits/target", "logits/prose"}
+    assert likelihood.inputs["logits/prose"] == read_manifest(layout.logits("prose"), "logits", "precompute").digest
+
+
+def test_likelihoods_without_logits_are_refused(config: FusionConfig, layout: Layout) -> None:
+    make_job(config, layout, "fusionx", 0, 1e-3)
+    with pytest.raises(DataError, match="logits/target"):
+        make_job(matching_likelihoods(config), layout, "fusionx", 0, 1e-3)

@@ -1,0 +1,162 @@
+"""Samples to tensors: positions, labels, padding, packed rows and the document mask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shard_builder import (
+    random_chunk,
+)
+from trainings import assert_same_batch
+
+from fusionx.train.data.collate import collate, collate_blocks
+from fusionx.train.data.shard_stream import Sample
+
+CANDIDATES = ["target", "left", "right"]
+
+
+def samples_of(lengths: list[int], seed: int = 0) -> list[Sample]:
+    rng = np.random.default_rng(seed)
+    chunks = [random_chunk(rng, index, ["a", "b"], length) for index, length in enumerate(lengths)]
+    return [
+        Sample(
+            (chunk.doc_id, chunk.chunk),
+            chunk.domain,
+            chunk.input_ids,
+            chunk.ends,
+            np.stack([chunk.said[name].ids for name in ("a", "b")], axis=1),
+            np.stack([chunk.said[name].probs for name in ("a", "b")], axis=1),
+            np.stack([chunk.said[name].status for name in ("a", "b")], axis=1),
+            np.array([1.0, 2.0 + index], np.float32),
+        )
+        for index, chunk in enumerate(chunks)
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    blocks=st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=4), min_size=1, max_size=4),
+    document_mask=st.booleans(),
+)
+def test_position_l_meets_the_token_after_it(blocks: list[list[int]], document_mask: bool) -> None:
+    samples = samples_of([length for block in blocks for length in block])
+    left = iter(range(len(samples)))
+    rows = [[(chunk, at) for length in block for chunk in [next(left)] for at in range(length)] for block in blocks]
+    remaining = iter(samples)
+    batch = collate_blocks([[next(remaining) for _ in block] for block in blocks], 7, document_mask)
+    assert batch.candidates is not None
+    assert batch.input_ids.shape == (len(blocks), max(1, *map(len, rows)))
+    assert batch.attention_mask.sum(1).tolist() == list(map(len, rows))
+    assert (batch.input_ids[batch.attention_mask == 0] == 7).all()
+    assert (batch.position_ids is not None) == document_mask
+    found = []
+    for row, places in enumerate(rows):
+        for column, (chunk, at) in enumerate(places):
+            assert batch.input_ids[row, column] == samples[chunk].input_ids[at]
+            if batch.position_ids is not None:
+                assert batch.position_ids[row, column] == at
+            last = at == len(samples[chunk].input_ids) - 1
+            assert bool(batch.predicts[row, column]) is not last
+            found += [] if last else [(chunk, at)]
+        if batch.position_ids is not None:
+            padding = batch.position_ids[row, len(places) :]
+            assert padding.tolist() == list(range(len(padding)))
+        assert not batch.predicts[row, len(places) :].any()
+    assert len(batch.labels) == len(batch.candidates.labels) == len(batch.candidates.ids) == len(found)
+    for n, (chunk, at) in enumerate(found):
+        sample = samples[chunk]
+        assert batch.labels[n] == batch.candidates.labels[n] == sample.input_ids[at + 1]
+        np.testing.assert_array_equal(batch.candidates.ids[n], sample.ids[at])
+        np.testing.assert_array_equal(batch.candidates.probs[n], sample.probs[at])
+        np.testing.assert_array_equal(batch.candidates.aligned[n], sample.status[at] > 0)
+        assert batch.candidates.chunk_of[n] == chunk
+    np.testing.assert_array_equal(batch.candidates.nll_per_byte, np.stack([s.nll_per_byte for s in samples]))
+    assert (batch.domains, batch.keys) == ([s.domain for s in samples], [s.key for s in samples])
+
+
+def test_samples_alone_are_rows_of_one_chunk() -> None:
+    samples = samples_of([3, 9, 1])
+    assert_same_batch(collate(samples, 7), collate_blocks([[sample] for sample in samples], 7))
+
+
+def test_an_expert_scores_the_next_token() -> None:
+    """Off by one anywhere on the road would give the expert no mass on the labels."""
+    batch = collate(samples_of([8, 5, 11]), 0)
+    assert batch.candidates is not None
+    hit = (batch.candidates.ids == batch.labels[:, None, None]).any(-1)
+    for n, row in enumerate(batch.candidates.chunk_of.tolist()):
+        expert = row % 2
+        assert hit[n, expert] == batch.candidates.aligned[n, expert]
+
+
+def test_a_position_whose_entries_were_all_dropped_is_not_aligned() -> None:
+    sample = samples_of([4])[0]
+    sample.status[:] = 1
+    sample.probs[1, 0], sample.ids[1, 0] = 0, -1
+    batch = collate([sample], 0)
+    assert batch.candidates is not None
+    assert batch.candidates.aligned[:, 0].tolist() == [bool(sample.probs[at, 0].any()) for at in range(3)]
+    assert not batch.candidates.aligned[1, 0]
+
+
+def test_padding_never_enters_the_losses() -> None:
+    """What stands at padded places and at the last position changes no gradient."""
+    batch = collate(samples_of([3, 9]), 0)
+    hidden = torch.randn(*batch.input_ids.shape, 4, requires_grad=True)
+    torch.nn.functional.cross_entropy(hidden[batch.predicts] @ torch.randn(4, 300), batch.labels).backward()
+    touched = hidden.grad.abs().sum(-1) > 0  # type: ignore[union-attr]
+    assert torch.equal(touched, batch.predicts)
+
+
+@pytest.mark.parametrize("document_mask", [True, False])
+def test_moving_a_batch_keeps_its_fields(document_mask: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = collate_blocks([samples_of([3, 9])], 0, document_mask)
+    assert_same_batch(batch.to(torch.device("cpu")), batch)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)  # the real one needs a GPU
+    assert_same_batch(batch.pin_memory(), batch)
+
+
+def tiny(kind: str, **changed: Any) -> torch.nn.Module:
+    import transformers
+
+    same = {"vocab_size": 300, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
+    same |= {"max_position_embeddings": 64, "num_hidden_layers": 2}
+    gpt = {"vocab_size": 300, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    neo = {"vocab_size": 300, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "max_position_embeddings": 64}
+    options: dict[str, dict[str, Any]] = {
+        "Llama": {**same, "num_key_value_heads": 1},
+        "GPT2": gpt,
+        "GPTNeo": {**neo, "attention_types": [[["global", "local"], 1]], "window_size": 4},
+        "GPTNeoX": same,
+        "Mistral": {**same, "num_key_value_heads": 1, "head_dim": 16, "sliding_window": 4},
+        "Gemma2": {**same, "num_key_value_heads": 1, "head_dim": 16, "sliding_window": 4},
+    }
+    config = getattr(transformers, f"{kind}Config")(**options[kind])
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config, **changed).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    return model.base_model
+
+
+@pytest.mark.parametrize(
+    ("kind", "attention"),
+    [  # transformers has no sdpa for GPT-Neo and Gemma 2
+        *((kind, "eager") for kind in ("Llama", "GPT2", "GPTNeo", "GPTNeoX", "Mistral", "Gemma2")),
+        *((kind, "sdpa") for kind in ("Llama", "GPT2", "GPTNeoX", "Mistral")),
+    ],
+)
+def test_under_the_document_mask_a_packed_chunk_sees_itself_only(kind: str, attention: str) -> None:
+    model = tiny(kind, attn_implementation=attention)
+    samples = samples_of([11, 1, 7, 9, 5, 2])
+    batch = collate_blocks([samples[:4], samples[4:]], 0, document_mask=True)
+    assert batch.position_ids is not None
+    with torch.no_grad():
+        packed = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)[0]
+        alone = [model(input_ids=torch.from_numpy(s.input_ids[None]).long(), use_cache=False)[0][0] for s in samples]
+    torch.testing.assert_close(packed[batch.attention_mask > 0], torch.cat(alone), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,255 @@
+"""The chunks of one split as samples: the target's tokens and every candidate's aligned shards, joined by key.
+
+`train.data.block_order` says which come when, `train.data.loader` makes the batches of each step of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from fusionx.contract.errors import ConfigError, DataError
+from fusionx.contract.files.storage import join
+from fusionx.contract.shards.codec import Distributions, probabilities, read_distributions, read_token_nll, read_tokens
+from fusionx.contract.shards.manifest import Manifest, read_manifest
+from fusionx.contract.shards.parts import PartEntry, Ragged, match_rows, read_part
+from fusionx.train.data.block_order import WINDOW_PARTS, BlockOrder, first_share, one_chunk_each, packed
+from fusionx.train.objective.spans import Spans, joined, spans_between
+
+_READERS = 8
+"""Parts whose lengths are read at a time: a store answers slowly, but many at once."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One chunk.
+
+    input_ids: int32 [L]. ends: int32 [L]. ids: int32 [L, M, k], -1 fills up. probs: float32 [L, M, k], what they miss
+    to 1 is the tail as the source gave it and what the set's k cuts off; without one, k is the largest of the
+    candidates'. status: uint8 [L, M]. nll_per_byte: float32 [M], nats per byte, NaN where a candidate scored no byte of
+    the chunk (it is one token for its tokenizer); M is 0 for a stream without candidates. spans: of all candidates,
+    where the set reads the candidates' logits.
+    """
+
+    key: tuple[int, int]
+    domain: str
+    input_ids: np.ndarray
+    ends: np.ndarray
+    ids: np.ndarray
+    probs: np.ndarray
+    status: np.ndarray
+    nll_per_byte: np.ndarray
+    spans: Spans[np.ndarray] | None = None
+
+
+class ShardSet:
+    """Tokens and candidates of one split, part by part.
+
+    Parts are decoded in a thread of their own, and two windows of them are kept: the one in use and the one that
+    `prefetch` brings. That is about 1.6 GB per process for parts of 1 MB of text, five candidates and k = 10.
+
+    Args:
+        tokens: folder of the target's tokens. aligned: candidate id -> folder of its aligned shards; may be empty.
+        k: entries of each candidate at a position; the rest joins the tail. None: all that are stored.
+        logits: candidate id -> folder of what the model itself said, for the samples' `spans`: of none or of all.
+
+    Raises:
+        ConfigError: `k` is more than is stored.
+        DataError: an output is missing, or the candidates do not cover the same parts.
+    """
+
+    def __init__(
+        self,
+        tokens: str,
+        aligned: dict[str, str],
+        split: str,
+        k: int | None = None,
+        logits: dict[str, str] | None = None,
+    ) -> None:
+        self.tokens, self.aligned, self.logits = tokens, aligned, logits or {}
+        self._tokens = read_manifest(tokens, "tokens", "align")
+        self._manifests = {name: read_manifest(folder, "aligned", "align") for name, folder in aligned.items()}
+        self._logits = {name: read_manifest(folder, "logits", "precompute") for name, folder in self.logits.items()}
+        self.parts = self._tokens.parts_of(split)
+        if not sum(self.rows):
+            raise DataError(
+                "There is nothing to read.",
+                file=tokens,
+                field="split",
+                found=f"{len(self.parts)} parts without a chunk",
+                expected=f"chunks of '{split}'",
+            )
+        self._check_complete("aligned", self.aligned, self._manifests)
+        self._check_complete("logits", self.logits, self._logits)
+        stored = max((manifest.config["k"] for manifest in self._manifests.values()), default=0)
+        self._k = stored if k is None or not aligned else k
+        if self._k > stored:
+            raise ConfigError(
+                "The aligned shards hold fewer entries per position than the method is to use.",
+                file=next(iter(aligned.values())),
+                field="k",
+                found=k,
+                expected=f"at most {stored}",
+                remedy="lower the method's k, or raise precompute.k and run precompute and align again",
+            )
+
+    @property
+    def rows(self) -> list[int]:
+        return [part.rows for part in self.parts]
+
+    def digests(self) -> dict[str, str]:
+        """Identity of every input, for checkpoints and reports."""
+        manifests: dict[str, Manifest] = {"tokens": self._tokens, **self._manifests}
+        manifests |= {f"logits/{name}": manifest for name, manifest in self._logits.items()}
+        return {name: manifest.digest for name, manifest in manifests.items()}
+
+    @property
+    def domains(self) -> set[str]:
+        """The domains that this split's text has, from the parts' statistics."""
+        return {domain for part in self.parts for domain in part.stats.get("domains", {})}
+
+    def order(self, seed: int, pack: int | None = None, share: float = 1) -> BlockOrder:
+        """The order of this split's chunks, or of a share of them, in blocks of one chunk or of at most `pack` tokens.
+
+        Packing needs every chunk's length, and so reads one column of all parts of the target's tokens once.
+
+        Raises:
+            ConfigError: a chunk is longer than `pack`.
+        """
+        if pack is None:
+            return BlockOrder(first_share([one_chunk_each(rows) for rows in self.rows], share), seed)
+        with ThreadPoolExecutor(_READERS) as readers:
+            lengths = readers.map(partial(self._lengths, pack), self.parts)
+            return BlockOrder(first_share([packed(found, pack) for found in lengths], share), seed)
+
+    def sample(self, part: int, row: int) -> Sample:
+        return self._part(part).result().sample(row)
+
+    def prefetch(self, parts: Iterable[int]) -> None:
+        """Begins to read `parts`, unless they are there, and does not wait. Their errors wait for `sample`."""
+        for part in parts:
+            self._part(part)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What crosses to another process: neither thread nor parts."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_part", "_reader")}
+
+    @cached_property
+    def _reader(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(max_workers=1, thread_name_prefix="parts")
+
+    @cached_property
+    def _part(self) -> Callable[[int], Future[_LoadedPart]]:
+        return lru_cache(maxsize=2 * WINDOW_PARTS)(lambda part: self._reader.submit(self._load, self.parts[part]))
+
+    def _check_complete(self, kind: str, folders: dict[str, str], manifests: dict[str, Manifest]) -> None:
+        for name, manifest in manifests.items():
+            missing = {part.name for part in self.parts} - {part.name for part in manifest.parts}
+            if missing:
+                raise DataError(
+                    f"The {kind} shards of '{name}' do not cover the target's tokens.",
+                    file=folders[name],
+                    found=f"{len(missing)} parts missing, among them {min(missing)}",
+                    expected=f"the {len(self.parts)} parts of {self.tokens}",
+                    remedy="run `fusionx precompute` and `fusionx align` for this source",
+                )
+
+    def _lengths(self, pack: int, entry: PartEntry) -> np.ndarray:
+        """Tokens of every row of a part; reads the narrowest of its columns that has them."""
+        path = join(self.tokens, entry.name)
+        table, _ = read_part(path, "tokens", columns=["ends"], sha256=entry.sha256)
+        lengths = Ragged.from_column(table.column("ends")).lengths()
+        if lengths.max(initial=0) > pack:
+            raise ConfigError(
+                "A chunk does not fit into a block.",
+                file=path,
+                field="optimizer.pack",
+                found=pack,
+                expected=f"at least {lengths.max()}, the tokens of row {lengths.argmax()}",
+                remedy="set optimizer.pack to the run's block size, or cut the corpus into shorter chunks",
+            )
+        return lengths
+
+    def _load(self, entry: PartEntry) -> _LoadedPart:
+        path = join(self.tokens, entry.name)
+        tokens, _ = read_part(path, "tokens", sha256=entry.sha256)
+        input_ids, ends = read_tokens(tokens)
+        return _LoadedPart(
+            keys=list(zip(tokens.column("doc_id").to_pylist(), tokens.column("chunk").to_pylist(), strict=True)),
+            domains=tokens.column("domain").to_pylist(),
+            input_ids=input_ids,
+            ends=ends,
+            candidates=[self._load_candidate(name, entry.name, tokens, path) for name in self.aligned],
+            spans=[self._load_spans(name, entry.name, tokens, path, ends) for name in self.aligned if self.logits],
+            k=self._k,
+        )
+
+    def _load_candidate(self, name: str, part: str, tokens: pa.Table, tokens_path: str) -> _Candidate:
+        table = self._matched("aligned", self.aligned[name], self._manifests[name], part, tokens, tokens_path)
+        covered = table.column("nll_bytes").to_numpy()
+        nll = table.column("nll").to_numpy()
+        nll_per_byte = np.where(covered > 0, nll / np.maximum(covered, 1), np.nan).astype(np.float32)
+        return _Candidate(read_distributions(table), Ragged.from_column(table.column("status")), nll_per_byte)
+
+    def _load_spans(
+        self, name: str, part: str, tokens: pa.Table, tokens_path: str, target_ends: Ragged
+    ) -> list[Spans[np.ndarray]]:
+        table = self._matched("logits", self.logits[name], self._logits[name], part, tokens, tokens_path)
+        _, ends = read_tokens(table)
+        nll = Ragged(read_token_nll(table, read_distributions(table)), ends.offsets)
+        candidate = list(self.aligned).index(name)
+        return [spans_between(ends.row(row), target_ends.row(row), nll.row(row), candidate) for row in range(len(ends))]
+
+    @staticmethod
+    def _matched(kind: str, folder: str, manifest: Manifest, part: str, tokens: pa.Table, tokens_path: str) -> pa.Table:
+        """A part's rows of the chunks that `tokens` has, in that order."""
+        entry = next(found for found in manifest.parts if found.name == part)
+        path = join(folder, part)
+        table, _ = read_part(path, kind, sha256=entry.sha256)
+        return match_rows(tokens, table, tokens_path, path)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """One candidate's columns of one part."""
+
+    distributions: Distributions
+    status: Ragged
+    nll_per_byte: np.ndarray
+
+    def row(self, row: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """ids int32 [L, k] and probs float32 [L, k] of one chunk; entries are stored in descending order."""
+        said = self.distributions[self.status.offsets[row] : self.status.offsets[row + 1]]
+        ids, logprobs = said.padded(max(k, said.k))
+        return ids[:, :k], probabilities(logprobs, said.tail)[:, :k]
+
+
+@dataclass(frozen=True)
+class _LoadedPart:
+    """One part's columns, tokens and candidates row by row. spans: of every candidate and row, or of none."""
+
+    keys: list[tuple[int, int]]
+    domains: list[str]
+    input_ids: Ragged
+    ends: Ragged
+    candidates: list[_Candidate]
+    spans: list[list[Spans[np.ndarray]]]
+    k: int
+
+    def sample(self, row: int) -> Sample:
+        input_ids = self.input_ids.row(row)
+        shape = (len(input_ids), len(self.candidates))
+        ids, probs = np.empty((*shape, self.k), np.int32), np.empty((*shape, self.k), np.float32)
+        status, nll_per_byte = np.empty(shape, np.uint8), np.empty(shape[1], np.float32)
+        for j, candidate in enumerate(self.candidates):
+            ids[:, j], probs[:, j] = candidate.row(row, self.k)
+            status[:, j], nll_per_byte[j] = candidate.status.row(row), candidate.nll_per_byte[row]
+        ends = self.ends.row(row)
+        spans = joined([of_candidate[row] for of_candidate in self.spans]) if self.spans else None
+        return Sample(self.keys[row], self.domains[row], input_ids, ends, ids, probs, status, nll_per_byte, spans)

@@ -1,0 +1,36 @@
+"""Which of several processes this is, as torchrun or srun says it, and what asks it to stop. Needs no torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import NamedTuple
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""Pre-emption, Ctrl-C, and what Slurm sends ahead of a time limit (--signal=USR1@300). They come to one process or to a
+whole group; a training finishes its step, saves and ends."""
+
+
+class Ranks(NamedTuple):
+    """rank: among all `size` processes. local_rank: among those of this machine."""
+
+    rank: int
+    size: int
+    local_rank: int
+
+
+def launched_ranks() -> Ranks | None:
+    """This process's place; None where it was started alone."""
+    for rank, size, local in (
+        ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+        ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),  # set in a step, not in the batch script
+    ):
+        if int(os.environ.get(size, "1")) > 1:
+            return Ranks(int(os.environ[rank]), int(os.environ[size]), int(os.environ[local]))
+    return None
+
+
+def is_main_process() -> bool:
+    """Whether this process writes what there is to write."""
+    ranks = launched_ranks()
+    return ranks is None or ranks.rank == 0

@@ -1,0 +1,4 @@
+"""The training loop and what it reports: validation, log, progress, throughput.
+
+`trainer` is the place to begin reading.
+"""

@@ -1,0 +1,169 @@
+"""What a training writes down as it goes: log.jsonl always, TensorBoard and Weights & Biases where asked for.
+
+log.jsonl is the record that reports and resumed runs read; the other two show the same numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from fusionx.contract.errors import ConfigError, DataError
+from fusionx.contract.extras import import_extra
+from fusionx.train.config import TrainJob
+
+_LOSSES = ("lm", "fuse", "feed", "select")
+_SELECTION = ("weight", "selected", "gate_entropy")
+
+
+class MetricsLog:
+    """The records of one job. Only one process writes them: for the others `write` does nothing.
+
+    Args:
+        folder: the job's output. position, step: those of the checkpoint that the run goes on from, 0 for a new run;
+            what was logged after them is dropped.
+        is_main: whether this process is the one that writes.
+
+    Raises:
+        DataError: log.jsonl is shorter than `position`.
+        ConfigError: TensorBoard or W&B is asked for and cannot be used.
+    """
+
+    def __init__(self, folder: Path, job: TrainJob, position: int, step: int, is_main: bool = True) -> None:
+        self._file = folder / "log.jsonl"
+        self._is_main = is_main
+        self._views: list[_View] = []
+        if not is_main:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        _truncate(self._file, position)
+        if job.run.tensorboard:
+            self._views.append(_TensorBoard(folder / "tensorboard", 0 if position == 0 else step + 1))
+        if job.run.wandb is not None:
+            self._views.append(_WandB(folder, job))
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for view in self._views:
+            view.close()
+
+    def write(self, event: str, step: int, **values: Any) -> None:
+        """One line: {"event": event, "step": step, ...}; values may be nested."""
+        if not self._is_main:
+            return
+        record = {"event": event, "step": step, **values}
+        with self._file.open("a") as stream:
+            stream.write(json.dumps(record) + "\n")
+        for view in self._views:
+            view.show(scalars(record), step)
+
+    def position(self) -> int:
+        """Length of log.jsonl in bytes, all of which are on the disk: what a checkpoint keeps."""
+        if not self._is_main:
+            return 0
+        with self._file.open("rb") as stream:
+            os.fsync(stream.fileno())
+            return os.fstat(stream.fileno()).st_size
+
+
+def scalars(record: dict[str, Any]) -> dict[str, float]:
+    """A record's numbers by the names that dashboards group: loss/lm, selection/weight/<source>, validation/..."""
+    found: dict[str, float] = {}
+    for key, value in record.items():
+        if key not in ("event", "step"):
+            found.update(_flatten(_group(record["event"], key), value))
+    return found
+
+
+def _group(event: str, key: str) -> str:
+    if event != "step":
+        return f"{event}/{key}"
+    if key == "loss":
+        return "loss/total"
+    group = "loss" if key in _LOSSES else "selection" if key in _SELECTION else "train"
+    return f"{group}/{key}"
+
+
+def _flatten(name: str, value: Any) -> Iterator[tuple[str, float]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _flatten(f"{name}/{key}", item)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield name, float(value)
+
+
+def _truncate(path: Path, position: int) -> None:
+    """Drops what was logged after the checkpoint that this run goes on from."""
+    with path.open("ab") as stream:
+        found = stream.tell()
+        if found < position:
+            raise DataError(
+                "The log is shorter than the checkpoint says.",
+                file=path,
+                found=f"{found} bytes",
+                expected=f"at least {position} bytes",
+                remedy="bring the file back, delete the folder, or run with --overwrite",
+            )
+        stream.truncate(position)
+
+
+class _View(Protocol):
+    def show(self, values: dict[str, float], step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _TensorBoard:
+    """An event file per run of the command. `purge_step`: the first step that it logs anew; older files' are hidden."""
+
+    def __init__(self, folder: Path, purge_step: int) -> None:
+        import_extra("tensorboard", "logging", "train.run.tensorboard")
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(folder), purge_step=purge_step)
+
+    def show(self, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WandB:
+    """One W&B run per job, whose id is the job's digest: a resumed job goes on in it.
+
+    W&B takes no step twice: what a resumed job logs again it ignores, and it is the same.
+    """
+
+    def __init__(self, folder: Path, job: TrainJob) -> None:
+        wandb = import_extra("wandb", "wandb", "train.run.wandb")
+        try:
+            self._run = wandb.init(
+                project=job.run.wandb,
+                id=job.digest(),
+                resume="allow",
+                name=f"{job.target}/{job.method_name}/seed-{job.seed}",
+                group=job.method_name,
+                config=job.content(),
+                dir=str(folder),
+            )
+        except wandb.Error as error:
+            raise ConfigError(
+                "Weights & Biases cannot be used.",
+                field="train.run.wandb",
+                found=str(error).strip().splitlines()[0],
+                remedy="run `wandb login`, or set WANDB_MODE=offline",
+            ) from None
+
+    def show(self, values: dict[str, float], step: int) -> None:
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        self._run.finish()

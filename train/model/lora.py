@@ -1,0 +1,129 @@
+"""Low-rank adapters (Hu et al. 2021) through peft, on plain or 4-bit weights (QLoRA, Dettmers et al. 2023).
+
+The layers are replaced inside the model, whose class, trunk and head stay as they are. Only the adapters are trained;
+an export holds plain weights with their product added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fusionx.contract.errors import ConfigError
+from fusionx.contract.extras import import_extra
+from fusionx.train.config import LoraConfig
+
+_FIELD = "train.optimizer.lora"
+_ADAPTER = "default"
+
+
+def quantization_options(config: LoraConfig | None, device: torch.device) -> dict[str, Any]:
+    """What `from_pretrained` needs to load the frozen weights as the config wants them; empty for plain ones.
+
+    Raises:
+        ConfigError: 4-bit weights without a GPU, or without bitsandbytes.
+    """
+    if config is None or config.quantization == "none":
+        return {}
+    field = f"{_FIELD}.quantization"
+    if device.type != "cuda":
+        raise ConfigError(
+            "Quantised weights need a GPU.",
+            field=field,
+            found=f"{config.quantization} on {device.type}",
+            expected="none",
+            remedy="train on a GPU, or leave the frozen weights as they are",
+        )
+    for package in ("bitsandbytes", "accelerate"):
+        import_extra(package, "large", field)
+    from transformers import BitsAndBytesConfig
+
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"quantization_config": quantization, "device_map": {"": device}}
+
+
+def add_adapters(model: nn.Module, config: LoraConfig) -> None:
+    """Gives the chosen layers adapters (fp32, initialised from torch's global generator) and freezes all the rest.
+
+    The product of an adapter's two matrices is 0 at first, so that the model is still the one that was loaded.
+
+    Raises:
+        ConfigError: peft is missing, no layer has such a name, or one is no linear layer of the trunk.
+    """
+    peft = import_extra("peft", "lora", _FIELD)
+    settings = peft.LoraConfig(
+        r=config.r, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=config.modules
+    )
+    try:
+        peft.inject_adapter_in_model(settings, model, _ADAPTER)
+    except ValueError as error:
+        raise _wrong_modules(config, str(error).strip().splitlines()[0]) from None
+    embeddings: Any = model
+    ends = (embeddings.get_input_embeddings(), embeddings.get_output_embeddings())
+    for name, layer in _adapted_layers(model):
+        # An adapted head would part it from an embedding that it is tied to, and the losses read the head's own weight.
+        if any(layer is end for end in ends) or not hasattr(layer.base_layer, "weight") or not layer.lora_A:
+            raise _wrong_modules(config, name)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".lora_" in name)
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+@torch.no_grad()
+def merged_state_dict(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The plain model's weights: W + (alpha / r) B A where a layer has adapters. The live model is not touched.
+
+    Args:
+        weights: `full_state_dict(model)`, with the adapters in it; empty on every rank but the first.
+
+    Returns:
+        Under the names that the model had without adapters; merged and dequantised ones in fp32.
+    """
+    if not weights:
+        return {}
+    merged = dict(weights)
+    for name, weight in _dequantised(model):
+        for packed in [key for key in merged if key.startswith(f"{name}.weight.")]:
+            del merged[packed]
+        merged[f"{name}.weight"] = weight
+    for name, layer in _adapted_layers(model):
+        first = merged.pop(f"{name}.lora_A.{_ADAPTER}.weight")  # [r, in]
+        second = merged.pop(f"{name}.lora_B.{_ADAPTER}.weight")  # [out, r]
+        change = layer.scaling[_ADAPTER] * (second @ first)
+        base = merged[f"{name}.base_layer.weight"].float()
+        merged[f"{name}.base_layer.weight"] = base + (change.T if layer.fan_in_fan_out else change)  # GPT-2's Conv1D
+    return {name.replace(".base_layer.", "."): tensor for name, tensor in merged.items()}
+
+
+def _adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    from peft.tuners.lora import LoraLayer
+
+    return ((name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer))
+
+
+def _dequantised(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """fp32 on the CPU, of every 4-bit layer."""
+    for name, layer in model.named_modules():
+        weight: Any = getattr(layer, "weight", None)
+        if getattr(weight, "quant_state", None) is not None:
+            from bitsandbytes.functional import dequantize_4bit
+
+            yield name, dequantize_4bit(weight.data, weight.quant_state).float().cpu()
+
+
+def _wrong_modules(config: LoraConfig, found: str) -> ConfigError:
+    return ConfigError(
+        "The adapters cannot be placed.",
+        field=f"{_FIELD}.modules",
+        found=f"{config.modules}: {found}",
+        expected="all-linear, or names of linear layers of the trunk (q_proj, v_proj, ...)",
+    )

@@ -1,0 +1,186 @@
+"""The target model as the trainer sees it: a trunk that gives hidden states, and a head that gives final logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fusionx.contract.errors import ConfigError
+from fusionx.train.config import LoraConfig
+from fusionx.train.model.lora import add_adapters, quantization_options
+from fusionx.train.objective.fused_head import HeadLosses, fused_head, label_nll
+from fusionx.train.objective.likelihood_matching import SpanTeacher
+from fusionx.train.objective.teacher import Teacher
+
+
+class TextInputs(NamedTuple):
+    """What the trunk reads; all int64 [B, L]. With `position_ids` that restart, each document sees itself only."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor | None
+
+
+class Target(nn.Module):
+    """A causal language model, split so that the head can run over blocks of positions.
+
+    The head includes what the model itself does to its logits (soft-capping, scaling); construction compares trunk
+    plus head with the model's own logits, so that an architecture which does something else is refused, not mistrained.
+    All computing goes through `forward`, which is where wrappers that divide the work over devices step in.
+    """
+
+    def __init__(self, model: nn.Module, stored_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.model = model
+        self.stored_dtype = stored_dtype
+        self._verify()
+
+    @property
+    def vocab_size(self) -> int:
+        return self._output_layer().weight.shape[0]
+
+    def forward(
+        self,
+        inputs: TextInputs,
+        predicts: Tensor,
+        labels: Tensor,
+        block: int,
+        scales: tuple[Tensor, Tensor] | None = None,
+        teacher: Teacher | SpanTeacher | None = None,
+    ) -> HeadLosses | Tensor:
+        """The losses of a micro-batch (`train.objective.fused_head.fused_head`), or without `scales` its label NLLs
+        [N].
+
+        Args:
+            predicts: bool [B, L], the N positions with a next token. labels: int64 [N].
+        """
+        hidden = self.hidden(inputs)[predicts]
+        if scales is None:
+            return label_nll(self.logits, hidden, labels, block)
+        parameters = [leaf for leaf in self._output_layer().parameters() if leaf.requires_grad]
+        return fused_head(self.logits, parameters, hidden, labels, teacher, *scales, block)
+
+    def hidden(self, inputs: TextInputs) -> Tensor:
+        """[B, L, d]; runs the model with its head skipped."""
+        trunk: Any = self.model.base_model
+        # Transformers builds a mask per document from restarting positions, if it is given no other mask.
+        given: dict[str, Tensor | None] = {"attention_mask": inputs.attention_mask}
+        if inputs.position_ids is not None:
+            given = {"attention_mask": None, "position_ids": inputs.position_ids}
+        return trunk(input_ids=inputs.input_ids, use_cache=False, **given).last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[n, d] -> final logits [n, V]."""
+        config: Any = self.model.config
+        logits = self._output_layer()(hidden)
+        scale = getattr(config, "logit_scale", None)  # Cohere
+        if scale is not None:
+            logits = logits * scale
+        divisor = getattr(config, "logits_scaling", None)  # Granite
+        if divisor is not None:
+            logits = logits / divisor
+        cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def _output_layer(self) -> Any:
+        return self.model.get_output_embeddings()  # type: ignore[operator]
+
+    @torch.no_grad()
+    def _verify(self) -> None:
+        with self._on_probe() as ids:
+            mask = torch.ones_like(ids[None])
+            expected = self.model(input_ids=ids[None], attention_mask=mask, use_cache=False).logits[0].float()
+            found = self.logits(self._document(ids)).float()
+        # Both sides run the same kernels in fp32; a rule that bends small logits only slightly must not slip through.
+        if not torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())):
+            raise ConfigError(
+                "This architecture does something to its logits that the trainer does not know.",
+                field="target.path",
+                found=type(self.model).__name__,
+                expected="a head that is one linear layer, optionally soft-capped or scaled",
+                remedy="add its rule to Target.logits in train/model.py",
+            )
+
+    @torch.no_grad()
+    def verify_document_mask(self) -> None:
+        """Compares two packed documents with each alone.
+
+        Raises:
+            ConfigError: this architecture does not keep them apart.
+        """
+        with self._on_probe() as ids:
+            apart = torch.cat([self._document(ids[:5]), self._document(ids[5:])])
+            position_ids = torch.cat([torch.arange(5), torch.arange(3)]).to(ids.device)[None]
+            packed = self.hidden(TextInputs(ids[None], torch.ones_like(ids[None]), position_ids))[0]
+        if not torch.allclose(packed, apart, rtol=1e-3, atol=1e-3 * float(apart.abs().max())):
+            raise ConfigError(
+                "This architecture does not keep packed documents apart.",
+                field="train.optimizer.document_mask",
+                found=type(self.model).__name__,
+                expected="a model that takes position_ids",
+                remedy="set document_mask to false, or pack to null",
+            )
+
+    @contextmanager
+    def _on_probe(self) -> Iterator[Tensor]:
+        """Eight ids, int64 on the model's device, for a model that draws no random numbers meanwhile."""
+        was_training = self.model.training
+        self.model.eval()
+        yield torch.arange(1, 9, device=next(self.model.parameters()).device)
+        self.model.train(was_training)
+
+    def _document(self, ids: Tensor) -> Tensor:
+        """Hidden states [L, d] of one text of ids [L]."""
+        return self.hidden(TextInputs(ids[None], torch.ones_like(ids[None]), None))[0]
+
+
+def decoder_blocks(model: nn.Module) -> list[nn.Module]:
+    """The repeated layers of a model, by the class names that it keeps on one device."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    return [module for module in model.modules() if type(module).__name__ in names]
+
+
+def prepare(target: Target, gradient_checkpointing: bool, compiled: bool) -> None:
+    """Trades time for memory, or compilation for time, block by block."""
+    model: Any = target.model
+    if gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    if compiled:
+        for block in decoder_blocks(model):
+            block.compile()
+
+
+def load_target(path: str, revision: str | None, device: torch.device, lora: LoraConfig | None = None) -> Target:
+    """The target on `device`, in fp32 master weights; with `lora` frozen, in bf16 if stored so, adapters in place.
+
+    Raises:
+        ConfigError: there is no causal language model with safetensors weights at that place.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        stored = AutoConfig.from_pretrained(path, revision=revision).dtype
+        load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
+        options = quantization_options(lora, device)
+        # Frozen weights need no spare digits, but adapters' gradients would vanish in fp16.
+        dtype = torch.bfloat16 if lora is not None and stored == torch.bfloat16 else torch.float32
+        model = load(path, revision=revision, dtype=dtype, use_safetensors=True, **options)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            "The target cannot be loaded.",
+            file=path,
+            field="target.path",
+            found=str(error).strip().splitlines()[0],
+            expected="a Hugging Face folder or hub id with safetensors weights",
+        ) from None
+    if not options:
+        model = model.to(device)
+    if lora is not None:
+        add_adapters(model, lora)
+    return Target(model, stored if isinstance(stored, torch.dtype) else torch.float32)

@@ -1,0 +1,93 @@
+"""The exported target: an ordinary Hugging Face folder with the selection network and a model card beside it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fusionx.contract.files.atomic_folder import atomic_folder
+from fusionx.contract.files.storage import failure
+from fusionx.train.config import SelectionConfig
+from fusionx.train.model.target import Target
+from fusionx.train.objective.selection_network import SelectionNetwork
+
+ASN_WEIGHTS = "asn.safetensors"
+ASN_CONFIG = "asn.json"
+
+
+def export(
+    folder: Path,
+    weights: dict[str, Tensor],
+    target: Target,
+    asn: SelectionNetwork | None,
+    candidates: list[str],
+    card: str,
+    tokenizer: Any,
+) -> None:
+    """Writes model (in the dtype it was loaded from), tokenizer, ASN and card; the folder appears whole.
+
+    Args:
+        weights: the target's, whole and under its own names (`full_state_dict(target.model)`, merged if it has
+            adapters); nothing is read from the live model, which may be divided, adapted or quantised.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
+    dtype = target.stored_dtype
+    weights = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+    live: Any = target.model
+    with atomic_folder(folder) as made:
+        _plain_model(live.config, dtype).save_pretrained(made, state_dict=weights)
+        if live.generation_config is not None:
+            live.generation_config.to_json_file(made / "generation_config.json")
+        tokenizer.save_pretrained(made)
+        if asn is not None:
+            _write_asn(made, asn, candidates)
+        (made / "README.md").write_text(card, encoding="utf-8")
+
+
+def _plain_model(config: Any, dtype: torch.dtype) -> Any:
+    """The target's architecture without weights: it knows how they are named, tied and cut into files."""
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(config)
+    if hasattr(config, "quantization_config"):  # the adapters' base; the merged weights are plain
+        del config.quantization_config
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def _write_asn(folder: Path, asn: SelectionNetwork, candidates: list[str]) -> None:
+    save_file({name: tensor.cpu().contiguous() for name, tensor in asn.state_dict().items()}, folder / ASN_WEIGHTS)
+    content = {"candidates": candidates, "selection": asn.config.model_dump(mode="json")}
+    (folder / ASN_CONFIG).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def load_asn(folder: str | Path) -> tuple[SelectionNetwork, list[str]]:
+    """The exported selection network and its candidates' ids, in the order of its outputs.
+
+    Raises:
+        DataError: there is none, or its two files do not belong together.
+    """
+    folder = Path(folder)
+    try:
+        content = json.loads((folder / ASN_CONFIG).read_text())
+        asn = SelectionNetwork(len(content["candidates"]), SelectionConfig(**content["selection"]))
+        asn.load_state_dict(load_file(folder / ASN_WEIGHTS))
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        remedy = "name a folder that a training with a selection network has exported"
+        raise failure("A selection network cannot be read.", folder, error, remedy) from None
+    return asn, content["candidates"]
+
+
+def distance_moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> float:
+    """||after - before|| / ||before|| over all weights."""
+    moved = sum(float((after[name] - before[name]).square().sum()) for name in before)
+    return (moved / sum(float(tensor.square().sum()) for tensor in before.values())) ** 0.5

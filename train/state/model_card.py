@@ -1,0 +1,195 @@
+"""The model card of an exported target, written from the run's own facts."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from fusionx.train.config import TrainJob
+
+_log = logging.getLogger(__name__)
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_LICENCE_FIELDS = ("license", "license_name", "license_link")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where the training stood when it was exported.
+
+    tokens: seen by the target so far. bits_per_byte: on the validation split, e.g. {"start": 1.2, "best": 1.1,
+    "last": 1.15}. weights: mean fusion weight of every candidate lately. processes: devices that trained together.
+    """
+
+    which: str
+    step: int
+    steps: int
+    tokens: int
+    bits_per_byte: dict[str, float]
+    weights: dict[str, float] = field(default_factory=dict)
+    processes: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+def model_card(job: TrainJob, outcome: Outcome) -> str:
+    """Markdown with the front matter that model hubs read."""
+    front_matter = yaml.safe_dump(_front_matter(job), sort_keys=False, allow_unicode=True)
+    facts = {**_data(job, outcome), **_method(job), **_optimizer(job), **_result(outcome), **_made_with(outcome)}
+    return f"""---
+{front_matter}---
+
+# {job.target} after {job.method_name}
+
+Trained with Fusion-X ("Enabling Flexible Multi-LLM Integration for Scalable Knowledge Aggregation",
+[arXiv 2505.23844](https://arxiv.org/abs/2505.23844)): on a corpus, and on the next-token distributions that other
+models gave for it. The architecture and the number of parameters are the target's own.
+
+## Models
+
+{_table(["model", "role", "path", "revision", "licence", "mean fusion weight"], _models(job, outcome))}
+
+Licences are those that the models' own cards state; they may bind what is made from the models.
+
+## Training
+
+{_table(["", ""], [list(fact) for fact in facts.items()])}
+"""
+
+
+def _front_matter(job: TrainJob) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    stated = _licence_fields(job.target_path, job.target_revision)
+    content |= stated
+    if _is_hub_id(job.target_path):
+        content |= {"base_model": job.target_path, "base_model_relation": "finetune"}
+    if _is_hub_id(job.corpus):
+        content["datasets"] = [job.corpus]
+    return {
+        **content,
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["fusion-x", "knowledge-fusion"],
+    }
+
+
+def _models(job: TrainJob, outcome: Outcome) -> list[list[str]]:
+    target = {"path": job.target_path, "revision": job.target_revision or ""}
+    models = {job.target: target, **{name: said for name, said in job.sources.items() if name != job.target}}
+    return [
+        [
+            name,
+            "target" if name == job.target else "source",
+            said["path"],
+            said.get("revision") or "not pinned",
+            _licence(said["path"], said.get("revision") or None),
+            f"{outcome.weights[name]:.3f}" if name in outcome.weights else "",
+        ]
+        for name, said in models.items()
+    ]
+
+
+def _data(job: TrainJob, outcome: Outcome) -> dict[str, str]:
+    return {"Corpus": job.corpus or "not stated", "Tokens seen": f"{outcome.tokens:,}", "Seed": str(job.seed)}
+
+
+def _method(job: TrainJob) -> dict[str, str]:
+    method = job.method
+    facts = {"Method": f"{job.method_name}: teacher {method.teacher}"}
+    lambdas = {"L_lm": method.lambda_lm}
+    if method.teacher != "none":
+        cut = "" if method.k is None else f", {method.k} entries"
+        facts["Distributions"] = f"vocabulary map {method.map}, tail {method.tail}{cut}"
+        lambdas["L_fuse"] = method.lambda_fuse
+    if method.fuse == "likelihood":
+        facts["L_fuse"] = f"likelihoods of the text between agreeing boundaries, temperature {method.temperature:g}"
+    if method.teacher == "asn":
+        facts["Selection"] = ", ".join(f"{name} {_said(value)}" for name, value in method.selection.content().items())
+        lambdas |= {"L_feed": method.lambda_feed, "L_select": method.lambda_select}
+    facts["Losses"] = " + ".join(f"{weight:g} {name}" for name, weight in lambdas.items())
+    return facts
+
+
+def _optimizer(job: TrainJob) -> dict[str, str]:
+    config = job.optimizer
+    unit = "chunks" if config.pack is None else f"blocks of {config.pack} tokens"
+    facts = {
+        "Optimizer": f"AdamW {config.betas}, weight decay {config.weight_decay:g}, clipped at {config.clip:g}",
+        "Learning rate": f"{config.learning_rate:g} (selection network {config.asn_learning_rate:g}), cosine with "
+        f"warm-up ratio {config.warmup_ratio:g}",
+        "Batches": f"{config.batch_size} {unit}, {config.epochs:g} epochs",
+    }
+    if config.data_share < 1:
+        facts["Batches"] += f" over {config.data_share:.4g} of the text"
+    if config.lora is not None:
+        facts["Adapters"] = ", ".join(f"{name} {_said(value)}" for name, value in config.lora.content().items())
+        facts["Adapters"] += "; merged into these weights"
+    return facts
+
+
+def _result(outcome: Outcome) -> dict[str, str]:
+    return {
+        "Step": f"{outcome.step:,} of {outcome.steps:,} ({outcome.which})",
+        "Validation, bits per byte": ", ".join(f"{name} {bits:.4f}" for name, bits in outcome.bits_per_byte.items()),
+    }
+
+
+def _made_with(outcome: Outcome) -> dict[str, str]:
+    cuda = outcome.device.type == "cuda"
+    device = torch.cuda.get_device_name(outcome.device) if cuda else "CPU"
+    versions = [f"{name} {_version(name)}" for name in ("fusionx", "torch", "transformers")]
+    return {"Hardware": f"{outcome.processes} x {device}", "Versions": ", ".join(versions)}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # a checkout on the path, not installed
+        return "(not installed)"
+
+
+def _said(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _licence(path: str, revision: str | None) -> str:
+    stated = _licence_fields(path, revision)
+    return stated.get("license_name") or stated.get("license") or "not stated"
+
+
+@lru_cache
+def _licence_fields(path: str, revision: str | None) -> dict[str, str]:
+    """What a model's own card says of its licence; empty where it says nothing or cannot be had.
+
+    A card is a courtesy: whatever goes wrong with one is said, and never ends a training.
+    """
+    try:
+        if Path(path).is_dir():
+            file = Path(path) / "README.md"
+            if not file.exists():
+                return {}  # a model of one's own, not published: nothing went wrong
+        else:
+            from huggingface_hub import hf_hub_download
+
+            file = Path(hf_hub_download(path, "README.md", revision=revision, etag_timeout=5))
+        _, front_matter, _ = re.split(r"^---\s*$", file.read_text(encoding="utf-8"), maxsplit=2, flags=re.MULTILINE)
+        content = yaml.safe_load(front_matter)
+        return {name: str(content[name]) for name in _LICENCE_FIELDS if content.get(name)}
+    except Exception as error:  # no card, no network, a gated model, no front matter, no valid YAML
+        _log.warning("no licence of %s for the model card: %s", path, str(error).strip().partition("\n")[0])
+        return {}
+
+
+def _is_hub_id(name: str) -> bool:
+    return _HUB_ID.fullmatch(name) is not None and not Path(name).exists()
