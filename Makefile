@@ -7,10 +7,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 FUSIONX := $(BIN)/fusionx
 
-.PHONY: help setup demo test lint bench demo-inputs plan status precompute align train eval chunk run clean
+.PHONY: help setup demo test lint docs bench demo-inputs plan status precompute align train eval chunk run clean
 help:
-	@echo "make demo [SEEDS=3]   the whole road on this machine, offline: from text to a report"
+	@echo "make demo [SEEDS=3]   everything on this machine, offline: from text to a report"
 	@echo "make test             lint, types and all tests"
+	@echo "make lint | docs      style, types, who may import whom; the picture in docs/architecture.md"
 	@echo "make bench            every benchmark, written to benchmarks/results/"
 	@echo "make plan | status | chunk | precompute | align | train | eval | run   CONFIG=configs/....yaml [ARGS=...]"
 
@@ -34,6 +35,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: setup
+	$(BIN)/python docs/draw_architecture.py
 
 bench: demo-inputs
 	$(FUSIONX) bench all --output benchmarks/results

@@ -60,7 +60,7 @@ class World:
 
         from fusionx.cli.main import main
 
-        result = CliRunner().invoke(main, self.command(output, command, *sets)[3:])
+        result = CliRunner().invoke(main, self.command(output, command, *sets)[4:])
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         return Done(result.exit_code, result.stderr, result.stdout)

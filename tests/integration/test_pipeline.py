@@ -145,7 +145,7 @@ def lines_about(text: str, *words: str) -> list[str]:
 
 
 def test_a_map_is_explained_for_a_text_and_as_a_whole(world: Any, tmp_path: Path) -> None:
-    command = world.command(tmp_path, "explain-map --source coder --map mined")[3:]
+    command = world.command(tmp_path, "explain-map --source coder --map mined")[4:]
     said = CliRunner().invoke(main, [*command, "x+1"]).stdout
     assert lines_about(said, "target positions take a source position")
     assert lines_about(world.here(tmp_path, "explain-map --source coder").stdout, "map first-token", "source ids")

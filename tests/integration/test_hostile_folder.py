@@ -1,0 +1,81 @@
+"""Whatever lies in the folder that a user happens to be in, no command imports or runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FUSIONX = Path(sys.executable).with_name("fusionx")
+OWN = ("fusionx", "contract", "precompute", "align", "train", "eval", "pipelines", "benchmarks", "cli")
+OTHERS = (
+    *("torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "numba", "ray", "datasets", "pydantic"),
+    *("yaml", "click", "matplotlib", "jinja2", "regex", "cloudpickle", "psutil", "sitecustomize", "usercustomize"),
+    *("json", "random", "types", "typing", "logging", "multiprocessing", "socket", "queue", "signal", "tempfile"),
+)
+HOSTILE = """
+import os
+with open({marker!r}, "a") as marker:
+    print(__name__, os.getpid(), file=marker)
+raise SystemExit("a file of the user's was imported")
+"""
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    """A folder full of files that would be imported by name, each of which tells of it."""
+    code = HOSTILE.format(marker=str(tmp_path / "imported"))
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name in (*OWN, *OTHERS):
+        (folder / f"{name}.py").write_text(code)
+    for name in ("plugins", "tasks"):  # and folders that are packages
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text(code)
+    return folder
+
+
+def check(folder: Path, *arguments: str, code: int = 0) -> None:
+    """Runs `fusionx` there as a user does."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONSAFEPATH")}
+    done = subprocess.run(
+        [str(FUSIONX), *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    marker = folder.parent / "imported"
+    assert not marker.exists(), f"{arguments[0]}: {marker.read_text()}\n{done.stderr}"
+    assert done.returncode == code, done.stderr
+
+
+def test_the_folder_would_be_imported_from_by_a_plain_python(hostile: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", "import train"], cwd=hostile, capture_output=True, check=False)
+    assert done.returncode != 0
+    assert (hostile.parent / "imported").read_text().startswith("train ")
+
+
+@pytest.mark.slow
+def test_no_command_imports_from_the_folder_it_is_started_in(world: Any, hostile: Path) -> None:
+    """With Ray's workers, torchrun's processes and the loaders' among what is started."""
+    pytest.importorskip("ray")
+    ray = ("executor.kind=ray", "executor.num_cpus=2", "executor.object_store_mb=100")
+    small = ("output=out", "train.methods=[ct,fusionx]", "align.maps=[first-token]", "train.optimizer.epochs=1")
+    several = ("train.run.devices=2", "train.run.loader_workers=1", "train.jobs=1", "eval.rivals={}")
+    sets = [word for value in (*small, *several) for word in ("--set", value)]
+    run = [str(world.config), *sets]
+    on_ray = [word for value in ray for word in ("--set", value)]
+    check(hostile, "plan", *run, "--documents", "20")
+    check(hostile, "chunk", *run)
+    check(hostile, "precompute", *run, *on_ray)
+    check(hostile, "align", *run, "--source", "coder")
+    check(hostile, "run", *run)
+    check(hostile, "train", *run)
+    check(hostile, "eval", *run)
+    check(hostile, "status", *run)
+    check(hostile, "explain-map", *run, "--source", "coder", "a text")
+    check(hostile, "report", "interference", "out/eval/models/target.json", "out/eval/ct", "out/eval/fusionx")
+    check(hostile, "study", "selection", *run)
+    check(hostile, "bench", "collate")
+    check(hostile, "demo-inputs", "nowhere.yaml", code=2)
