@@ -22,7 +22,7 @@ from fusionx.benchmarks.measuring.figure import Figure, cpu_seconds
 from fusionx.contract.tokens.encoder import Encoder
 from fusionx.contract.tokens.token_table import token_table
 from fusionx.contract.tokens.tokenizer import adds_bos
-from fusionx.precompute.chunks.cutter import Cutter, boundary, cutter_of
+from fusionx.precompute.chunks.chunker import Chunker, boundary, chunker_of
 
 BLOCKS = (2048, 256)
 TEXT_MB = 12.0
@@ -66,9 +66,9 @@ def _figures_at(
     seconds, chunks = cpu_seconds(partial(_cut_anew, encoders, block, documents), rounds)
     speed = _megabytes(documents) / seconds
     yield Figure("chunk", case, "mb_per_s", speed, "MB/s", against, speed / bare_speed, rounds)
-    cutter = cutter_of(encoders, block)
-    _cut(cutter, documents)
-    again, _ = cpu_seconds(partial(_cut, cutter, documents), rounds)
+    chunker = chunker_of(encoders, block)
+    _cut(chunker, documents)
+    again, _ = cpu_seconds(partial(_cut, chunker, documents), rounds)
     yield Figure("chunk", case, "mb_per_s_remembered", _megabytes(documents) / again, "MB/s", n=rounds)
     straight, _ = cpu_seconds(partial(_cut_straightforward, encoders, block, sample), 1)
     reference = _megabytes(sample) / straight
@@ -112,12 +112,12 @@ def _encoder(tokenizer: Any) -> Encoder:
     return Encoder(tokenizer, token_table(tokenizer), adds_bos(tokenizer))
 
 
-def _cut(cutter: Cutter, documents: Sequence[str]) -> list[str]:
-    return [chunk for text in documents for chunk in cutter.cut(text)]
+def _cut(chunker: Chunker, documents: Sequence[str]) -> list[str]:
+    return [chunk for text in documents for chunk in chunker.cut(text)]
 
 
 def _cut_anew(encoders: Sequence[Encoder], block_size: int, documents: Sequence[str]) -> list[str]:
-    return _cut(cutter_of(encoders, block_size), documents)
+    return _cut(chunker_of(encoders, block_size), documents)
 
 
 def _cut_straightforward(encoders: Sequence[Encoder], block_size: int, documents: Sequence[str]) -> list[str]:

@@ -27,8 +27,7 @@ from fusionx.contract.config import digest_of, load_config
 from fusionx.contract.errors import DataError
 from fusionx.contract.files import done_marks
 from fusionx.contract.tokens.encoder import load_encoder
-from fusionx.pipelines.demo.config import DemoInputs, TokenizerKind
-from fusionx.pipelines.demo.config import ModelConfig as LearnerConfig
+from fusionx.pipelines.demo.config import DemoInputs, DemoModelConfig, TokenizerKind
 from fusionx.pipelines.demo.models import Training, train
 from fusionx.precompute.chunks.chunk_stage import ChunkStage
 from fusionx.precompute.config import ChunkConfig, CorpusConfig, ModelConfig, PrecomputeConfig, Split
@@ -97,7 +96,7 @@ def _learned(name: str, tokenizer: Path) -> Path:
     """The source's model, trained unless the one that is kept was made from the same."""
     inputs = load_config(DemoInputs, Path("configs/inputs/demo.yaml"))
     encoder = load_encoder(str(tokenizer))
-    config = LearnerConfig(
+    config = DemoModelConfig(
         id=name.replace("_", "-"),
         architecture="llama",
         tokenizer=_KINDS[name],

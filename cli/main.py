@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from fusionx.cli import demo, insight, reports, stages
+from fusionx.cli import demo, inspection, reports, stages
 from fusionx.contract.errors import FusionXError
 
 
@@ -44,12 +44,12 @@ for _command in (
     stages.chunk,
     stages.precompute,
     stages.align,
-    insight.explain_map,
+    inspection.explain_map,
     stages.train,
     stages.evaluate,
     stages.run,
-    insight.status,
-    insight.plan,
+    inspection.status,
+    inspection.plan,
     reports.report,
     reports.study,
     reports.bench,

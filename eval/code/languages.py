@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 
 from fusionx.contract.errors import ConfigError
-from fusionx.eval.code.sandbox import SYSTEM_FOLDERS, Limits, Outcome, Program, check_sandbox, run_sandboxed
+from fusionx.eval.code.sandbox import SYSTEM_FOLDERS, Limits, Program, ProgramOutcome, check_sandbox, run_sandboxed
 from fusionx.eval.config import CodeConfig, CodeLanguage
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class Toolchain:
     readable: tuple[str, ...]
     library: str | None
 
-    def run(self, text: str, limits: Limits) -> Outcome:
+    def run(self, text: str, limits: Limits) -> ProgramOutcome:
         """Compiles and runs one program in the sandbox."""
         found = LANGUAGES[self.language]
         paths = dict(self.executables)

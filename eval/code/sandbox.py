@@ -63,7 +63,7 @@ class Program:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ProgramOutcome:
     """How the last command ended: `code` is its exit code, negative for a signal, None where it was stopped."""
 
     status: Literal["exited", "timeout", "memory"]
@@ -86,7 +86,7 @@ def check_sandbox() -> None:
     run_sandboxed(Program({}, [["true"]], {"PATH": "/usr/bin:/bin"}), Limits())
 
 
-def run_sandboxed(program: Program, limits: Limits) -> Outcome:
+def run_sandboxed(program: Program, limits: Limits) -> ProgramOutcome:
     """Runs the program with no network, no environment but its own, and nothing to write but its own folder.
 
     Raises:
@@ -106,7 +106,7 @@ def run_sandboxed(program: Program, limits: Limits) -> Outcome:
         raise _refusal(content["refused"])
     if "failed" in content:
         raise DataError("The sandbox for generated programs broke.", file=JAIL, found=content["failed"])
-    return Outcome(**content)
+    return ProgramOutcome(**content)
 
 
 def _ask(process: subprocess.Popen[str], job: str, patience: float) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class MethodRun:
 
 
 @dataclass(frozen=True)
-class SourceModel:
+class SourceFigures:
     """One source of the run; `evaluation` is of the source itself, over the same held-out text."""
 
     id: str
@@ -119,7 +119,7 @@ class ReportInputs:
     alignment_split: str = "validation"
     alignment: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     fidelity: dict[str, dict[str, dict[str, dict[str, float]]]] = field(default_factory=dict)
-    sources: list[SourceModel] = field(default_factory=list)
+    sources: list[SourceFigures] = field(default_factory=list)
     ensembles: Ensembles | None = None
     bootstrap: int = 2000
     confidence: float = 0.95

@@ -11,14 +11,14 @@ from typing import Any
 from fusionx.contract.files.storage import join, write_bytes
 from fusionx.eval.report.figures.canvas import METHOD_COLOURS
 from fusionx.eval.report.figures.plots import Plot, plots, with_prefix
-from fusionx.eval.report.inputs import MethodRun, ReportInputs, SourceModel
+from fusionx.eval.report.inputs import MethodRun, ReportInputs, SourceFigures
 from fusionx.eval.report.summary import SUBJECT, summarize
 from fusionx.eval.report.tables.cells import Section, Table
 from fusionx.eval.report.tables.sections import sections
 from fusionx.eval.report.verdict import number, signed_percent, verdict
 from fusionx.eval.results.evaluation import Evaluation
 
-__all__ = ["Evaluation", "MethodRun", "ReportInputs", "SourceModel", "write_report"]
+__all__ = ["Evaluation", "MethodRun", "ReportInputs", "SourceFigures", "write_report"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 

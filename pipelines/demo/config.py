@@ -29,7 +29,7 @@ def skill_domain(skill: str) -> str:
     return f"skill_{skill}"
 
 
-class CorpusConfig(Config):
+class DemoCorpusConfig(Config):
     """Which documents are gathered or generated, and how many bytes of each domain go into each split (1 KB = 1000)."""
 
     real_domains_kb: dict[RealDomain, Positive]
@@ -65,7 +65,7 @@ class CorpusConfig(Config):
         return self
 
 
-class ModelConfig(Config):
+class DemoModelConfig(Config):
     """One model: its architecture and size, its tokenizer, and what it is trained on."""
 
     id: ModelId
@@ -101,7 +101,7 @@ class ModelConfig(Config):
         return self.training_tokens // self.batch_tokens
 
 
-class SiblingConfig(Config):
+class DemoSiblingConfig(Config):
     """A model that goes on from the finished weights of another, `start`, on text of its own.
 
     Architecture, sizes, tokenizer and batch are those of `start`: siblings can be merged by weight.
@@ -113,12 +113,12 @@ class SiblingConfig(Config):
     training_tokens: Positive
     learning_rate: Annotated[float, Field(gt=0)]
 
-    def model_from(self, start: ModelConfig) -> ModelConfig:
+    def model_from(self, start: DemoModelConfig) -> DemoModelConfig:
         """The sibling as a model like any other."""
         return start.model_copy(update=self.model_dump(exclude={"start"}))
 
 
-class OptimizerConfig(Config):
+class DemoOptimizerConfig(Config):
     """AdamW with a linear warm-up and a cosine down to `final_share` of the peak learning rate."""
 
     beta1: float = 0.9
@@ -147,14 +147,14 @@ class DemoInputs(Config):
     checkpoint_seconds: Operational[float] = 60.0
     """How often a training writes a checkpoint from which a killed run resumes; 0 writes none."""
     tokenizer_sample_kb: Positive = 1000
-    corpus: CorpusConfig
-    optimizer: OptimizerConfig = OptimizerConfig()
-    models: Annotated[list[ModelConfig], Field(min_length=1)]
-    siblings: Added[list[SiblingConfig]] = []
+    corpus: DemoCorpusConfig
+    optimizer: DemoOptimizerConfig = DemoOptimizerConfig()
+    models: Annotated[list[DemoModelConfig], Field(min_length=1)]
+    siblings: Added[list[DemoSiblingConfig]] = []
     """Made only when asked for (`--only siblings`)."""
 
     @property
-    def everyone(self) -> list[ModelConfig | SiblingConfig]:
+    def everyone(self) -> list[DemoModelConfig | DemoSiblingConfig]:
         """Models and siblings."""
         return [*self.models, *self.siblings]
 

@@ -32,7 +32,7 @@ from packaging.utils import canonicalize_name
 
 from fusionx.contract.errors import DataError
 from fusionx.pipelines.demo import skills
-from fusionx.pipelines.demo.config import CorpusConfig, skill_domain
+from fusionx.pipelines.demo.config import DemoCorpusConfig, skill_domain
 
 SPLITS = ("train", "validation", "test")
 _LONGEST_FILE = 2_000_000
@@ -245,7 +245,7 @@ class Deduplicator:
         return True
 
 
-def gather(domain: str, files: list[SourceFile], config: CorpusConfig) -> list[str]:
+def gather(domain: str, files: list[SourceFile], config: DemoCorpusConfig) -> list[str]:
     """The documents of one gathered domain, in the order of the hash of their text."""
     limit = config.real_domains_kb[domain] * 1000  # type: ignore[index]
     of_package: Counter[str] = Counter()
@@ -267,7 +267,7 @@ def gather(domain: str, files: list[SourceFile], config: CorpusConfig) -> list[s
     return sorted(kept, key=lambda document: hashlib.sha256(document.encode()).digest())
 
 
-def deal(domain: str, documents: list[str], config: CorpusConfig) -> dict[str, list[str]]:
+def deal(domain: str, documents: list[str], config: DemoCorpusConfig) -> dict[str, list[str]]:
     """Deals documents into validation, test, train (where the domain is not absent) and experts (the rest).
 
     Raises:
@@ -295,7 +295,7 @@ def deal(domain: str, documents: list[str], config: CorpusConfig) -> dict[str, l
     return dealt
 
 
-def _generate(skill: str, config: CorpusConfig, seed: int) -> dict[str, list[str]]:
+def _generate(skill: str, config: DemoCorpusConfig, seed: int) -> dict[str, list[str]]:
     """The documents of one skill for every pool; questions of validation, test and tasks are never in training."""
     train_kb = 0 if skill_domain(skill) in config.absent_from_train else config.train_kb
     budgets = {
@@ -311,7 +311,7 @@ def _generate(skill: str, config: CorpusConfig, seed: int) -> dict[str, list[str
     }
 
 
-def make_corpus(config: CorpusConfig, seed: int) -> dict[str, dict[str, list[str]]]:
+def make_corpus(config: DemoCorpusConfig, seed: int) -> dict[str, dict[str, list[str]]]:
     """Domain -> split (`train`, `validation`, `test`, `experts`) -> documents."""
     files = installed_files()
     corpus = {domain: deal(domain, gather(domain, files, config), config) for domain in config.real_domains_kb}

@@ -21,7 +21,7 @@ from fusionx.contract.files import done_marks
 from fusionx.contract.files.storage import write_bytes
 from fusionx.pipelines.demo import corpus as corpus_text
 from fusionx.pipelines.demo import models, skills, tokenizers
-from fusionx.pipelines.demo.config import DemoInputs, Mix, ModelConfig, SiblingConfig
+from fusionx.pipelines.demo.config import DemoInputs, DemoModelConfig, DemoSiblingConfig, Mix
 
 _RULES_VERSION = 3
 """Raised when the rules of gathering, generating or training change what comes out of the same config."""
@@ -108,7 +108,7 @@ def _make_tasks(config: DemoInputs, output: Path) -> None:
 
 
 def _prepare_training(
-    config: DemoInputs, model: ModelConfig, corpus_hashes: dict[str, str], output: Path
+    config: DemoInputs, model: DemoModelConfig, corpus_hashes: dict[str, str], output: Path
 ) -> models.Training:
     """Makes the model's tokenizer unless it is there, and describes the training that is to follow."""
     pools = _pools(model.mix, corpus_hashes)
@@ -153,7 +153,7 @@ def _pools(mix: Mix, corpus_hashes: dict[str, str]) -> dict[str, str]:
 
 
 def _prepare_sibling(
-    config: DemoInputs, sibling: SiblingConfig, start: models.Training, corpus_hashes: dict[str, str]
+    config: DemoInputs, sibling: DemoSiblingConfig, start: models.Training, corpus_hashes: dict[str, str]
 ) -> models.Training:
     """The training that goes on from what `start` makes, with the same tokenizer and the same settings."""
     model = sibling.model_from(start.model)

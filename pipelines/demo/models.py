@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from fusionx.contract.config import digest_of
-from fusionx.pipelines.demo.config import DemoInputs, ModelConfig, OptimizerConfig
+from fusionx.pipelines.demo.config import DemoInputs, DemoModelConfig, DemoOptimizerConfig
 from fusionx.pipelines.demo.corpus import read_texts
 from fusionx.pipelines.demo.tokenizers import encode_documents
 
@@ -38,7 +38,7 @@ class Training:
     """One model's training, as plain values that can be handed to another process."""
 
     inputs: DemoInputs
-    model: ModelConfig
+    model: DemoModelConfig
     tokenizer_folder: Path
     experts_folder: Path
     output: Path
@@ -53,7 +53,9 @@ class Training:
         return self.output.with_name(f".{self.output.name}.checkpoint.pt")
 
 
-def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, initializer_range: float) -> PreTrainedModel:
+def build_model(
+    config: DemoModelConfig, tokenizer: PreTrainedTokenizerBase, initializer_range: float
+) -> PreTrainedModel:
     """A randomly initialised model of the configured architecture and size (draws from torch's global generator)."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -72,7 +74,7 @@ def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, initial
     return AutoModelForCausalLM.from_config(model_config)
 
 
-def _architecture_fields(config: ModelConfig) -> dict[str, Any]:
+def _architecture_fields(config: DemoModelConfig) -> dict[str, Any]:
     """The sizes under the names that each architecture's config gives them; no dropout anywhere."""
     hidden, layers, heads, context = config.hidden_size, config.layers, config.heads, config.context
     common = {
@@ -154,7 +156,7 @@ def _repeated(documents: list[list[int]], tokens: float, seed: str) -> Iterator[
             tokens -= len(document)
 
 
-def learning_rate(step: int, steps: int, peak: float, config: OptimizerConfig) -> float:
+def learning_rate(step: int, steps: int, peak: float, config: DemoOptimizerConfig) -> float:
     """The rate of a step: linear up over the warm-up, then a cosine down to `final_share` of the peak."""
     warmup = max(1, round(config.warmup_share * steps))
     if step < warmup:
@@ -218,7 +220,7 @@ def _rows(training: Training, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     return np.lib.stride_tricks.sliding_window_view(stream, config.context + 1)[starts]
 
 
-def _optimizer(model: PreTrainedModel, config: ModelConfig, settings: OptimizerConfig) -> torch.optim.Optimizer:
+def _optimizer(model: PreTrainedModel, config: DemoModelConfig, settings: DemoOptimizerConfig) -> torch.optim.Optimizer:
     """AdamW in its fused form; vectors (norms, biases) are not decayed."""
     import torch
 

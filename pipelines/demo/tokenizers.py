@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fusionx.contract.errors import ConfigError
-from fusionx.pipelines.demo.config import ModelConfig, TokenizerKind
+from fusionx.pipelines.demo.config import DemoModelConfig, TokenizerKind
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -73,7 +73,7 @@ def sample_of_mix(pools: dict[str, list[str]], mix: dict[str, float], total_byte
     return sample
 
 
-def read_tokenizer(file: str, model: ModelConfig) -> Tokenizer:
+def read_tokenizer(file: str, model: DemoModelConfig) -> Tokenizer:
     """The trained tokenizer in `file`, for this model.
 
     Raises:

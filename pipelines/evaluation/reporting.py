@@ -11,7 +11,7 @@ from fusionx.align.fidelity import Fidelity, held_out, shares, summary
 from fusionx.contract.files.storage import write_bytes
 from fusionx.contract.shards.manifest import read_manifest
 from fusionx.eval.report.card_section import evaluation_section, with_evaluation
-from fusionx.eval.report.inputs import STEPS, MethodRun, ReportInputs, SourceModel, Step
+from fusionx.eval.report.inputs import STEPS, MethodRun, ReportInputs, SourceFigures, Step
 from fusionx.eval.report.pages import write_report
 from fusionx.pipelines.config import FusionConfig
 from fusionx.pipelines.evaluation.ensembles import read_ensembles
@@ -114,12 +114,12 @@ def _fidelity(by_domain: Fidelity) -> dict[str, dict[str, float]]:
     return {"": summary(by_domain)} | {domain: summary({domain: sums}) for domain, sums in by_domain.items()}
 
 
-def _source(config: FusionConfig, layout: Layout, model: ModelConfig) -> SourceModel:
+def _source(config: FusionConfig, layout: Layout, model: ModelConfig) -> SourceFigures:
     from fusionx.precompute.logits.source_model import load_model_config
 
     model_config = load_model_config(model)
     evaluated = config.eval.sources or model.id == config.target.id
-    return SourceModel(
+    return SourceFigures(
         id=model.id,
         architecture=(model_config.architectures or [model_config.model_type])[0],
         parameters=_parameters(model.path),

@@ -17,13 +17,13 @@ from typing import Protocol
 from fusionx.contract.stage import Stage
 from fusionx.pipelines.config import ExecutorConfig
 from fusionx.pipelines.execution.ray_executor import RayExecutor
-from fusionx.pipelines.execution.worker_host import Job, Outcome, WorkerHost, attempt, load
+from fusionx.pipelines.execution.worker_host import Job, JobOutcome, WorkerHost, attempt, load
 
 _ENDING_SECONDS = 5.0
 
 
 class Executor(Protocol):
-    def map(self, stages: Sequence[Stage], jobs: Iterable[Job]) -> Iterator[Outcome]:
+    def map(self, stages: Sequence[Stage], jobs: Iterable[Job]) -> Iterator[JobOutcome]:
         """The outcome of every job.
 
         The stages share one pool, sized as the first of them asks. A stage's output that is a local folder exists: by
@@ -43,10 +43,10 @@ class InlineExecutor:
     def __init__(self) -> None:
         self._threads: list[threading.Thread] = []
 
-    def map(self, stages: Sequence[Stage], jobs: Iterable[Job]) -> Iterator[Outcome]:
+    def map(self, stages: Sequence[Stage], jobs: Iterable[Job]) -> Iterator[JobOutcome]:
         host = WorkerHost(lambda number: load(stages[number]))
         todo: SimpleQueue[Job | None] = SimpleQueue()
-        done: SimpleQueue[Outcome] = SimpleQueue()
+        done: SimpleQueue[JobOutcome] = SimpleQueue()
 
         def work() -> None:
             while (job := todo.get()) is not None:

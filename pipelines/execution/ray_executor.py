@@ -29,7 +29,7 @@ from fusionx.contract.shards.parts import PartEntry
 from fusionx.contract.stage import Resources, Stage, Worker
 from fusionx.pipelines.config import ExecutorConfig
 from fusionx.pipelines.execution.job_queue import JobQueue, unit_name
-from fusionx.pipelines.execution.worker_host import Job, Outcome, WorkerHost, attempt, load
+from fusionx.pipelines.execution.worker_host import Job, JobOutcome, WorkerHost, attempt, load
 
 _AHEAD = 4
 """Jobs that Ray knows per place in the pool: bounds what is held of a corpus that is read as it is needed."""
@@ -51,7 +51,7 @@ class RayExecutor:
         self._config = config
         self._started = False
 
-    def map(self, stages: Sequence[Stage], jobs: Iterable[Job]) -> Iterator[Outcome]:
+    def map(self, stages: Sequence[Stage], jobs: Iterable[Job]) -> Iterator[JobOutcome]:
         jobs = iter(jobs)
         needs = stages[0].resources
         first = list(islice(jobs, needs.workers))

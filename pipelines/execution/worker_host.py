@@ -19,7 +19,7 @@ from fusionx.contract.stage import Stage, Unit, Worker
 
 Job = tuple[int, Unit]
 """A unit, and the number of its stage in the list that an executor was given."""
-Outcome = tuple[Job, PartEntry | FusionXError]
+JobOutcome = tuple[Job, PartEntry | FusionXError]
 
 
 class WorkerHost:

@@ -30,7 +30,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingCourse:
     """One training. best: the point with the lowest `corpus`. chosen: how many candidates the selection takes at a
     position, the mean over the training. weights: (step, candidate -> mean fusion weight); both None and empty where
     nothing is selected.
@@ -68,7 +68,7 @@ class Outcome:
         return None
 
 
-def read_outcome(job: TrainJob, corpus_domains: list[str]) -> Outcome | None:
+def read_outcome(job: TrainJob, corpus_domains: list[str]) -> TrainingCourse | None:
     """None where the training has no result."""
     result = finished_result(job)
     if result is None:
@@ -77,7 +77,7 @@ def read_outcome(job: TrainJob, corpus_domains: list[str]) -> Outcome | None:
     curve = list(_points(log, corpus_domains, result["tokens"] / result["steps"]))
     steps = [record for record in log if record["event"] == "step" and record.get("weight")]
     chosen = [sum(record["selected"].values()) for record in steps]
-    return Outcome(
+    return TrainingCourse(
         curve,
         next(point for point in curve if point.step == result["best_step"]),
         sum(chosen) / len(chosen) if chosen else None,

@@ -9,7 +9,7 @@ from typing import Any
 from fusionx.eval.report.figures.canvas import mean_shares
 from fusionx.eval.report.summary import over_seeds
 from fusionx.pipelines.study.grids import Cell, Labels, Study
-from fusionx.pipelines.study.outcomes import Outcome
+from fusionx.pipelines.study.outcomes import TrainingCourse
 from fusionx.train.config import TrainJob
 
 MEASURES = ("corpus", "absent", "perplexity", "worse", "step")
@@ -23,10 +23,10 @@ class CellOutcome:
 
     cell: Cell
     jobs: list[TrainJob]
-    outcomes: list[Outcome | None]
+    outcomes: list[TrainingCourse | None]
 
     @property
-    def finished(self) -> list[Outcome]:
+    def finished(self) -> list[TrainingCourse]:
         return [outcome for outcome in self.outcomes if outcome is not None]
 
 
@@ -108,7 +108,7 @@ def _reached(found: CellOutcome, baseline: CellOutcome) -> dict[str, Any]:
     }
 
 
-def _mean_curve(outcomes: Sequence[Outcome]) -> list[dict[str, float]]:
+def _mean_curve(outcomes: Sequence[TrainingCourse]) -> list[dict[str, float]]:
     """Perplexity by step, over the steps that every seed was validated at."""
     by_seed = [{point.step: point for point in outcome.curve} for outcome in outcomes]
     steps = sorted(set.intersection(*map(set, by_seed))) if by_seed else []

@@ -16,7 +16,7 @@ from fusionx.contract.shards.schema import CHUNKS, text_hash
 from fusionx.contract.stage import Resources, Unit, Worker
 from fusionx.contract.tokens.encoder import load_encoder
 from fusionx.contract.tokens.encoding import valid_text
-from fusionx.precompute.chunks.cutter import Cutter, cutter_of
+from fusionx.precompute.chunks.chunker import Chunker, chunker_of
 from fusionx.precompute.config import SPLITS, ChunkConfig, CorpusConfig, ModelConfig
 from fusionx.precompute.corpus.documents import Document, read_corpus
 
@@ -84,13 +84,13 @@ class ChunkStage:
         # One worker is one core; without this each would start a thread per core of the machine.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         encoders = [load_encoder(model.path, model.revision) for model in self.models]
-        return ChunkWorker(self, cutter_of(encoders, self.config.block_size))
+        return ChunkWorker(self, chunker_of(encoders, self.config.block_size))
 
 
 @dataclass(frozen=True)
 class ChunkWorker:
     stage: ChunkStage
-    cutter: Cutter
+    chunker: Chunker
 
     def __call__(self, unit: Unit) -> PartEntry:
         rows: dict[str, list] = {name: [] for name in CHUNKS.names}
@@ -100,7 +100,7 @@ class ChunkWorker:
             if reason is not None:
                 skipped.setdefault(reason, []).append(document.doc_id)
                 continue
-            for number, text in enumerate(self.cutter.cut(document.text)):
+            for number, text in enumerate(self.chunker.cut(document.text)):
                 row = (document.doc_id, number, text_hash(text), document.domain, text)
                 for name, value in zip(CHUNKS.names, row, strict=True):
                     rows[name].append(value)

@@ -228,10 +228,10 @@ def test_a_batch_that_does_not_divide_is_refused(make: Make, tmp_path: Path) -> 
 PARTING = """
 import os, sys
 import torch
-from fusionx.train.distributed.collectives import by_first_rank, join, parallelize
+from fusionx.train.distributed.collectives import by_first_rank, process_group, parallelize
 
 def meet_and_part():
-    with join("cpu") as world:
+    with process_group("cpu") as world:
         module = parallelize(torch.nn.Linear(4, 4), "none", None, world)
         module(torch.ones(1, 4)).sum().backward()
         by_first_rank(lambda: None)

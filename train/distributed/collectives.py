@@ -104,7 +104,7 @@ def by_first_rank(decide: Callable[[], T]) -> T:
 
 
 @contextmanager
-def join(wanted: Literal["auto", "cpu", "cuda"]) -> Iterator[World]:
+def process_group(wanted: Literal["auto", "cpu", "cuda"]) -> Iterator[World]:
     """This process's world, for as long as the context lasts.
 
     Raises:

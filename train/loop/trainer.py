@@ -26,7 +26,7 @@ from fusionx.train.config import TrainJob
 from fusionx.train.data.collate import Batch
 from fusionx.train.data.loader import StepBatches, loader
 from fusionx.train.data.shard_stream import ShardSet
-from fusionx.train.distributed.collectives import World, by_first_rank, clip, gradient_sync, join, parallelize
+from fusionx.train.distributed.collectives import World, by_first_rank, clip, gradient_sync, parallelize, process_group
 from fusionx.train.distributed.ranks import STOP_SIGNALS
 from fusionx.train.loop.metrics_log import MetricsLog
 from fusionx.train.loop.optimization import adamw, autocast_dtype, schedule, step_seed, trained
@@ -41,7 +41,7 @@ from fusionx.train.objective.selection_network import SelectionNetwork
 from fusionx.train.objective.teacher import Selection, select
 from fusionx.train.state.checkpoint import Checkpointer, Parts, TrainState
 from fusionx.train.state.export import distance_moved, export
-from fusionx.train.state.model_card import Outcome, model_card
+from fusionx.train.state.model_card import TrainingOutcome, model_card
 from fusionx.train.state.result import discard_checkpoints, finished_result, write_result
 from fusionx.train.state.state_dicts import full_state_dict
 
@@ -63,7 +63,7 @@ def run_job(job: TrainJob, resume: Path | None = None) -> dict[str, Any]:
     if result is not None:
         discard_checkpoints(job)
         return result
-    with join(job.run.device) as world, world.locked(Path(job.output)):
+    with process_group(job.run.device) as world, world.locked(Path(job.output)):
         return Trainer(job, world).run(resume)
 
 
@@ -323,7 +323,7 @@ class Trainer:
 
     def _write_export(self, name: str, weights: dict[str, Tensor]) -> None:
         state = self.state
-        outcome = Outcome(
+        outcome = TrainingOutcome(
             name,
             state.step,
             self.steps,

@@ -21,7 +21,7 @@ _LICENCE_FIELDS = ("license", "license_name", "license_link")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingOutcome:
     """Where the training stood when it was exported.
 
     tokens: seen by the target so far. bits_per_byte: on the validation split, e.g. {"start": 1.2, "best": 1.1,
@@ -38,7 +38,7 @@ class Outcome:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
-def model_card(job: TrainJob, outcome: Outcome) -> str:
+def model_card(job: TrainJob, outcome: TrainingOutcome) -> str:
     """Markdown with the front matter that model hubs read."""
     front_matter = yaml.safe_dump(_front_matter(job), sort_keys=False, allow_unicode=True)
     facts = {**_data(job, outcome), **_method(job), **_optimizer(job), **_result(outcome), **_made_with(outcome)}
@@ -79,7 +79,7 @@ def _front_matter(job: TrainJob) -> dict[str, Any]:
     }
 
 
-def _models(job: TrainJob, outcome: Outcome) -> list[list[str]]:
+def _models(job: TrainJob, outcome: TrainingOutcome) -> list[list[str]]:
     target = {"path": job.target_path, "revision": job.target_revision or ""}
     models = {job.target: target, **{name: said for name, said in job.sources.items() if name != job.target}}
     return [
@@ -95,7 +95,7 @@ def _models(job: TrainJob, outcome: Outcome) -> list[list[str]]:
     ]
 
 
-def _data(job: TrainJob, outcome: Outcome) -> dict[str, str]:
+def _data(job: TrainJob, outcome: TrainingOutcome) -> dict[str, str]:
     return {"Corpus": job.corpus or "not stated", "Tokens seen": f"{outcome.tokens:,}", "Seed": str(job.seed)}
 
 
@@ -133,14 +133,14 @@ def _optimizer(job: TrainJob) -> dict[str, str]:
     return facts
 
 
-def _result(outcome: Outcome) -> dict[str, str]:
+def _result(outcome: TrainingOutcome) -> dict[str, str]:
     return {
         "Step": f"{outcome.step:,} of {outcome.steps:,} ({outcome.which})",
         "Validation, bits per byte": ", ".join(f"{name} {bits:.4f}" for name, bits in outcome.bits_per_byte.items()),
     }
 
 
-def _made_with(outcome: Outcome) -> dict[str, str]:
+def _made_with(outcome: TrainingOutcome) -> dict[str, str]:
     cuda = outcome.device.type == "cuda"
     device = torch.cuda.get_device_name(outcome.device) if cuda else "CPU"
     versions = [f"{name} {_version(name)}" for name in ("fusionx", "torch", "transformers")]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fusionx.eval.report.inputs import Ensembles
-from fusionx.eval.report.pages import MethodRun, ReportInputs, SourceModel
+from fusionx.eval.report.pages import MethodRun, ReportInputs, SourceFigures
 from fusionx.eval.results.evaluation import Evaluation
 from fusionx.eval.text.perplexity import ChunkScore, aggregate, overall
 
@@ -244,12 +244,12 @@ def build_inputs(
             for name, cost in (("first-token", 0.08), ("mined", 0.21), ("exact", 0.13))
         },
         "sources": [
-            SourceModel(
+            SourceFigures(
                 name, name.split("-")[0], 4_200_000, 4096, make_evaluation(name, (0.02 * i - 0.1, 0.05), seed=i)
             )
             for i, name in enumerate(SOURCES[1:])
         ]
-        + [SourceModel("unevaluated", "mpt", None, None)],
+        + [SourceFigures("unevaluated", "mpt", None, None)],
         "ensembles": Ensembles(
             split="validation",
             report_split="test",

@@ -18,7 +18,7 @@ import pytest
 
 import fusionx.eval.code.sandbox as sandbox_module
 from fusionx.contract.errors import ConfigError, DataError
-from fusionx.eval.code.sandbox import JAIL, Limits, Outcome, Program, check_sandbox, run_sandboxed
+from fusionx.eval.code.sandbox import JAIL, Limits, Program, ProgramOutcome, check_sandbox, run_sandboxed
 
 pytestmark = pytest.mark.usefixtures("sandbox")
 
@@ -26,18 +26,18 @@ LIMITS = Limits(seconds=5, memory=256 << 20, processes=16, file_bytes=1 << 20, o
 PYTHON = str(Path(sys.base_prefix, "bin", "python3"))
 
 
-def run_python(text: str, limits: Limits = LIMITS) -> Outcome:
+def run_python(text: str, limits: Limits = LIMITS) -> ProgramOutcome:
     program = Program({"a.py": text}, [[PYTHON, "a.py"]], {"PATH": "/usr/bin:/bin"}, [sys.base_prefix])
     return run_sandboxed(program, limits)
 
 
 def test_commands_run_one_after_the_other_until_one_fails() -> None:
-    def run(*commands: str) -> Outcome:
+    def run(*commands: str) -> ProgramOutcome:
         words = [["bash", "-c", command] for command in commands]
         return run_sandboxed(Program({"a.txt": "ä\n"}, words, {"PATH": "/usr/bin:/bin", "A": "b"}), LIMITS)
 
-    assert run("cat a.txt >b.txt; echo $A", "cat b.txt") == Outcome("exited", 0, "ä\n")
-    assert run("echo first; exit 3", "echo second") == Outcome("exited", 3, "first\n")
+    assert run("cat a.txt >b.txt; echo $A", "cat b.txt") == ProgramOutcome("exited", 0, "ä\n")
+    assert run("echo first; exit 3", "echo second") == ProgramOutcome("exited", 3, "first\n")
     assert run("kill -9 $$").code == -9
     assert run("echo out; echo err >&2").output == "out\nerr\n"
     assert [run("true").passed, run("false").passed] == [True, False]
@@ -122,7 +122,7 @@ open("/tmp/own", "w").write("a")
 """
     outcome = run_python(text)
     home_is_shown = sys.base_prefix.startswith(f"{Path.home()}/")  # as the way to this Python, and nothing else of it
-    assert outcome == Outcome("exited", 0, f"False {home_is_shown} ['a.py']\n")
+    assert outcome == ProgramOutcome("exited", 0, f"False {home_is_shown} ['a.py']\n")
     assert secret.read_text() == "secret"
     assert [path.name for path in tmp_path.iterdir()] == ["secret.txt"]
     assert not Path("/tmp/own").exists()

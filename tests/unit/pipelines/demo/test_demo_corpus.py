@@ -8,9 +8,9 @@ import pytest
 
 from fusionx.contract.errors import DataError
 from fusionx.pipelines.demo import corpus
-from fusionx.pipelines.demo.config import CorpusConfig
+from fusionx.pipelines.demo.config import DemoCorpusConfig
 
-CONFIG = CorpusConfig(
+CONFIG = DemoCorpusConfig(
     real_domains_kb={"cpp": 150, "stubs": 150, "licences": 120, "tables": 120},
     skills_kb={"boolean": 20, "sorting": 20},
     train_kb=4,

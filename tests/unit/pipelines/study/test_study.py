@@ -20,7 +20,7 @@ from fusionx.pipelines.study import STUDIES
 from fusionx.pipelines.study import run as study_run
 from fusionx.pipelines.study.figures import figures
 from fusionx.pipelines.study.grids import OF_METHODS, OF_ONE_METHOD, Cell, Study, make_study
-from fusionx.pipelines.study.outcomes import Outcome, Point, read_outcome
+from fusionx.pipelines.study.outcomes import Point, TrainingCourse, read_outcome
 from fusionx.pipelines.study.report import write_study
 from fusionx.pipelines.study.results import CellOutcome, study_results
 from fusionx.pipelines.study.run import cell_config, study_job
@@ -194,10 +194,10 @@ def point(step: int, bits: float) -> Point:
     return Point(step, 10.0 * step, bits, bits + 1, 10 * bits, 0.25)
 
 
-def outcome(*bits: float, chosen: float | None = 1.5) -> Outcome:
+def outcome(*bits: float, chosen: float | None = 1.5) -> TrainingCourse:
     curve = [point(4 * number, value) for number, value in enumerate(bits)]
     weights = [(4 * number, {"target": 1.0, "coder": 3.0}) for number in range(len(bits))]
-    return Outcome(curve, min(curve, key=lambda one: one.corpus), chosen, weights if chosen else [])
+    return TrainingCourse(curve, min(curve, key=lambda one: one.corpus), chosen, weights if chosen else [])
 
 
 def test_reached_lies_between_validations() -> None:

@@ -18,7 +18,7 @@ from fusionx.contract.errors import DataError
 from fusionx.train.config import PRESETS, SelectionConfig, TrainJob
 from fusionx.train.objective.selection_network import SelectionNetwork
 from fusionx.train.state.export import export, load_asn
-from fusionx.train.state.model_card import Outcome, model_card
+from fusionx.train.state.model_card import TrainingOutcome, model_card
 from fusionx.train.state.state_dicts import full_state_dict
 
 SELECTIONS = [
@@ -116,7 +116,7 @@ def test_a_failed_export_leaves_the_last_one(folder: Path, monkeypatch: pytest.M
     assert (output / "README.md").read_text() == "first"
 
 
-OUTCOME = Outcome(
+OUTCOME = TrainingOutcome(
     "best", 40, 100, 123456, {"start": 1.25, "best": 1.125}, {"target": 0.25, "prose": 0.5, "code": 0.25}, processes=4
 )
 

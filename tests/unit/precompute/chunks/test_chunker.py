@@ -18,9 +18,9 @@ from transformers import PreTrainedTokenizerFast
 
 from fusionx.contract.tokens.encoder import Encoder, load_encoder
 from fusionx.contract.tokens.token_table import token_table
-from fusionx.precompute.chunks import cutter as cutter_module
+from fusionx.precompute.chunks import chunker as chunker_module
 from fusionx.precompute.chunks import token_counter
-from fusionx.precompute.chunks.cutter import Cutter, Ends, cutter_of
+from fusionx.precompute.chunks.chunker import Chunker, Ends, chunker_of
 from fusionx.precompute.chunks.split_points import split_points
 from fusionx.precompute.chunks.token_counter import PieceCounter
 
@@ -142,7 +142,7 @@ MIXED_TEXT = ANY_TEXT | st.lists(st.sampled_from([*SIGNS, *WORDS, *MARKS]), max_
 
 
 def check(text: str, tokenizers: list[Ends], block: int) -> list[str]:
-    chunks = Cutter(block, tokenizers).cut(text)
+    chunks = Chunker(block, tokenizers).cut(text)
     assert "".join(chunks) == text
     assert all(chunks)
     for chunk in chunks:
@@ -152,7 +152,7 @@ def check(text: str, tokenizers: list[Ends], block: int) -> list[str]:
 
 
 def check_encoders(text: str, encoders: list[Encoder], block: int) -> list[str]:
-    chunks = cutter_of(encoders, block).cut(text)
+    chunks = chunker_of(encoders, block).cut(text)
     assert "".join(chunks) == text
     assert all(chunks)
     for encoder in encoders:
@@ -243,16 +243,16 @@ def test_a_memory_that_forgets_gives_the_same_chunks(countable: dict[str, Encode
     expected = check_encoders(text, encoders, 64)
     monkeypatch.setattr(token_counter, "_MOST_REMEMBERED", 10)
     assert check_encoders(text, encoders, 64) == expected
-    monkeypatch.setattr(cutter_module, "_STRETCH", 1)  # stretches of 64 * 64 characters
+    monkeypatch.setattr(chunker_module, "_STRETCH", 1)  # stretches of 64 * 64 characters
     assert check_encoders(text, encoders, 64) == expected
 
 
 def test_a_long_line_without_any_place_to_part_takes_time_in_proportion(countable: dict[str, Encoder]) -> None:
-    cutter = cutter_of([countable["gpt2"]], 2048)
+    chunker = chunker_of([countable["gpt2"]], 2048)
     seconds = []
     for length in (250_000, 1_000_000):
         started = time.process_time()
-        assert "".join(cutter.cut("x7é" * (length // 4))) == "x7é" * (length // 4)
+        assert "".join(chunker.cut("x7é" * (length // 4))) == "x7é" * (length // 4)
         seconds.append(time.process_time() - started)
     assert seconds[1] < 12 * seconds[0]
 
@@ -274,7 +274,7 @@ def test_one_grapheme_longer_than_the_block_is_cut_between_code_points() -> None
 
 def test_a_character_that_cannot_fit_is_an_error() -> None:
     with pytest.raises(ValueError, match="does not fit"):
-        Cutter(16, [lambda text: np.zeros(20 * len(text), np.int32)]).cut("你")
+        Chunker(16, [lambda text: np.zeros(20 * len(text), np.int32)]).cut("你")
 
 
 @pytest.mark.parametrize(
@@ -294,8 +294,8 @@ def test_a_cut_prefers_paragraph_then_line_then_word(text: str, first: str) -> N
 
 def test_a_text_that_fits_is_one_chunk() -> None:
     text = "one two\n\nthree"
-    assert Cutter(len(text), [characters]).cut(text) == [text]
-    assert Cutter(16, [characters]).cut("") == []
+    assert Chunker(len(text), [characters]).cut(text) == [text]
+    assert Chunker(16, [characters]).cut("") == []
 
 
 def test_a_megabyte_without_a_space_is_cut_in_reasonable_time(real: list[Encoder]) -> None:

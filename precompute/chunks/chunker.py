@@ -35,20 +35,20 @@ _SEPARATORS = ("\n\n", "\r\n\r\n", "\n", " ")
 _GRAPHEME = regex.compile(r"\X")
 
 
-def cutter_of(encoders: Sequence[Encoder], block_size: int) -> Cutter:
-    """A cutter for these tokenizers; those that allow it are counted, the others are asked."""
+def chunker_of(encoders: Sequence[Encoder], block_size: int) -> Chunker:
+    """A chunker for these tokenizers; those that allow it are counted, the others are asked."""
     parted = [split_points(encoder) for encoder in encoders]
     counted = [(encoder, pairs) for encoder, pairs in zip(encoders, parted, strict=True) if pairs is not None]
     counter = PieceCounter(*zip(*counted, strict=True)) if counted else None
     asked = [_ends_of(encoder) for encoder, pairs in zip(encoders, parted, strict=True) if pairs is None]
-    return Cutter(block_size, asked, counter, [_ends_of(encoder) for encoder, _ in counted])
+    return Chunker(block_size, asked, counter, [_ends_of(encoder) for encoder, _ in counted])
 
 
 def _ends_of(encoder: Encoder) -> Ends:
     return lambda text: encoder.encode([text])[0].ends
 
 
-class Cutter:
+class Chunker:
     """Cuts documents for one block size and set of tokenizers.
 
     Args:
