@@ -46,6 +46,13 @@ def test_there_is_a_link_for_every_package_and_nothing_else() -> None:
     assert files == {"__init__.py", "__main__.py"}
 
 
+def test_modules_are_loaded_from_the_folders_that_a_person_opens() -> None:
+    """A breakpoint set there is met; through a link it would not be."""
+    assert run_python("import fusionx.train.config as config; print(config.__file__)").strip() == str(
+        ROOT / "train" / "config.py"
+    )
+
+
 def test_the_project_is_imported_by_its_one_name() -> None:
     for path in [*modules(*PACKAGES), *sorted((ROOT / "tests").rglob("*.py"))]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

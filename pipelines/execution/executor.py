@@ -17,7 +17,7 @@ from typing import Protocol
 from fusionx.contract.stage import Stage
 from fusionx.pipelines.config import ExecutorConfig
 from fusionx.pipelines.execution.ray_executor import RayExecutor
-from fusionx.pipelines.execution.worker_host import Job, JobOutcome, WorkerHost, attempt, load
+from fusionx.pipelines.execution.worker_host import Job, JobOutcome, WorkerHost, attempt, load_worker
 
 _ENDING_SECONDS = 5.0
 
@@ -44,7 +44,7 @@ class InlineExecutor:
         self._threads: list[threading.Thread] = []
 
     def map(self, stages: Sequence[Stage], jobs: Iterable[Job]) -> Iterator[JobOutcome]:
-        host = WorkerHost(lambda number: load(stages[number]))
+        host = WorkerHost(lambda number: load_worker(stages[number]))
         todo: SimpleQueue[Job | None] = SimpleQueue()
         done: SimpleQueue[JobOutcome] = SimpleQueue()
 

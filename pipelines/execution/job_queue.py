@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from contextlib import suppress
 
 
 class JobQueue:
@@ -20,6 +21,8 @@ class JobQueue:
         self._retries = retries
         self._workers = workers
         self._jobs: dict[int, bytes | None] = {}
+        self._waiting: set[int] = set()
+        """Tickets that no worker has taken yet."""
         self._is_complete = False
         self._open: Counter[str] = Counter()
         self._change = asyncio.Condition()
@@ -27,6 +30,7 @@ class JobQueue:
     async def add(self, ticket: int, job: bytes) -> None:
         async with self._change:
             self._jobs[ticket] = job
+            self._waiting.add(ticket)
             self._change.notify_all()
 
     async def close(self) -> None:
@@ -42,7 +46,21 @@ class JobQueue:
 
     async def take(self, ticket: int) -> tuple[bytes | None, int]:
         """The job, and how often it was begun and lost; no job where its outcome has long been delivered."""
+        async with self._change:
+            self._waiting.discard(ticket)
+            self._change.notify_all()
         return self._jobs[ticket], self._open[unit_name(ticket)]
+
+    async def earlier_are_taken(self, ticket: int, seconds: float) -> None:
+        """Returns once every job before this one is in some worker's hands, or after that time.
+
+        A job that Ray has sent may reach its worker later than the jobs after it. Where its worker was lost on the
+        way, Ray sends it again, perhaps to a worker that waits here for it: hence the end.
+        """
+        async with self._change:
+            with suppress(TimeoutError):
+                taken = self._change.wait_for(lambda: min(self._waiting, default=ticket) >= ticket)
+                await asyncio.wait_for(taken, seconds)
 
     async def forget(self, ticket: int) -> None:
         """Lets the job go, not its ticket: Ray may ask for that once more."""

@@ -29,12 +29,14 @@ from fusionx.contract.shards.parts import PartEntry
 from fusionx.contract.stage import Resources, Stage, Worker
 from fusionx.pipelines.config import ExecutorConfig
 from fusionx.pipelines.execution.job_queue import JobQueue, unit_name
-from fusionx.pipelines.execution.worker_host import Job, JobOutcome, WorkerHost, attempt, load
+from fusionx.pipelines.execution.worker_host import Job, JobOutcome, WorkerHost, attempt, load_worker
 
 _AHEAD = 4
 """Jobs that Ray knows per place in the pool: bounds what is held of a corpus that is read as it is needed."""
 _PATIENCE = 0.5
-"""Seconds that a replica keeps a source's model for units that Ray hands out late; loading a model takes longer."""
+"""Seconds that a replica keeps a source's model for units that another of its threads has just taken."""
+_LATE = 30.0
+"""Seconds that a replica waits for units of its source that Ray has sent and nobody has taken yet."""
 _RAY_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 """No calls home; and a worker that reserves no GPU still sees the machine's, as it would in this process."""
 
@@ -298,7 +300,8 @@ class _StageActor:
         self._stages = stages
         self._queue = queue
         # Only where several threads fetch units may one of them be ahead of the others.
-        self._host = WorkerHost(self._load, _PATIENCE if stages[0].resources.concurrency > 1 else 0.0)
+        self._overtaking = stages[0].resources.concurrency > 1
+        self._host = WorkerHost(self._load, _PATIENCE if self._overtaking else 0.0)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         tickets = [int(ticket) for ticket in batch["ticket"]]
@@ -309,6 +312,8 @@ class _StageActor:
         if job is None:
             return None
         number, unit = pickle.loads(job)
+        if self._overtaking and self._host.would_change(number):
+            _answer(self._queue.earlier_are_taken.remote(ticket, _LATE))
         # A unit that lost its worker goes alone the next time, so that no neighbour dies of it twice.
         with self._host.hold(number, alone=lost > 0) as worker:
             if isinstance(worker, FusionXError):
@@ -327,7 +332,7 @@ class _StageActor:
         refused = self._begin(name, True, f"The workers of {stage.name} were lost while loading")
         if refused is not None:
             return refused
-        worker = load(stage)
+        worker = load_worker(stage)
         self._queue.end.remote(name)
         return worker
 

@@ -41,6 +41,10 @@ class WorkerHost:
         self._inside = 0
         self._alone = False
 
+    def would_change(self, number: int) -> bool:
+        """Whether the worker of another stage than `number` is there."""
+        return self._worker is not None and number != self._number
+
     @contextmanager
     def hold(self, number: int, alone: bool = False) -> Iterator[Worker | FusionXError]:
         """The worker of stage `number`, once no unit of another stage is under way; `alone`: nor any other at all."""
@@ -71,7 +75,7 @@ class WorkerHost:
                 return
 
 
-def load(stage: Stage) -> Worker | FusionXError:
+def load_worker(stage: Stage) -> Worker | FusionXError:
     """The stage's worker, or why there is none."""
     try:
         _refuse_unseen(stage.output)

@@ -127,7 +127,11 @@ def test_a_worker_process_and_then_a_whole_node_are_lost(
     command.has_made(2)
     wait_until(lambda: any(node.workers() for node in nodes), "a worker runs")
     worker = next(pid for node in nodes for pid in node.workers())
-    assert "WHO_CALLS=tests" in Path(f"/proc/{worker}/environ").read_text()
+    environment = dict(line.split("=", 1) for line in Path(f"/proc/{worker}/environ").read_text().split("\0") if line)
+    assert environment["WHO_CALLS"] == "tests"
+    shipped = Path(environment["PYTHONPATH"].split(":")[0]) / "fusionx" / "precompute"
+    assert (shipped / "config.py").is_file(), "the checkout is shipped"
+    assert not shipped.is_symlink()
     os.kill(worker, signal.SIGKILL)
     command.has_made(8)
     assert command.parts() < len(expected[1]) - 6

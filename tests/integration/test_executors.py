@@ -25,7 +25,7 @@ from fusionx.pipelines.execution.executor import InlineExecutor
 from fusionx.pipelines.execution.job_queue import JobQueue, unit_name
 from fusionx.pipelines.execution.ray_executor import RayExecutor
 from fusionx.pipelines.execution.stage_runner import run_stages
-from fusionx.pipelines.execution.worker_host import WorkerHost, load
+from fusionx.pipelines.execution.worker_host import WorkerHost, load_worker
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def test_inline_has_as_many_units_in_hand_as_the_worker_takes_and_reads_no_furth
     assert stage.loads["worker"] == 1
 
 
-def test_a_workshop_holds_the_worker_of_one_stage_at_a_time(tmp_path: Path) -> None:
+def test_a_host_holds_the_worker_of_one_stage_at_a_time(tmp_path: Path) -> None:
     inside: list[int] = []
     mixed: list[list[int]] = []
     loaded: list[int] = []
@@ -245,7 +245,7 @@ def test_a_workshop_holds_the_worker_of_one_stage_at_a_time(tmp_path: Path) -> N
     assert loaded == [0, 1]
 
 
-def test_a_patient_workshop_waits_for_a_late_unit_before_it_loads_another_stage() -> None:
+def test_a_patient_host_waits_for_a_late_unit_before_it_loads_another_stage() -> None:
     """A unit of stage 1 overtakes the last one of stage 0."""
     loaded: list[int] = []
     host = WorkerHost(lambda number: loaded.append(number) or DataError(str(number)), patience=2)  # type: ignore[func-returns-value]
@@ -264,7 +264,7 @@ def test_a_patient_workshop_waits_for_a_late_unit_before_it_loads_another_stage(
     assert loaded == [0, 1]
 
 
-def test_the_ledger_sets_an_end_to_repeats_and_forgives_what_ended_well() -> None:
+def test_the_queue_sets_an_end_to_repeats_and_forgives_what_ended_well() -> None:
     async def account() -> None:
         queue = JobQueue(retries=1, workers=2)
         unit = unit_name(0)
@@ -277,7 +277,7 @@ def test_the_ledger_sets_an_end_to_repeats_and_forgives_what_ended_well() -> Non
     asyncio.run(account())
 
 
-def test_the_ledger_knows_a_ticket_once_it_is_there_or_no_more_come() -> None:
+def test_the_queue_knows_a_ticket_once_it_is_there_or_no_more_come() -> None:
     async def account() -> None:
         queue = JobQueue(retries=1, workers=1)
         asked = [asyncio.create_task(queue.has(ticket)) for ticket in range(2)]
@@ -295,10 +295,29 @@ def test_the_ledger_knows_a_ticket_once_it_is_there_or_no_more_come() -> None:
     asyncio.run(account())
 
 
+def test_the_queue_says_when_all_earlier_jobs_are_in_some_hand() -> None:
+    async def account() -> None:
+        queue = JobQueue(retries=1, workers=1)
+        for ticket in range(4):
+            await queue.add(ticket, b"job")
+        await queue.take(0)
+        asked = asyncio.create_task(queue.earlier_are_taken(2, seconds=20))
+        await asyncio.sleep(0.01)
+        assert not asked.done(), "job 1 is on its way"
+        await queue.take(1)
+        await asked
+        await queue.earlier_are_taken(3, seconds=0.01)  # job 2 never comes; nobody waits for it for ever
+        await queue.take(3)
+        await queue.take(1)  # once more, by Ray's will
+        await queue.earlier_are_taken(2, seconds=20)
+
+    asyncio.run(account())
+
+
 def test_a_worker_that_does_not_see_the_output_refuses_it(tmp_path: Path) -> None:
-    assert callable(load(SlowStage(str(tmp_path))))  # type: ignore[arg-type]
-    assert callable(load(SlowStage("memory://run")))  # type: ignore[arg-type]
-    said = str(load(SlowStage(str(tmp_path / "elsewhere"))))  # type: ignore[arg-type]
+    assert callable(load_worker(SlowStage(str(tmp_path))))  # type: ignore[arg-type]
+    assert callable(load_worker(SlowStage("memory://run")))  # type: ignore[arg-type]
+    said = str(load_worker(SlowStage(str(tmp_path / "elsewhere"))))  # type: ignore[arg-type]
     assert "does not see the run's output folder" in said
     assert "every machine of the cluster shares" in said
 
