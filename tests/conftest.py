@@ -15,13 +15,17 @@ from hypothesis import settings
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Several processes share few cores, and their models are tiny: more threads would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # So a shell starts what runs in the background, and what the tests start would be deaf to Ctrl-C as well.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What the fork server starts finds these imports done; they take longer than a test's training.
-multiprocessing.set_forkserver_preload(["fusionx.train.loop.trainer", "transformers.models.llama.modeling_llama"])
+multiprocessing.set_forkserver_preload(
+    ["fusionx.train.loop.trainer", "fusionx.pipelines.pipeline", "transformers.models.llama.modeling_llama"]
+)
 
 settings.register_profile("fusionx", deadline=None)  # machines are busy, and no test is timed
 settings.load_profile("fusionx")

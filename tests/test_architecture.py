@@ -76,6 +76,11 @@ def test_every_module_is_short_and_says_what_it_is_responsible_for(path: Path) -
     assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
 
 
+def test_test_modules_are_short_too() -> None:
+    tests = sorted((ROOT / "tests").rglob("*.py"))
+    assert not [path for path in tests if len(path.read_text(encoding="utf-8").splitlines()) > MOST_LINES]
+
+
 @pytest.mark.parametrize("room", rooms(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_room_is_small_and_says_what_is_in_it(room: Path) -> None:
     said = docstring(room / "__init__.py")

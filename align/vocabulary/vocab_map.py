@@ -63,8 +63,7 @@ class VocabMap:
     Attributes:
         target_ids: int32 [Vs], the target id, or -1 where the probability is dropped (it joins the tail).
         kind: uint8 [Vs], a `MapKind`; BYTE is an equality in which either token is a byte-fallback token.
-        distance: int32 [Vs], edit distance between the two tokens (see `align.vocabulary.edit_distance`), 0 for equal
-        and special ones,
+        distance: int32 [Vs], edit distance between the two tokens (see `edit_distance`), 0 for equal and special ones,
             -1 for dropped ones.
         mode: the rule for tokens without an equal.
         source_fingerprint, target_fingerprint: of the two tokenizers.
@@ -186,8 +185,7 @@ def build_vocab_map(
     2. Equal bytes map to each other. Of several target ids with the same bytes a normal token is preferred to a
        byte-fallback token, then the lowest id; that one stands for all of them below, too.
     3. The rest, by `mode`:
-       - `mined`: the target token at minimum edit distance (`align.vocabulary.edit_distance`: characters, or bytes
-       where either token is
+       - `mined`: the target token at minimum edit distance (`edit_distance`: characters, or bytes where either token is
          no valid UTF-8 - so a text token compares with a byte-only token byte by byte, and the two kinds of distance
          are compared as plain numbers). Ties: the longer common prefix in bytes, then the lower id. With ties
          "split" the probability is shared equally by all of the nearest, by the first `MAX_TIES` in that order where

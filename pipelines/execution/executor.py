@@ -1,5 +1,4 @@
-"""Executors: what places the work, and the one that places it in this process; `pipelines.execution.ray_executor` is
-the other.
+"""Executors: what places the work, and the one that places it in this process; `ray_executor` is the other.
 
 An executor maps workers over jobs (a stage's number and a unit) and gives back (job, result) in any order. An
 application error (a bug, a bad document) is a result like any other and is not retried; a lost process or machine is

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from shard_builder import corpus_parts, make_job, write_logits, write_set, write_tiny_model
-from training_process import finish, write_job
+from training_process import finish, said, start, write_job
 from transformers import AutoConfig
 
 from fusionx.contract.errors import EXIT_STOPPED
@@ -145,20 +145,18 @@ def test_stopped_in_two_processes_and_gone_on_in_one(
 ) -> None:
     """A signal to the launcher ends with a checkpoint, and one process takes up what two have left."""
     job = make(tmp_path / "stopped", run={"shards": shards}, optimizer={"epochs": 40})
-    process = subprocess.Popen(
-        command(job, 2), env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    log = tmp_path / "stopped" / "log.jsonl"
-    deadline = time.monotonic() + 120
-    while not (log.exists() and '"step"' in log.read_text()):
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode != 0
+    if shards == "none":
+        launcher = subprocess.Popen(
+            command(job, 2), env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        wait_for_a_step(job, lambda: launcher.poll() is None)
+        launcher.send_signal(signal.SIGTERM)
+        _, printed = launcher.communicate(timeout=120)
+        assert launcher.returncode != 0
+    else:  # as a launcher passes it on
+        printed = stopped_after_a_step(job, 2)
     (checkpoint,) = list((tmp_path / "stopped" / "checkpoints").glob("step-*"))[-1:]
-    assert "its checkpoint is written" in said
+    assert "its checkpoint is written" in printed
     mark = json.loads((checkpoint / "state.json").read_text())
     assert mark["state"]["world_size"] == 2
     last, undisturbed = (steps(output)[-1] for output in (finish(job), alone(optimizer={"epochs": 40})))
@@ -167,39 +165,41 @@ def test_stopped_in_two_processes_and_gone_on_in_one(
     assert last["lm"] == pytest.approx(undisturbed["lm"], rel=0.05)
 
 
-def test_a_signal_ends_one_process_with_its_own_exit_code(make: Make, tmp_path: Path) -> None:
-    job = make(tmp_path / "stopped", optimizer={"epochs": 2000})
-    process = subprocess.Popen(command(job, 1), env=environment(), stderr=subprocess.DEVNULL)
-    log = tmp_path / "stopped" / "log.jsonl"
+def wait_for_a_step(job: TrainJob, is_alive: Callable[[], bool]) -> None:
+    log = Path(job.output) / "log.jsonl"
+    deadline = time.monotonic() + 120
     while not (log.exists() and '"step"' in log.read_text()):
-        assert process.poll() is None
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == EXIT_STOPPED
-    assert list((tmp_path / "stopped" / "checkpoints").glob("step-*"))
+        assert time.monotonic() < deadline
+        assert is_alive(), said(job)
+        time.sleep(0.05)
 
 
-def test_a_signal_to_the_whole_group_spares_the_loaders_workers(make: Make, tmp_path: Path) -> None:
+def stopped_after_a_step(job: TrainJob, processes: int = 1) -> str:
+    """Sends SIGTERM to the group of each process, and waits for their end; what they printed."""
+    started = start(job, processes)
+    wait_for_a_step(job, lambda: all(process.is_alive() for process in started))
+    for process in started:
+        os.killpg(process.pid or 0, signal.SIGTERM)
+    for process in started:
+        process.join(60)
+    assert [process.exitcode for process in started] == [EXIT_STOPPED] * processes, said(job)
+    return said(job)
+
+
+@pytest.mark.parametrize("loader_workers", [0, 1])
+def test_a_signal_to_the_whole_group_ends_a_training_and_spares_the_loaders_workers(
+    loader_workers: int, make: Make, tmp_path: Path
+) -> None:
     """Ctrl-C, torchrun and Slurm signal whole groups; the step after which the training saves needs its batches."""
-    job = make(tmp_path / "stopped", optimizer={"epochs": 2000}, run={"loader_workers": 1})
-    process = subprocess.Popen(command(job, 1), env=environment(), stderr=subprocess.PIPE, start_new_session=True)
-    log = tmp_path / "stopped" / "log.jsonl"
-    while not (log.exists() and '"step"' in log.read_text()):
-        assert process.poll() is None
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == EXIT_STOPPED, said.decode()
+    job = make(tmp_path / "stopped", optimizer={"epochs": 2000}, run={"loader_workers": loader_workers})
+    stopped_after_a_step(job)
     assert list((tmp_path / "stopped" / "checkpoints").glob("step-*"))
 
 
 def test_a_killed_training_leaves_no_workers(make: Make, tmp_path: Path) -> None:
     job = make(tmp_path / "killed", optimizer={"epochs": 2000}, run={"loader_workers": 2})
     process = subprocess.Popen(command(job, 1), env=environment(), stderr=subprocess.PIPE)
-    log = tmp_path / "killed" / "log.jsonl"
-    while not (log.exists() and '"step"' in log.read_text()):
-        assert process.poll() is None
-        time.sleep(0.1)
+    wait_for_a_step(job, lambda: process.poll() is None)
     process.kill()
     process.communicate(timeout=30)  # returns when the last of them has closed its stderr
 
@@ -208,10 +208,9 @@ def test_two_trainings_never_share_a_folder(make: Make, tmp_path: Path) -> None:
     """All processes of the second one are told so, whichever of them looked."""
     job = make(tmp_path / "out", "ct")
     with folder_lock(tmp_path / "out"):
-        done = subprocess.run(command(job, 2), env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert "Another training is writing" in done.stderr
-    assert f"process {os.getpid()} on" in done.stderr
+        printed = refused_in_two_processes(job)
+    assert printed.count("Another training is writing") == 2
+    assert f"process {os.getpid()} on" in printed
     assert not (tmp_path / "out" / "log.jsonl").exists()
     with folder_lock(tmp_path / "out"):  # free again
         pass
@@ -219,10 +218,17 @@ def test_two_trainings_never_share_a_folder(make: Make, tmp_path: Path) -> None:
 
 def test_a_batch_that_does_not_divide_is_refused(make: Make, tmp_path: Path) -> None:
     job = make(tmp_path / "out", "ct", optimizer={"batch_size": 3})
-    done = subprocess.run(command(job, 2), env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert "optimizer.batch_size" in done.stderr
-    assert "3 blocks for 2 devices" in done.stderr
+    printed = refused_in_two_processes(job)
+    assert "optimizer.batch_size" in printed
+    assert "3 blocks for 2 devices" in printed
+
+
+def refused_in_two_processes(job: TrainJob) -> str:
+    started = start(job, 2)
+    for process in started:
+        process.join(60)
+        assert process.exitcode not in (None, 0)
+    return said(job)
 
 
 PARTING = """

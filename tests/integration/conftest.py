@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from forked import ForkedCommand, forked_trainings
+
+from fusionx.pipelines.training import launcher
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -45,22 +47,21 @@ class World:
     def command(self, output: Path, command: str, *sets: str) -> list[str]:
         overrides = [f"output={output}", *sets]
         options = [word for override in overrides for word in ("--set", override)]
-        return [sys.executable, "-P", "-m", "fusionx", *command.split(), str(self.config), *options]
+        return [*command.split(), str(self.config), *options]
 
     def cli(self, output: Path, command: str, *sets: str) -> Done:
-        """Runs the real command line in a process of its own, as a user would."""
-        done = subprocess.run(
-            self.command(output, command, *sets), cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        return Done(done.returncode, done.stderr, done.stdout)
+        """The command line in a process of its own."""
+        process = ForkedCommand(*self.command(output, command, *sets), folder=ROOT)
+        _, printed = process.communicate()
+        return Done(process.wait(), printed)
 
     def here(self, output: Path, command: str, *sets: str) -> Done:
-        """The same command line in this process, which spares the imports."""
+        """The same command line in this process."""
         from click.testing import CliRunner
 
         from fusionx.cli.main import main
 
-        result = CliRunner().invoke(main, self.command(output, command, *sets)[4:])
+        result = CliRunner().invoke(main, self.command(output, command, *sets))
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         return Done(result.exit_code, result.stderr, result.stdout)
@@ -70,21 +71,13 @@ class World:
         assert done.returncode == 0, done.stderr
         return done.stderr
 
-    def on_ray(self, output: Path, workers: int) -> None:
-        """Chunks, and one source's shards, through one local Ray; every stage starts workers, so few stages."""
-        from fusionx.contract.config import load_config
-        from fusionx.pipelines.config import FusionConfig
-        from fusionx.pipelines.pipeline import open_pipeline
 
-        pools = [f"{stage}.workers={workers}" for stage in ("chunk", "precompute", "align")]
-        ray = ["executor.kind=ray", "executor.num_cpus=4", "executor.object_store_mb=100"]
-        fewer = ["align.maps=[mined]", "train.methods=[ct]"]
-        with open_pipeline(
-            load_config(FusionConfig, self.config, [f"output={output}", *pools, *ray, *fewer])
-        ) as pipeline:
-            pipeline.chunk()
-            pipeline.precompute("coder")
-            pipeline.align("coder")
+@pytest.fixture(autouse=True, scope="module")
+def _trainings_are_forked() -> Iterator[None]:
+    """Those that commands in this process start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launcher, "subprocess", forked_trainings(by_server=True))
+        yield
 
 
 def hashes(folder: Path, *patterns: str) -> dict[str, str]:
@@ -163,6 +156,6 @@ def world(tmp_path_factory: pytest.TempPathFactory, make_model: Any) -> World:
 def finished(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of one whole run with the executor `inline`; tests copy it before they change it."""
     output = tmp_path_factory.mktemp("finished") / "out"
-    done = world.cli(output, "run")
+    done = world.here(output, "run")
     assert done.returncode == 0, done.stderr
     return output

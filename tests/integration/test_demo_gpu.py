@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import ForkedCommand
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODELS = ("target", "coder", "writer", "scribe")
-WITHOUT_RAY = """
-import sys
-sys.modules["ray"] = None
-sys.modules["datasets"] = None
-from fusionx.cli.main import main
-main()
-"""
 
 
 def fusionx(*arguments: str, sets: list[str]) -> str:
     """Runs the command line with ray and datasets blocked; returns what it printed."""
     options = [word for override in sets for word in ("--set", override)]
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_RAY, *arguments, *options], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+    command = ForkedCommand(*arguments, *options, folder=ROOT, blocked=("ray", "datasets"))
+    _, printed = command.communicate()
+    assert command.wait() == 0, printed
+    return printed
 
 
 def small_inputs(data: Path) -> list[str]:

@@ -17,15 +17,20 @@ from uuid import uuid4
 
 import pytest
 
+from fusionx.contract.config import load_config
 from fusionx.contract.errors import ConfigError, DataError, IncompleteError
 from fusionx.contract.shards.parts import PartEntry
 from fusionx.contract.stage import Resources, Unit, Worker
-from fusionx.pipelines.config import ExecutorConfig
+from fusionx.pipelines.config import ExecutorConfig, FusionConfig
 from fusionx.pipelines.execution.executor import InlineExecutor
 from fusionx.pipelines.execution.job_queue import JobQueue, unit_name
 from fusionx.pipelines.execution.ray_executor import RayExecutor
 from fusionx.pipelines.execution.stage_runner import run_stages
 from fusionx.pipelines.execution.worker_host import WorkerHost, load_worker
+from fusionx.pipelines.layout import Layout
+from fusionx.pipelines.pipeline import Pipeline
+
+FEWER = ("align.maps=[mined]", "train.methods=[ct]")
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,34 @@ def executor() -> Iterator[RayExecutor]:
         made = RayExecutor(ExecutorConfig(num_cpus=2, object_store_mb=100, retries=1))
         yield made
         made.close()
+
+
+@pytest.fixture(scope="module")
+def inline(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data stages of one source, made in this process."""
+    output = tmp_path_factory.mktemp("inline") / "out"
+    for command in ("chunk", "precompute --source coder", "align --source coder"):
+        world.run(output, command, *FEWER)
+    return output
+
+
+@pytest.mark.slow
+def test_wherever_and_whenever_it_is_made_it_is_the_same(
+    executor: RayExecutor, world: Any, inline: Path, tmp_path: Path, part_hashes: Any
+) -> None:
+    """Ray with several workers, Ray with one, and one process without it give the same bytes, stage by stage."""
+    output = tmp_path / "out"
+    workers = {"chunk": 2, "precompute": 2, "align": 1}
+    pools = [f"{stage}.workers={count}" for stage, count in workers.items()]
+    config = load_config(FusionConfig, world.config, [f"output={output}", *pools, *FEWER])
+    pipeline = Pipeline(config, Layout(str(output)), executor)
+    pipeline.chunk()
+    pipeline.precompute("coder")
+    pipeline.align("coder")
+    for name in ("chunks", "logits/coder", "aligned/target/tokens", "aligned/target/mined/coder"):
+        made = part_hashes(output / name)
+        assert made == part_hashes(inline / name), name
+        assert len(made) > 2 + 1, "each worker can have had a part, and there is the manifest"
 
 
 def run(executor: RayExecutor, stage: DeadlyStage, count: int = 5) -> dict[int, PartEntry | Exception]:

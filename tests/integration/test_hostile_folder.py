@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,10 @@ OTHERS = (
     *("yaml", "click", "matplotlib", "jinja2", "regex", "cloudpickle", "psutil", "sitecustomize", "usercustomize"),
     *("json", "random", "types", "typing", "logging", "multiprocessing", "socket", "queue", "signal", "tempfile"),
 )
+CHECKED = {
+    *("chunk", "precompute", "align", "explain-map", "train", "eval", "run", "status", "plan", "report", "study"),
+    *("bench", "demo-inputs"),
+}
 HOSTILE = """
 import os
 with open({marker!r}, "a") as marker:
@@ -39,11 +44,15 @@ def hostile(tmp_path: Path) -> Path:
     return folder
 
 
+def environment() -> dict[str, str]:
+    """A user's: nothing in it says where to import from."""
+    return {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONSAFEPATH")}
+
+
 def check(folder: Path, *arguments: str, code: int = 0) -> None:
     """Runs `fusionx` there as a user does."""
-    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONSAFEPATH")}
     done = subprocess.run(
-        [str(FUSIONX), *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        [str(FUSIONX), *arguments], cwd=folder, env=environment(), capture_output=True, text=True, check=False
     )
     marker = folder.parent / "imported"
     assert not marker.exists(), f"{arguments[0]}: {marker.read_text()}\n{done.stderr}"
@@ -51,31 +60,31 @@ def check(folder: Path, *arguments: str, code: int = 0) -> None:
 
 
 def test_the_folder_would_be_imported_from_by_a_plain_python(hostile: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", "import train"], cwd=hostile, capture_output=True, check=False)
+    command = [sys.executable, "-c", "import train"]
+    done = subprocess.run(command, cwd=hostile, env=environment(), capture_output=True, check=False)
     assert done.returncode != 0
     assert (hostile.parent / "imported").read_text().startswith("train ")
 
 
 @pytest.mark.slow
 def test_no_command_imports_from_the_folder_it_is_started_in(world: Any, hostile: Path) -> None:
-    """With Ray's workers, torchrun's processes and the loaders' among what is started."""
-    pytest.importorskip("ray")
-    ray = ("executor.kind=ray", "executor.num_cpus=2", "executor.object_store_mb=100")
-    small = ("output=out", "train.methods=[ct,fusionx]", "align.maps=[first-token]", "train.optimizer.epochs=1")
-    several = ("train.run.devices=2", "train.run.loader_workers=1", "train.jobs=1", "eval.rivals={}")
-    sets = [word for value in (*small, *several) for word in ("--set", value)]
-    run = [str(world.config), *sets]
-    on_ray = [word for value in ray for word in ("--set", value)]
-    check(hostile, "plan", *run, "--documents", "20")
-    check(hostile, "chunk", *run)
-    check(hostile, "precompute", *run, *on_ray)
-    check(hostile, "align", *run, "--source", "coder")
+    """torchrun's processes and the loaders' among what is started; Ray's workers are in test_cluster.py."""
+    small = (
+        "output=out",
+        "train.methods=[ct]",
+        "align.maps=[first-token]",
+        "train.optimizer.epochs=1",
+        "eval.tasks=[]",
+    )
+    several = ("train.run.devices=2", "train.run.loader_workers=1", "train.jobs=1", "eval.rivals={}", "eval.tasks=[]")
+    run = [str(world.config), *(word for value in (*small, *several) for word in ("--set", value))]
     check(hostile, "run", *run)
-    check(hostile, "train", *run)
-    check(hostile, "eval", *run)
     check(hostile, "status", *run)
-    check(hostile, "explain-map", *run, "--source", "coder", "a text")
-    check(hostile, "report", "interference", "out/eval/models/target.json", "out/eval/ct", "out/eval/fusionx")
-    check(hostile, "study", "selection", *run)
-    check(hostile, "bench", "collate")
-    check(hostile, "demo-inputs", "nowhere.yaml", code=2)
+    check(hostile, "report", "interference", "out/eval/models/target.json", "out/eval/ct")
+    for command in ("chunk", "precompute", "align", "train", "eval", "plan", "demo-inputs"):  # stages are in `run`
+        check(hostile, command, "nowhere.yaml", code=2)
+    check(hostile, "explain-map", "nowhere.yaml", "--source", "coder", code=2)
+    check(hostile, "study", "tau", "nowhere.yaml", code=2)
+    check(hostile, "bench", "nothing", code=2)
+    commands = re.findall(r"^  ([a-z-]+)  ", subprocess.check_output([FUSIONX, "--help"], text=True), re.MULTILINE)
+    assert {*commands} == CHECKED, "a new command is to be checked here"

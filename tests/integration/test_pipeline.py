@@ -1,12 +1,10 @@
-"""The whole road through the real command line: results, resumption, determinism, and bad input."""
+"""The whole pipeline through its command line: results, resumption, determinism, and bad input."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
+from forked import ForkedCommand
 
 from fusionx.cli.main import main
 
@@ -145,27 +144,13 @@ def lines_about(text: str, *words: str) -> list[str]:
 
 
 def test_a_map_is_explained_for_a_text_and_as_a_whole(world: Any, tmp_path: Path) -> None:
-    command = world.command(tmp_path, "explain-map --source coder --map mined")[4:]
+    command = world.command(tmp_path, "explain-map --source coder --map mined")
     said = CliRunner().invoke(main, [*command, "x+1"]).stdout
     assert lines_about(said, "target positions take a source position")
     assert lines_about(world.here(tmp_path, "explain-map --source coder").stdout, "map first-token", "source ids")
     assert not (tmp_path / "config.json").exists()
     for wrong in ("--source nobody", "--source coder --map nearest"):
         assert world.here(tmp_path, f"explain-map {wrong}").returncode == 2
-
-
-@pytest.mark.slow
-def test_wherever_and_whenever_it_is_made_it_is_the_same(
-    world: Any, finished: Path, tmp_path: Path, part_hashes: Any
-) -> None:
-    """Ray with one worker, Ray with four, and this process give the same bytes."""
-    pytest.importorskip("ray")
-    folders = ("chunks", "logits/coder", "aligned/target/tokens", "aligned/target/mined/coder")
-    expected = {name: part_hashes(finished / name) for name in folders}
-    for workers in (1, 4):
-        output = tmp_path / f"ray-{workers}"
-        world.on_ray(output, workers)
-        assert {name: part_hashes(output / name) for name in expected} == expected
 
 
 def without(world: Any, tmp_path: Path, *names: str) -> Any:
@@ -280,7 +265,7 @@ def test_killed_after_the_first_part_and_run_again_it_is_the_same(
     output = tmp_path / "out"
     shutil.copytree(finished / "chunks", output / "chunks")
     command = world.command(output, "precompute")
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[2], env={**os.environ})
+    process = ForkedCommand(*command, folder=tmp_path)
     try:
         deadline = time.monotonic() + 60
         while not list(output.glob("logits/*/part-*.parquet")) and time.monotonic() < deadline:

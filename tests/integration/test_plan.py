@@ -18,7 +18,7 @@ from fusionx.contract.shards.manifest import read_manifest
 
 def test_a_sample_of_everything_is_the_run_itself(world: Any, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    planned = json.loads(world.cli(output, "plan --json --documents 100000").stdout)
+    planned = json.loads(world.here(output, "plan --json --documents 100000").stdout)
     assert not output.exists(), "a plan writes nothing"
     for stage in ("chunk", "precompute", "align"):
         world.run(output, stage)

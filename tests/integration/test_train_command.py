@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from forked import ForkedCommand
 from training_process import free_port
 
 from fusionx.contract.errors import EXIT_STOPPED, DataError
 from fusionx.contract.files.lock import folder_lock
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +35,8 @@ def aligned(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def start(file: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-P", "-m", "fusionx", arguments[0], str(file), *arguments[1:]]
-    return subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+def start(file: Path, *arguments: str, **environment: str) -> ForkedCommand:
+    return ForkedCommand(arguments[0], str(file), *arguments[1:], folder=file.parent, environment=environment)
 
 
 def results(output: Path) -> dict[str, dict[str, Any]]:
@@ -85,7 +80,7 @@ def test_alone_with_torchrun_and_as_tasks_of_an_srun(aligned: Path, tmp_path: Pa
     assert "step" not in printed
 
 
-def first_checkpoint(command: subprocess.Popen[str], output: Path) -> Path:
+def first_checkpoint(command: ForkedCommand, output: Path) -> Path:
     deadline = time.monotonic() + 120
     while not (marks := sorted(output.glob("train/*/*/*/checkpoints/step-*/state.json"))):
         assert time.monotonic() < deadline
@@ -131,9 +126,8 @@ def test_interrupted_killed_and_called_again(aligned: Path, tmp_path: Path) -> N
     assert again.returncode == EXIT_STOPPED, printed
 
 
-def until(command: subprocess.Popen[str], words: str) -> str:
+def until(command: ForkedCommand, words: str) -> str:
     """What is printed up to the line with `words`, or all of it."""
-    assert command.stderr is not None
     lines = []
     for line in command.stderr:
         lines.append(line)

@@ -6,8 +6,9 @@ autograd and the selection network's own layers.
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from fusionx.train.objective.selection_network import SelectionNetwork
 from fusionx.train.objective.teacher import Candidates
 
 EPS = 1e-9
+ByteSpan = tuple[int, int]
 
 
 class DenseLosses(NamedTuple):
@@ -306,3 +308,15 @@ def _element_fusion(
             fused.append(fuse_at(w, chosen, method.selection, list(dense[position, token])))
         cross_entropies.append(-(torch.stack(fused) * log_q[position]).sum())
     return torch.stack(cross_entropies).mean()
+
+
+def byte_spans(source_ends: list[int], target_ends: list[int]) -> list[ByteSpan]:
+    """Neighbouring byte offsets at which both sides have just consumed a token."""
+    both = [byte for byte in range(1 + max(target_ends, default=0)) if byte in source_ends and byte in target_ends]
+    return list(itertools.pairwise(both))
+
+
+def nll_of(span: ByteSpan, ends: list[int], nll: list[Any]) -> Any:
+    """Summed over the tokens that consume the span's bytes; `nll[i]` is that of token i + 1."""
+    first, last = span
+    return sum(nll[token - 1] for token, end in enumerate(ends) if first < end <= last)

@@ -23,14 +23,18 @@ def write_job(job: TrainJob) -> Path:
 
 
 def start(job: TrainJob, processes: int = 1) -> list[BaseProcess]:
-    """`python -m fusionx.train` on this job, in as many processes, told their places as torchrun tells them."""
+    """`python -m fusionx.train` on this job, in as many processes, told their places as torchrun tells them.
+
+    Each has a process group of its own. What they print goes to `said(job)`, too.
+    """
     server = multiprocessing.get_context("forkserver")
     file, port = write_job(job), str(free_port())
-    started = []
+    started: list[BaseProcess] = []
+    _printed(job).write_text("")
     for rank in map(str, range(processes)):
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank}
         environment = {**place, "WORLD_SIZE": str(processes), "OMP_NUM_THREADS": "1"}
-        started.append(server.Process(target=_train, args=(str(file), environment)))
+        started.append(server.Process(target=_train, args=(str(file), environment, str(_printed(job)))))
         started[-1].start()
     return started
 
@@ -40,11 +44,24 @@ def finish(job: TrainJob, processes: int = 1) -> Path:
     started = start(job, processes)
     for process in started:
         process.join()
-    assert [process.exitcode for process in started] == [0] * processes
+    assert [process.exitcode for process in started] == [0] * processes, said(job)
     return Path(job.output)
 
 
-def _train(file: str, environment: dict[str, str]) -> None:
+def said(job: TrainJob) -> str:
+    """What the processes of the last `start` have printed to stderr."""
+    return _printed(job).read_text(errors="replace")
+
+
+def _printed(job: TrainJob) -> Path:
+    output = Path(job.output)
+    return output.with_name(f"{output.name}.stderr")
+
+
+def _train(file: str, environment: dict[str, str], printed: str) -> None:
+    os.setpgid(0, 0)
+    os.dup2(os.open(printed, os.O_WRONLY | os.O_APPEND), 2)
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     os.environ |= environment
     sys.exit(main([file]))
 

@@ -52,8 +52,7 @@ class Target(nn.Module):
         scales: tuple[Tensor, Tensor] | None = None,
         teacher: Teacher | SpanTeacher | None = None,
     ) -> HeadLosses | Tensor:
-        """The losses of a micro-batch (`train.objective.fused_head.fused_head`), or without `scales` its label NLLs
-        [N].
+        """The losses of a micro-batch (`train.objective.fused_head`), or without `scales` its label NLLs [N].
 
         Args:
             predicts: bool [B, L], the N positions with a next token. labels: int64 [N].

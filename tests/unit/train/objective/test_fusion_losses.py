@@ -1,9 +1,8 @@
-"""Losses and objective against dense oracles, values and gradients; the head's blocks and what they keep."""
+"""Losses and objective against dense oracles: values and gradients."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 from fusion_oracles import dense_losses, random_candidates
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_steps import VOCAB, assert_close, gradients, linear_head, network, sum_of, variant
 from torch import Tensor
 
 from fusionx.train.config import PRESETS, Granularity, MethodConfig
@@ -27,21 +27,13 @@ from fusionx.train.objective.selection_network import SelectionNetwork
 from fusionx.train.objective.teacher import (
     Candidates,
     Selection,
-    Teacher,
     avg_ce_weights,
     label_probability,
     min_ce_weights,
     select,
 )
 
-VOCAB, WIDTH = 14, 5
 PAPERS_LOSSES: dict[str, Any] = {"lambda_select": 0, "lambda_feed": 0.5, "lambda_fuse": 0.1}
-
-
-def variant(name: str, selection: dict[str, Any] | None = None, **changed: Any) -> MethodConfig:
-    """A preset with some of its fields changed."""
-    plain = PRESETS[name].model_dump()
-    return MethodConfig.model_validate({**plain, **changed, "selection": plain["selection"] | (selection or {})})
 
 
 METHODS: dict[str, MethodConfig] = {
@@ -71,26 +63,6 @@ METHODS: dict[str, MethodConfig] = {
         for tail in tails
     },
 }
-
-
-def network(method: MethodConfig, candidates: int = 3, seed: int = 0) -> SelectionNetwork | None:
-    """A selection network in float64 whose outputs spread enough for tau to matter."""
-    if method.teacher != "asn":
-        return None
-    torch.manual_seed(seed)
-    asn = SelectionNetwork(candidates, method.selection).double()
-    with torch.no_grad():
-        for parameter in asn.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return asn
-
-
-def linear_head(seed: int, n: int = 6) -> tuple[Tensor, Tensor]:
-    """hidden [N, d] and the head's weight [V, d], float64 leaves."""
-    generator = torch.Generator().manual_seed(seed)
-    hidden = torch.randn(n, WIDTH, generator=generator, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(VOCAB, WIDTH, generator=generator, dtype=torch.float64, requires_grad=True)
-    return hidden, weight
 
 
 class Step(NamedTuple):
@@ -147,10 +119,6 @@ def sparse_objective(
     )
 
 
-def sum_of(values: list[Tensor]) -> Tensor:
-    return sum(values, torch.zeros((), dtype=torch.float64))
-
-
 def value_of(step: Step, method: MethodConfig) -> Tensor:
     """Eq. 10 from its terms: the loss itself is right in its gradient only."""
     return (
@@ -170,15 +138,6 @@ def parts_of(candidates: Candidates, hidden: Tensor, cut: int) -> list[tuple[Can
         )
         for at in (slice(0, cut), slice(cut, None))
     ]
-
-
-def gradients(total: Tensor, leaves: list[Tensor]) -> list[Tensor]:
-    found = torch.autograd.grad(total, leaves, allow_unused=True)
-    return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, leaves, strict=True)]
-
-
-def assert_close(found: Any, expected: Any) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -393,108 +352,3 @@ def test_avg_ce_is_a_softmax_of_the_nlls() -> None:
     found = avg_ce_weights(candidates)
     assert found[0].tolist() == pytest.approx([1 / (1 + math.exp(-2)), 1 / (1 + math.exp(2)), 0])
     assert found[1].tolist() == [0, 1, 0]
-
-
-@pytest.mark.parametrize("block", [1, 2, 3, 5, 6, 7, 1000])
-def test_head_blocks_change_nothing(block: int) -> None:
-    """Against whole logits: values and every gradient, the scales' too in what they scale."""
-    candidates = random_candidates(2)
-    hidden, weight = linear_head(2)
-    generator = torch.Generator().manual_seed(1)
-    weights = torch.rand(6, 3, generator=generator, dtype=torch.float64, requires_grad=True)
-    probs = candidates.probs.clone().requires_grad_()
-    leaves = [hidden, weight, probs, weights]
-    for tail in ("bucket", "renormalise", "raw"):
-        logq = torch.log_softmax(hidden @ weight.T, -1)
-        nll = -logq[torch.arange(6), candidates.labels]
-        assert_close(label_nll(lambda h: h @ weight.T, hidden, candidates.labels, block), nll.detach())
-        support = logq.gather(1, candidates.ids.reshape(6, -1).clamp(min=0).long()).reshape(candidates.ids.shape)
-        fuse = (weights * cross_entropy(probs, support, tail)).sum()  # type: ignore[arg-type]
-        expected = gradients(0.3 * nll.sum() + 0.7 * fuse, leaves)
-        teacher = Teacher(candidates.ids, probs, weights, tail)  # type: ignore[arg-type]
-        found = fused_head(lambda h: h @ weight.T, [weight], hidden, candidates.labels, teacher, 0.3, 0.7, block)
-        assert_close((found.lm, found.fuse), (nll.sum().detach(), fuse.detach()))
-        assert_close(found.loss.detach(), (0.3 * nll.sum() + 0.7 * fuse).detach())
-        # A later factor (the number of devices) reaches the gradients, too.
-        for ours, theirs in zip(gradients(2 * found.loss, leaves), expected, strict=True):
-            assert_close(ours, 2 * theirs)
-
-
-def test_the_heads_backward_runs_once() -> None:
-    candidates = random_candidates(2)
-    hidden, weight = linear_head(2)
-    loss = fused_head(lambda h: h @ weight.T, [weight], hidden, candidates.labels, None, 1.0, 0.0, 4).loss
-    loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="once"):
-        loss.backward()
-
-
-@pytest.mark.parametrize("frozen", ["hidden", "weight"])
-def test_what_is_frozen_gets_no_gradient(frozen: str) -> None:
-    candidates = random_candidates(2)
-    hidden, weight = linear_head(2)
-    (hidden if frozen == "hidden" else weight).requires_grad_(False)
-    trained = weight if frozen == "hidden" else hidden
-    parameters = [weight] if weight.requires_grad else []
-    found = fused_head(lambda h: h @ weight.T, parameters, hidden, candidates.labels, None, 1.0, 0.0, 4)
-    (ours,) = torch.autograd.grad(found.loss, [trained])
-    nll = torch.nn.functional.cross_entropy(hidden @ weight.T, candidates.labels, reduction="sum")
-    assert_close(ours, torch.autograd.grad(nll, [trained])[0])
-
-
-def test_halves_are_summed_in_full_precision() -> None:
-    """bf16 hidden states and head: the loss is the fp32 one of the same logits; gradients come back in bf16."""
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(64, WIDTH, generator=generator).bfloat16().requires_grad_()
-    weight = torch.randn(VOCAB, WIDTH, generator=generator).bfloat16().requires_grad_()
-    labels = torch.randint(0, VOCAB, (64,), generator=generator)
-    found = fused_head(lambda h: h @ weight.T, [weight], hidden, labels, None, 1.0, 0.0, 4)
-    expected = torch.nn.functional.cross_entropy((hidden @ weight.T).float(), labels, reduction="sum")
-    torch.testing.assert_close(found.loss, expected)
-    ours, theirs = (gradients(loss, [hidden, weight]) for loss in (found.loss, expected))
-    for left, right in zip(ours, theirs, strict=True):
-        assert left.dtype == torch.bfloat16
-        torch.testing.assert_close(left, right, rtol=0.05, atol=0.05)
-
-
-def saved_sizes(compute: Callable[[], Tensor]) -> list[int]:
-    """Element counts of every tensor that the graph of `compute` keeps for its backward."""
-    sizes: list[int] = []
-
-    def pack(tensor: Tensor) -> Tensor:
-        sizes.append(tensor.numel())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        compute()
-    return sizes
-
-
-@pytest.mark.parametrize("name", ["ct", "fusellm", "fusionx", "paper"])
-def test_no_logits_are_kept_for_backward(name: str) -> None:
-    n, vocab, width, block = 96, 512, 8, 16
-    method = PRESETS[name]
-    candidates = random_candidates(0, n=n, vocab=vocab)
-    asn = network(method)
-    torch.manual_seed(0)
-    hidden = torch.randn(n, width, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(vocab, width, dtype=torch.float64, requires_grad=True)
-    rows: list[int] = []
-
-    def head(h: Tensor) -> Tensor:
-        rows.append(len(h))
-        return h @ weight.T
-
-    selection = None if name == "ct" else select(method, asn, candidates, vocab)
-
-    def blocked() -> Tensor:
-        teacher = None if selection is None else selection.teacher
-        return fused_head(head, [weight], hidden, candidates.labels, teacher, 1.0, 1.0, block).loss
-
-    def naive() -> Tensor:
-        return torch.nn.functional.cross_entropy(head(hidden), candidates.labels)
-
-    assert max(saved_sizes(naive)) >= n * vocab  # the measurement sees what it must see
-    rows.clear()
-    assert max(saved_sizes(blocked), default=0) < block * vocab
-    assert max(rows) <= block

@@ -1,8 +1,7 @@
-"""Likelihood matching against plain loops over bytes and a dense float64 objective; from shards to trainings."""
+"""Likelihood matching against plain loops over bytes and a dense float64 objective, and whole trainings by it."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,21 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fusion_oracles import dense_losses, random_candidates
+from fusion_oracles import byte_spans, dense_losses, nll_of, random_candidates
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shard_builder import Chunk, Parts, make_job, random_parts, write_logits, write_set
-from test_fusion_losses import VOCAB, assert_close, gradients, linear_head, network, sum_of, variant
+from shard_builder import Chunk, Parts, make_job, write_logits
+from small_steps import VOCAB, assert_close, gradients, linear_head, network, sum_of, variant
 from torch import Tensor
 from trainings import ALONE, CANDIDATES, Make, untimed_log
 
-from fusionx.contract.errors import DataError
-from fusionx.contract.shards.codec import read_distributions, read_token_nll, read_tokens
-from fusionx.contract.shards.parts import Ragged, part_name, read_part
 from fusionx.train.config import PRESETS, MethodConfig, TrainJob
-from fusionx.train.data.collate import collate_blocks
-from fusionx.train.data.loader import StepBatches, loader
-from fusionx.train.data.shard_stream import Sample, ShardSet
 from fusionx.train.loop.trainer import Trainer
 from fusionx.train.model.target import load_target
 from fusionx.train.objective.fused_head import fused_head, label_nll
@@ -34,8 +27,6 @@ from fusionx.train.objective.losses import Totals, divisor, head_scales, local_t
 from fusionx.train.objective.selection_network import SelectionNetwork
 from fusionx.train.objective.spans import Spans, joined, shifted, spans_between
 from fusionx.train.objective.teacher import Candidates, select
-
-ByteSpan = tuple[int, int]
 
 
 @st.composite
@@ -57,18 +48,6 @@ def ends_of(draw: st.DrawFn, text: str) -> np.ndarray:
 def pairs_of_tokenizations(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     text = draw(st.text(alphabet="ab é漢😀", min_size=1, max_size=10))
     return draw(ends_of(text)), draw(ends_of(text))
-
-
-def byte_spans(source_ends: list[int], target_ends: list[int]) -> list[ByteSpan]:
-    """Neighbouring byte offsets at which both sides have just consumed a token."""
-    both = [byte for byte in range(1 + max(target_ends, default=0)) if byte in source_ends and byte in target_ends]
-    return list(itertools.pairwise(both))
-
-
-def nll_of(span: ByteSpan, ends: list[int], nll: list[Any]) -> Any:
-    """Summed over the tokens that consume the span's bytes; `nll[i]` is that of token i + 1."""
-    first, last = span
-    return sum(nll[token - 1] for token, end in enumerate(ends) if first < end <= last)
 
 
 def divergence_of(teacher_nll: float, target_nll: Tensor, temperature: float) -> Tensor:
@@ -285,80 +264,6 @@ def test_no_span_is_no_loss() -> None:
     value, slopes = span_loss(SpanTeacher(nothing, nothing, torch.zeros(0), torch.zeros(0), 100.0), torch.ones(4))
     assert float(value) == 0
     assert not slopes.any()
-
-
-# From shards
-
-
-@pytest.fixture(scope="module")
-def parts_and_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Parts, str, dict[str, str], dict[str, str]]:
-    folder, parts = tmp_path_factory.mktemp("spans"), random_parts([4, 3, 5], ["left", "right"])
-    tokens, aligned = write_set(folder, parts, ["left", "right"])
-    return parts, tokens, aligned, {name: write_logits(folder / "logits" / name, parts, name) for name in aligned}
-
-
-def samples_of(shards: ShardSet) -> list[Sample]:
-    return [shards.sample(part, row) for part, rows in enumerate(shards.rows) for row in range(rows)]
-
-
-def test_samples_carry_what_the_logits_say(parts_and_folders: Any) -> None:
-    _, tokens, aligned, logits = parts_and_folders
-    shards = ShardSet(tokens, aligned, "train", logits=logits)
-    without = samples_of(ShardSet(tokens, aligned, "train"))
-    assert {sample.spans for sample in without} == {None}
-    assert set(shards.digests()) == {"tokens", "left", "right", "logits/left", "logits/right"}
-    some = 0
-    for j, folder in enumerate(logits.values()):
-        samples = iter(samples_of(shards))
-        for part in range(3):
-            table, _ = read_part(f"{folder}/{part_name(part)}", "logits")
-            _, ends = read_tokens(table)
-            nll = Ragged(read_token_nll(table, read_distributions(table)), ends.offsets)
-            for row in range(len(ends)):
-                sample = next(samples)
-                assert sample.spans is not None
-                own = sample.spans.candidates == j
-                spans = byte_spans(ends.row(row).tolist(), sample.ends.tolist())
-                some += len(spans)
-                expected = [nll_of(span, ends.row(row).tolist(), nll.row(row).tolist()) for span in spans]
-                np.testing.assert_allclose(sample.spans.nll[own], expected, rtol=1e-6)
-                bytes_of = zip(sample.ends[sample.spans.starts[own]], sample.ends[sample.spans.stops[own]], strict=True)
-                assert list(bytes_of) == spans
-    assert some > 30
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_batches_carry_the_spans_of_their_chunks(parts_and_folders: Any, workers: int) -> None:
-    """Counted over the batch's positions, in packed rows too, and through a worker process."""
-    _, tokens, aligned, logits = parts_and_folders
-    shards = ShardSet(tokens, aligned, "train", logits=logits)
-    order = shards.order(0, pack=24)
-    for step, (batch,) in enumerate(loader(StepBatches(shards, order, 3, 0), 0, 2, workers)):
-        samples = [shards.sample(*place) for index in range(3 * step, 3 * step + 3) for place in order.block(index)]
-        assert batch.spans is not None
-        found = list(zip(*(column.tolist() for column in batch.spans), strict=True))
-        expected, first = [], 0
-        for sample in samples:
-            assert sample.spans is not None
-            for start, stop, candidate, nll in zip(*sample.spans, strict=True):
-                assert stop < len(sample.input_ids)
-                expected.append((first + start, first + stop, candidate, nll))
-            first += max(0, len(sample.input_ids) - 1)
-        assert found == expected
-        assert batch.to(torch.device("cpu")).spans is not None
-
-
-def test_batches_of_other_methods_have_no_spans(parts_and_folders: Any) -> None:
-    _, tokens, aligned, _ = parts_and_folders
-    assert collate_blocks([samples_of(ShardSet(tokens, aligned, "train"))], 0).spans is None
-
-
-def test_refuses_logits_that_lack_a_part(parts_and_folders: Any, tmp_path: Path) -> None:
-    parts, tokens, aligned, logits = parts_and_folders
-    logits = {**logits, "left": write_logits(tmp_path, parts, "left", skip_part=1)}
-    with pytest.raises(DataError, match=r"logits shards of 'left'[\s\S]*part-00001.parquet") as caught:
-        ShardSet(tokens, aligned, "train", logits=logits)
-    assert caught.value.details["file"] == str(tmp_path)
 
 
 # Trainings (what every method must leave and how it resumes is tested with the others)

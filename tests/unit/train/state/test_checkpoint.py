@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import in_a_fork
 from safetensors import SafetensorError
 from tiny_model import TinyModel
 from torch import nn
@@ -264,40 +264,36 @@ KILLS = [
 ]
 """(module, function, which call of it ends the process, the step that is found then)."""
 
-KILL = """
-import os, sys
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-import torch
-from test_checkpoint import KILLS, Training
-torch.set_num_threads({threads})  # the order of sums follows from it
 
-for number, (module, name, call, _) in enumerate(KILLS):
-    if os.fork() == 0:
-        training = Training(Path({folder!r}) / str(number), keep=1)
-        training.state = training.checkpoints.load()
-        for _ in range(2):
-            training.step()
-        calls, original = iter(range(100)), getattr(sys.modules[module], name)
-        def dying(*arguments, **options):
-            if next(calls) == call:
-                os._exit(9)
-            return original(*arguments, **options)
-        setattr(sys.modules[module], name, dying)
-        training.save()
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.wait()[1]) == 9, (module, name, call)
-"""
+def die_everywhere(folder: Path, threads: int) -> None:
+    """Saves once more for each of `KILLS`, in a process that ends there."""
+    torch.set_num_threads(threads)  # the order of sums follows from it
+    for number, (module, name, call, _) in enumerate(KILLS):
+        if os.fork() == 0:
+            training = Training(folder / str(number), keep=1)
+            training.state = training.checkpoints.load() or TrainState()
+            for _ in range(2):
+                training.step()
+            calls, original = iter(range(100)), getattr(sys.modules[module], name)
+
+            def dying(
+                *arguments: Any, calls: Any = calls, call: int = call, original: Any = original, **options: Any
+            ) -> Any:
+                if next(calls) == call:
+                    os._exit(9)
+                return original(*arguments, **options)
+
+            setattr(sys.modules[module], name, dying)
+            training.save()
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.wait()[1]) == 9, (module, name, call)
 
 
-def test_killed_at_any_instant(tmp_path: Path, saved: Training, root: Path) -> None:
+def test_killed_at_any_instant(tmp_path: Path, saved: Training) -> None:
     """A process that ends at once leaves the old checkpoint or the new one, and the next one goes on."""
     for number in range(len(KILLS)):
         shutil.copytree(tmp_path / "checkpoints", tmp_path / str(number))
-    threads = torch.get_num_threads()
-    code = KILL.format(tests=str(Path(__file__).parent), folder=str(tmp_path), threads=threads)
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    in_a_fork(die_everywhere, tmp_path, torch.get_num_threads())
     reference = Training(tmp_path / "elsewhere")
     for _ in range(5):
         reference.step()
