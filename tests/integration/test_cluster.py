@@ -118,12 +118,9 @@ def precompute(fakes: Any, expected: tuple[Path, dict[str, str]], tmp_path: Path
 
 
 @pytest.mark.slow
-def test_whatever_is_lost_in_turn_the_bytes_are_the_same(
+def test_a_worker_process_and_then_a_whole_node_are_lost(
     cluster: Any, precompute: Callable[..., Command], expected: tuple[Path, dict[str, str]], part_hashes: Any
 ) -> None:
-    """On a cluster a worker's process, a machine, and the command itself; then Ctrl-C on a Ray of its own; then the end
-    on the cluster that is left."""
-    total = len(expected[1])
     nodes = [Node(cluster.head_node), Node(cluster.add_node(num_cpus=1, object_store_memory=STORE))]
     command = precompute(f"executor.address={cluster.address}", "executor.env=[WHO_CALLS]")
     command.has_made(2)
@@ -131,17 +128,27 @@ def test_whatever_is_lost_in_turn_the_bytes_are_the_same(
     worker = next(pid for node in nodes for pid in node.workers())
     check_environment(worker)
     os.kill(worker, signal.SIGKILL)
-    command.has_made(6)
+    command.has_made(8)
+    assert command.parts() < len(expected[1]) - 6
     cluster.remove_node(nodes[1].node, allow_graceful=False)
-    made = command.parts()
-    assert made < total - 8, "there is much to do yet"
-    command.has_made(made + 2)
-    command.process.kill()
-    command.process.communicate()
-    kept = part_hashes(command.output / "logits", "part-*.parquet")
+    code, log = command.ends()
+    assert code == 0, log
+    assert part_hashes(command.output / "logits") == expected[1]
+
+
+@pytest.mark.slow
+def test_the_command_is_killed_then_interrupted_then_called_again(
+    cluster: Any, precompute: Callable[..., Command], expected: tuple[Path, dict[str, str]], part_hashes: Any
+) -> None:
+    """Begun on a cluster, gone on with on a Ray of its own, ended on the same cluster."""
+    killed = precompute(f"executor.address={cluster.address}")
+    killed.has_made(3)
+    killed.process.kill()
+    killed.process.communicate()
+    made = part_hashes(killed.output / "logits", "part-*.parquet")
 
     interrupted = precompute("executor.num_cpus=2")
-    interrupted.has_made(len(kept) + 2)
+    interrupted.has_made(len(made) + 3)
     tree = descendants(interrupted.process.pid)
     assert any("raylet" in command_line(pid) for pid in tree), "it does not join the cluster that runs beside it"
     os.killpg(interrupted.process.pid, signal.SIGINT)  # as a terminal does
@@ -151,13 +158,13 @@ def test_whatever_is_lost_in_turn_the_bytes_are_the_same(
     assert "run the same command again" in log
     assert "Traceback" not in log
     wait_until(lambda: not any(map(alive, tree)), "Ray's processes are gone")
-    assert interrupted.parts() < total - 2
+    assert interrupted.parts() < len(expected[1]) - 6
 
     code, log = precompute(f"executor.address={cluster.address}").ends()
     assert code == 0, log
-    found = part_hashes(command.output / "logits")
+    found = part_hashes(killed.output / "logits")
     assert found == expected[1]
-    assert kept.items() <= found.items()
+    assert made.items() <= found.items()
 
 
 def check_environment(worker: int) -> None:

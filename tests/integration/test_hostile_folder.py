@@ -80,10 +80,11 @@ def test_no_command_imports_from_the_folder_it_is_started_in(world: Any, hostile
     run = [str(world.config), *(word for value in (*small, *several) for word in ("--set", value))]
     check(hostile, "run", *run)
     check(hostile, "status", *run)
+    check(hostile, "plan", *run, "--documents", "5")
+    check(hostile, "explain-map", *run, "--source", "coder", "a text")
     check(hostile, "report", "interference", "out/eval/models/target.json", "out/eval/ct")
-    for command in ("chunk", "precompute", "align", "train", "eval", "plan", "demo-inputs"):  # stages are in `run`
+    for command in ("chunk", "precompute", "align", "train", "eval", "demo-inputs"):  # the stages are in `run`
         check(hostile, command, "nowhere.yaml", code=2)
-    check(hostile, "explain-map", "nowhere.yaml", "--source", "coder", code=2)
     check(hostile, "study", "tau", "nowhere.yaml", code=2)
     check(hostile, "bench", "nothing", code=2)
     commands = re.findall(r"^  ([a-z-]+)  ", subprocess.check_output([FUSIONX, "--help"], text=True), re.MULTILINE)
