@@ -18,10 +18,6 @@ OTHERS = (
     *("yaml", "click", "matplotlib", "jinja2", "regex", "cloudpickle", "psutil", "sitecustomize", "usercustomize"),
     *("json", "random", "types", "typing", "logging", "multiprocessing", "socket", "queue", "signal", "tempfile"),
 )
-CHECKED = {
-    *("chunk", "precompute", "align", "explain-map", "train", "eval", "run", "status", "plan", "report", "study"),
-    *("bench", "demo-inputs"),
-}
 HOSTILE = """
 import os
 with open({marker!r}, "a") as marker:
@@ -49,14 +45,15 @@ def environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONSAFEPATH")}
 
 
-def check(folder: Path, *arguments: str, code: int = 0) -> None:
-    """Runs `fusionx` there as a user does."""
+def check(folder: Path, *arguments: str, code: int = 0) -> str:
+    """Runs `fusionx` there as a user does; the command's name."""
     done = subprocess.run(
         [str(FUSIONX), *arguments], cwd=folder, env=environment(), capture_output=True, text=True, check=False
     )
     marker = folder.parent / "imported"
     assert not marker.exists(), f"{arguments[0]}: {marker.read_text()}\n{done.stderr}"
     assert done.returncode == code, done.stderr
+    return arguments[0]
 
 
 def test_the_folder_would_be_imported_from_by_a_plain_python(hostile: Path) -> None:
@@ -69,23 +66,20 @@ def test_the_folder_would_be_imported_from_by_a_plain_python(hostile: Path) -> N
 @pytest.mark.slow
 def test_no_command_imports_from_the_folder_it_is_started_in(world: Any, hostile: Path) -> None:
     """torchrun's processes and the loaders' among what is started; Ray's workers are in test_cluster.py."""
-    small = (
-        "output=out",
-        "train.methods=[ct]",
-        "align.maps=[first-token]",
-        "train.optimizer.epochs=1",
-        "eval.tasks=[]",
-    )
+    small = ("output=out", "train.methods=[ct]", "align.maps=[first-token]", "train.optimizer.epochs=1")
     several = ("train.run.devices=2", "train.run.loader_workers=1", "train.jobs=1", "eval.rivals={}", "eval.tasks=[]")
     run = [str(world.config), *(word for value in (*small, *several) for word in ("--set", value))]
-    check(hostile, "run", *run)
-    check(hostile, "status", *run)
-    check(hostile, "plan", *run, "--documents", "5")
-    check(hostile, "explain-map", *run, "--source", "coder", "a text")
-    check(hostile, "report", "interference", "out/eval/models/target.json", "out/eval/ct")
-    for command in ("chunk", "precompute", "align", "train", "eval", "demo-inputs"):  # the stages are in `run`
-        check(hostile, command, "nowhere.yaml", code=2)
-    check(hostile, "study", "tau", "nowhere.yaml", code=2)
-    check(hostile, "bench", "nothing", code=2)
-    commands = re.findall(r"^  ([a-z-]+)  ", subprocess.check_output([FUSIONX, "--help"], text=True), re.MULTILINE)
-    assert {*commands} == CHECKED, "a new command is to be checked here"
+    checked = {
+        check(hostile, "run", *run),
+        check(hostile, "status", *run),
+        check(hostile, "plan", *run, "--documents", "5"),
+        check(hostile, "explain-map", *run, "--source", "coder", "a text"),
+        check(hostile, "report", "interference", "out/eval/models/target.json", "out/eval/ct"),
+        check(hostile, "study", "tau", "nowhere.yaml", code=2),
+        check(hostile, "bench", "nothing", code=2),
+        # The stages are in `run`.
+        *(check(hostile, name, "nowhere.yaml", code=2) for name in ("chunk", "precompute", "align", "train", "eval")),
+        check(hostile, "demo-inputs", "nowhere.yaml", code=2),
+    }
+    told = subprocess.check_output([FUSIONX, "--help"], text=True)
+    assert checked == {*re.findall(r"^  ([a-z-]+)  ", told, re.MULTILINE)}, "a new command is to be checked here"
