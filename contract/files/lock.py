@@ -1,4 +1,4 @@
-"""One training at a time in a folder. Needs no torch."""
+"""One training at a time in a folder, by a lock that ends with its process."""
 
 from __future__ import annotations
 

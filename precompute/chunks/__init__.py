@@ -1,4 +1,4 @@
 """Documents -> chunks that fit every tokenizer of the run, and the stage that writes them.
 
-Cuts lie only where every tokenizer provably puts a token boundary, so that tokens can be counted piecewise.
+Tokens are counted piece by piece where every tokenizer provably never joins two pieces, else by encoding.
 """

@@ -1,4 +1,4 @@
 """Documents of a corpus, split by split: local files behind any path, or a data set of the hub.
 
-`documents` is what others use.
+Others use `documents`, and `check_corpus` of `files`.
 """

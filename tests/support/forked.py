@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -53,9 +54,14 @@ class ForkedCommand:
 
     def communicate(self, timeout: float | None = None) -> tuple[None, str]:
         """What it still prints, until nothing of it is left, and its end."""
-        printed = self.stderr.read()
+        printed: list[str] = []
+        reader = threading.Thread(target=lambda: printed.append(self.stderr.read()), daemon=True)
+        reader.start()
+        reader.join(timeout)
+        if reader.is_alive():
+            raise subprocess.TimeoutExpired("fusionx", timeout or 0)
         self.wait(timeout)
-        return None, printed
+        return None, printed[0]
 
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
@@ -65,7 +71,7 @@ class ForkedCommand:
 
 
 def forked_trainings(by_server: bool) -> Any:
-    """Stands in for `subprocess` in the launcher: trainings of one process are forked, and so is torchrun itself.
+    """Stands in for `subprocess` in the launcher: a training of one process is forked; by a command, torchrun is, too.
 
     Args:
         by_server: forked by the fork server, for commands in the tests' own process, whose threads a plain fork would
