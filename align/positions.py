@@ -25,11 +25,18 @@ _MOST_PAIRS = 1 << 22
 
 
 class Status(IntEnum):
-    """How a target position got its source position."""
+    """How a target position was aligned.
+
+    NOT_ALIGNED: the source says nothing there. EXACT_BOUNDARY: both have consumed the same bytes. MINED_MATCH: matched
+    by the paper's edit costs. INSIDE_TOKEN: the target has consumed a piece of a source token. NOTHING_COMPATIBLE:
+    inside a token, and of the source's entries only the text's own agrees with that piece.
+    """
 
     NOT_ALIGNED = 0
     EXACT_BOUNDARY = 1
     MINED_MATCH = 2
+    INSIDE_TOKEN = 3
+    NOTHING_COMPATIBLE = 4
 
 
 def align_positions(

@@ -58,8 +58,8 @@ class FusionConfig(Config):
         ]
         for name in self.train.methods:
             method = self.train.method(name)
-            if method.teacher != "none" and method.map not in self.align.maps:
-                problems.append(f"method '{name}' reads the map '{method.map}', which align.maps does not make")
+            if method.teacher != "none" and method.alignment not in self.align.methods:
+                problems.append(f"method '{name}' reads the alignment '{method.alignment}', which align.methods does not make")
         taken = {"target", *self.train.methods, *self.eval.merge_rows} & set(self.eval.rivals)
         problems += [f"eval.rivals names a model '{name}', as a row of the report is named" for name in sorted(taken)]
         if problems:

@@ -23,8 +23,8 @@ class Layout:
     def tokens(self, target: str) -> str:
         return join(self.root, "aligned", target, "tokens")
 
-    def aligned(self, target: str, vocab_map: str, source: str) -> str:
-        return join(self.root, "aligned", target, vocab_map, source)
+    def aligned(self, target: str, method: str, source: str) -> str:
+        return join(self.root, "aligned", target, method, source)
 
     def training(self, method: str, learning_rate: float, seed: int) -> str:
         return join(self.root, "train", method, f"lr-{learning_rate:g}", f"seed-{seed}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from fusionx.align.aligned_stage import AlignedStage
-from fusionx.align.config import MapMode
+from fusionx.align.config import AlignMethod
 from fusionx.align.tokens_stage import TokensStage
 from fusionx.contract.errors import ConfigError
 from fusionx.contract.files.storage import join, plain, write_bytes
@@ -53,12 +53,12 @@ class Pipeline:
         self._run("precompute", [self.logits_stage(model) for model in models])
 
     def align(self, only: str | None = None) -> None:
-        """Maps every candidate's shards, or those of `only`, to the target, through every configured map."""
+        """Aligns every candidate's shards, or those of `only`, with the target, by every configured method."""
         sources = [model for model in self.config.models if only in (None, model.id)]
         if not sources:
             raise _no_source(self.config, str(only))
         self._run("align", [self.tokens_stage()])
-        stages = [self.aligned_stage(mode, model) for mode in self.config.align.maps for model in sources]
+        stages = [self.aligned_stage(method, model) for method in self.config.align.methods for model in sources]
         for stage in stages:
             stage.check()
         self._run("align", stages)
@@ -125,7 +125,7 @@ class Pipeline:
             self.config.align.workers,
         )
 
-    def aligned_stage(self, mode: Any, model: ModelConfig) -> AlignedStage:
+    def aligned_stage(self, method: AlignMethod, model: ModelConfig) -> AlignedStage:
         target = self.config.target
         return AlignedStage(
             source=model.id,
@@ -134,11 +134,12 @@ class Pipeline:
             target=target.id,
             target_path=target.path,
             target_revision=target.revision,
-            mode=mode,
+            method=method,
             config=self.config.align,
             logits=self.layout.logits(model.id),
+            target_logits=self.layout.logits(target.id),
             tokens=self.layout.tokens(target.id),
-            output=self.layout.aligned(target.id, mode, model.id),
+            output=self.layout.aligned(target.id, method, model.id),
         )
 
     def _run(self, name: str, stages: Sequence[Stage]) -> None:

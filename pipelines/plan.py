@@ -154,9 +154,9 @@ def _stages(pipeline: Pipeline) -> Iterator[Stage]:
     for model in pipeline.config.models:
         yield pipeline.logits_stage(model)
     yield pipeline.tokens_stage()
-    for mode in pipeline.config.align.maps:
+    for method in pipeline.config.align.methods:
         for model in pipeline.config.models:
-            yield pipeline.aligned_stage(mode, model)
+            yield pipeline.aligned_stage(method, model)
 
 
 def _measured(stage: Stage, sample: dict[str, _Split]) -> StagePlan:

@@ -65,9 +65,9 @@ def status(pipeline: Pipeline) -> Iterator[StageStatus]:
     for model in config.models:
         yield _stage(pipeline.logits_stage(model))
     yield _stage(pipeline.tokens_stage())
-    for mode in config.align.maps:
+    for method in config.align.methods:
         for model in config.models:
-            yield _aligned(pipeline.aligned_stage(mode, model))
+            yield _aligned(pipeline.aligned_stage(method, model))
     yield _trainings(pipeline)
     yield _evaluations(pipeline)
 

@@ -59,7 +59,7 @@ class MethodConfig(Config):
     """
 
     teacher: Literal["none", "min_ce", "avg_ce", "asn"] = "asn"
-    map: Literal["first-token", "mined", "exact"] = "first-token"
+    alignment: Literal["walk", "mined", "exact"] = "walk"
     tail: Tail = "bucket"
     selection: SelectionConfig = SelectionConfig()
     lambda_lm: float = Field(1.0, ge=0)
@@ -100,14 +100,20 @@ class MethodConfig(Config):
 
 
 _FUSELLM = MethodConfig(
-    teacher="min_ce", map="mined", tail="renormalise", lambda_lm=0.9, lambda_fuse=0.1, lambda_feed=0, lambda_select=0
+    teacher="min_ce",
+    alignment="mined",
+    tail="renormalise",
+    lambda_lm=0.9,
+    lambda_fuse=0.1,
+    lambda_feed=0,
+    lambda_select=0,
 )
 PRESETS: dict[str, MethodConfig] = {
     "ct": MethodConfig(teacher="none", lambda_fuse=0, lambda_feed=0, lambda_select=0),
     "fusellm": _FUSELLM,
     "fusellm-avgce": _FUSELLM.model_copy(update={"teacher": "avg_ce"}),
     "paper": MethodConfig(
-        map="mined",
+        alignment="mined",
         tail="renormalise",
         selection=SelectionConfig(granularity="element"),
         lambda_fuse=0.1,

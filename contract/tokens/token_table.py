@@ -69,6 +69,17 @@ class TokenTable:
         """`token_bytes` with b"" in place of None, for joining."""
         return [piece or b"" for piece in self.token_bytes]
 
+    @cached_property
+    def by_bytes(self) -> dict[bytes, int]:
+        """Distinct bytes -> the one id that stands for them: a normal token before a byte-fallback one, the lowest."""
+        chosen: dict[bytes, int] = {}
+        fallback = sorted(self.byte_fallback)
+        for token in [*sorted(set(range(self.size)) - self.byte_fallback - self.special_role.keys()), *fallback]:
+            piece = self.token_bytes[token]
+            if piece:
+                chosen.setdefault(piece, token)
+        return chosen
+
     def role_id(self, role: str) -> int | None:
         """Lowest id that plays `role`, None where there is none."""
         return min((token for token, found in self.special_role.items() if found == role), default=None)

@@ -85,13 +85,13 @@ def read_ensembles(config: FusionConfig, layout: Layout) -> Ensembles | None:
     for name, item in _models(config, layout, shards.split, finished_jobs(config, layout)):
         models.setdefault(name, []).append(Evaluation.load(item.output))
     scores = evaluate_ensembles(shards, _scores_file(config, layout, shards.split))
-    return Ensembles(shards.split, config.eval.split, _map(config), scores, models)
+    return Ensembles(shards.split, config.eval.split, _alignment(config), scores, models)
 
 
 def aligned_split(config: FusionConfig, layout: Layout) -> AlignedSplit | None:
     """The shards of `eval.split` where it was aligned, else of validation; None where neither was."""
     target = config.target
-    aligned = {model.id: layout.aligned(target.id, _map(config), model.id) for model in config.models}
+    aligned = {model.id: layout.aligned(target.id, _alignment(config), model.id) for model in config.models}
     split = _aligned_split_name(config, layout)
     if split is None:
         return None
@@ -100,16 +100,16 @@ def aligned_split(config: FusionConfig, layout: Layout) -> AlignedSplit | None:
 
 
 def _aligned_split_name(config: FusionConfig, layout: Layout) -> str | None:
-    covered = read_manifest(layout.aligned(config.target.id, _map(config), config.target.id), "aligned", "align")
+    covered = read_manifest(layout.aligned(config.target.id, _alignment(config), config.target.id), "aligned", "align")
     return next((split for split in (config.eval.split, "validation") if covered.parts_of(split)), None)
 
 
-def _map(config: FusionConfig) -> str:
-    return config.align.maps[0]
+def _alignment(config: FusionConfig) -> str:
+    return config.align.methods[0]
 
 
 def _scores_file(config: FusionConfig, layout: Layout, split: str) -> str:
-    return layout.evaluation("ensembles", f"{split}-{_map(config)}")
+    return layout.evaluation("ensembles", f"{split}-{_alignment(config)}")
 
 
 def _settings(config: FusionConfig, split: str) -> EvalConfig:

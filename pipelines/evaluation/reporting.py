@@ -95,18 +95,18 @@ def trained_domains(config: FusionConfig, layout: Layout) -> list[str]:
 
 
 def _alignment(config: FusionConfig, layout: Layout) -> tuple[str, dict[str, dict[str, dict[str, Any]]]]:
-    """The split by which alignment is judged, and map -> source -> statistics, from the aligned manifests."""
+    """The split by which alignment is judged, and method -> source -> statistics, from the aligned manifests."""
     folders = {
-        mode: {model.id: layout.aligned(config.target.id, mode, model.id) for model in config.models}
-        for mode in config.align.maps
+        method: {model.id: layout.aligned(config.target.id, method, model.id) for model in config.models}
+        for method in config.align.methods
     }
     found = {
-        mode: {id: held_out(read_manifest(folder, "aligned", "align")) for id, folder in of.items()}
-        for mode, of in folders.items()
+        method: {id: held_out(read_manifest(folder, "aligned", "align")) for id, folder in of.items()}
+        for method, of in folders.items()
     }
     # All sources are aligned over the same parts.
     split, _ = next(iter(next(iter(found.values())).values()))
-    return split, {mode: {id: stats for id, (_, stats) in of.items()} for mode, of in found.items()}
+    return split, {method: {id: stats for id, (_, stats) in of.items()} for method, of in found.items()}
 
 
 def _fidelity(by_domain: Fidelity) -> dict[str, dict[str, float]]:

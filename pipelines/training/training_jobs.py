@@ -213,7 +213,7 @@ def make_job(config: FusionConfig, layout: Layout, method_name: str, seed: int, 
     inputs = {"tokens": read_manifest(tokens, "tokens", "align").digest}
     aligned, logits = {}, {}
     if method.teacher != "none":
-        aligned = {model.id: layout.aligned(target.id, method.map, model.id) for model in config.models}
+        aligned = {model.id: layout.aligned(target.id, method.alignment, model.id) for model in config.models}
         inputs |= {name: read_manifest(folder, "aligned", "align").digest for name, folder in aligned.items()}
     if method.fuse == "likelihood":
         logits = {model.id: layout.logits(model.id) for model in config.models}

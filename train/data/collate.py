@@ -97,6 +97,7 @@ def collate_blocks(blocks: Sequence[Sequence[Sample]], pad_id: int, document_mas
 def _candidates(samples: Sequence[Sample], labels: Tensor) -> Candidates:
     ids = np.concatenate([sample.ids[:-1] for sample in samples])
     probs = np.concatenate([sample.probs[:-1] for sample in samples])
+    label_probs = np.concatenate([sample.label_probs[:-1] for sample in samples])
     status = np.concatenate([sample.status[:-1] for sample in samples])
     chunk_of = np.repeat(np.arange(len(samples)), [max(0, len(sample.input_ids) - 1) for sample in samples])
     # An aligned position whose every entry was dropped by the map says nothing. The best entry comes first.
@@ -104,6 +105,7 @@ def _candidates(samples: Sequence[Sample], labels: Tensor) -> Candidates:
     return Candidates(
         torch.from_numpy(ids),
         torch.from_numpy(probs),
+        torch.from_numpy(label_probs),
         torch.from_numpy(aligned),
         labels,
         torch.from_numpy(np.stack([sample.nll_per_byte for sample in samples])),

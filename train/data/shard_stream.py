@@ -32,7 +32,8 @@ class Sample:
 
     input_ids: int32 [L]. ends: int32 [L]. ids: int32 [L, M, k], -1 fills up. probs: float32 [L, M, k], what they miss
     to 1 is the tail as the source gave it and what the set's k cuts off; without one, k is the largest of the
-    candidates'. status: uint8 [L, M]. nll_per_byte: float32 [M], nats per byte, NaN where a candidate scored no byte of
+    candidates'. label_probs: float32 [L, M], the stored probability of the next token, whatever k is; NaN where it is not
+    stored. status: uint8 [L, M]. nll_per_byte: float32 [M], nats per byte, NaN where a candidate scored no byte of
     the chunk (it is one token for its tokenizer); M is 0 for a stream without candidates. spans: of all candidates,
     where the set reads the candidates' logits.
     """
@@ -43,6 +44,7 @@ class Sample:
     ends: np.ndarray
     ids: np.ndarray
     probs: np.ndarray
+    label_probs: np.ndarray
     status: np.ndarray
     nll_per_byte: np.ndarray
     spans: Spans[np.ndarray] | None = None
@@ -223,11 +225,17 @@ class _Candidate:
     status: Ragged
     nll_per_byte: np.ndarray
 
-    def row(self, row: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """ids int32 [L, k] and probs float32 [L, k] of one chunk; entries are stored in descending order."""
+    def row(self, row: int, k: int, input_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """ids int32 [L, k] and probs float32 [L, k] of one chunk; entries are stored in descending order. And
+        label_probs float32 [L]."""
         said = self.distributions[self.status.offsets[row] : self.status.offsets[row + 1]]
         ids, logprobs = said.padded(max(k, said.k))
-        return ids[:, :k], probabilities(logprobs, said.tail)[:, :k]
+        probs = probabilities(logprobs, said.tail)
+        is_label = ids[:-1] == input_ids[1:, None]
+        stored = np.append(is_label.any(axis=1), np.zeros(len(ids) - len(is_label), bool))
+        label_probs = np.full(len(ids), np.nan, np.float32)
+        label_probs[stored] = probs[:-1][is_label]
+        return ids[:, :k], probs[:, :k], label_probs
 
 
 @dataclass(frozen=True)
@@ -246,10 +254,12 @@ class _LoadedPart:
         input_ids = self.input_ids.row(row)
         shape = (len(input_ids), len(self.candidates))
         ids, probs = np.empty((*shape, self.k), np.int32), np.empty((*shape, self.k), np.float32)
+        label_probs = np.empty(shape, np.float32)
         status, nll_per_byte = np.empty(shape, np.uint8), np.empty(shape[1], np.float32)
         for j, candidate in enumerate(self.candidates):
-            ids[:, j], probs[:, j] = candidate.row(row, self.k)
+            ids[:, j], probs[:, j], label_probs[:, j] = candidate.row(row, self.k, input_ids)
             status[:, j], nll_per_byte[j] = candidate.status.row(row), candidate.nll_per_byte[row]
         ends = self.ends.row(row)
         spans = joined([of_candidate[row] for of_candidate in self.spans]) if self.spans else None
-        return Sample(self.keys[row], self.domains[row], input_ids, ends, ids, probs, status, nll_per_byte, spans)
+        said = (ids, probs, label_probs, status, nll_per_byte)
+        return Sample(self.keys[row], self.domains[row], input_ids, ends, *said, spans)

@@ -32,12 +32,14 @@ _BYTES_PER_TOKEN = 4.0
 class Candidates(NamedTuple):
     """What the candidates say at N positions.
 
-    ids: int32 [N, M, k], -1 fills up. probs: float32 [N, M, k], descending. aligned: bool [N, M].
+    ids: int32 [N, M, k], -1 fills up. probs: float32 [N, M, k], descending. label_probs: float32 [N, M], the exact
+    probability of the next token, NaN where it is not known. aligned: bool [N, M].
     labels: int64 [N]. nll_per_byte: float32 [chunks, M], NaN where unknown. chunk_of: int64 [N], each position's chunk.
     """
 
     ids: Tensor
     probs: Tensor
+    label_probs: Tensor
     aligned: Tensor
     labels: Tensor
     nll_per_byte: Tensor
@@ -262,12 +264,10 @@ def union_of_supports(candidates: Candidates) -> SupportUnion:
 
 
 def label_probability(candidates: Candidates, vocab_size: int) -> Tensor:
-    """P_j(next token) under every candidate, [N, M]; a label outside the support gets an even share of the tail."""
-    hit = (candidates.ids == candidates.labels[:, None, None]) & (candidates.probs > 0)
-    inside = (candidates.probs * hit).sum(-1)
+    """P_j(next token) under every candidate, [N, M]; where it is not known, an even share of the tail."""
     stored = (candidates.probs > 0).sum(-1)
     tail = (1 - candidates.probs.sum(-1)).clamp(min=0) / (vocab_size - stored).clamp(min=1)
-    return torch.where(hit.any(-1), inside, tail)
+    return torch.where(candidates.label_probs.isnan(), tail, candidates.label_probs)
 
 
 def min_ce_weights(candidates: Candidates) -> Tensor:

@@ -105,7 +105,7 @@ def _method(job: TrainJob) -> dict[str, str]:
     lambdas = {"L_lm": method.lambda_lm}
     if method.teacher != "none":
         cut = "" if method.k is None else f", {method.k} entries"
-        facts["Distributions"] = f"vocabulary map {method.map}, tail {method.tail}{cut}"
+        facts["Distributions"] = f"alignment {method.alignment}, tail {method.tail}{cut}"
         lambdas["L_fuse"] = method.lambda_fuse
     if method.fuse == "likelihood":
         facts["L_fuse"] = f"likelihoods of the text between agreeing boundaries, temperature {method.temperature:g}"

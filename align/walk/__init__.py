@@ -1,0 +1,4 @@
+"""The walk: a source's probability of every next target token, along the text's own source tokens.
+
+`part_walk` is the way in: it looks up what the kernel asks for and runs it.
+"""

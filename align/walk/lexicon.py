@@ -1,0 +1,126 @@
+"""What the tokens of a source and of the target are in each other's tokens: all that the walk has to look up."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from fusionx.align.walk.byte_trie import ByteTrie, byte_trie
+from fusionx.align.walk.kernel import Continuations, Tables, insert
+from fusionx.align.walk.written import Writer
+from fusionx.contract.shards.parts import Ragged
+from fusionx.contract.tokens.encoder import Encoder
+from fusionx.contract.tokens.token_table import TokenTable
+from fusionx.contract.tokens.tokenizer import ROLES
+
+Int32 = npt.NDArray[np.int32]
+
+_MOST_CONTINUATIONS = 1 << 22
+"""Continuations that are remembered, some 40 bytes each."""
+
+
+class Lexicon:
+    """The tables of one pair of tokenizers, and the continuations that were asked for so far."""
+
+    def __init__(self, source: Encoder, target: Encoder) -> None:
+        self.source, self.target = source, target
+        self._writer = Writer(target)
+        self.tables = _identity(source.table) if source.fingerprint == target.fingerprint else self._tables()
+        self._forget()
+
+    def _tables(self) -> Tables:
+        source, target = self.source.table, self.target.table
+        written = self._writer.written(source.filled_bytes)
+        rows = {token: role for token, role in source.special_role.items() if role in ROLES}
+        written = _with_rows(written, {token: target.role_id(role) for token, role in rows.items()})
+
+        own = self._writer.written(target.filled_bytes)
+        alone = own.lengths() == 1
+        by_target = np.zeros(target.size, bool)
+        by_target[alone] = own.values[own.offsets[:-1][alone]] == np.flatnonzero(alone)
+        by_source = Writer(self.source).written(target.filled_bytes)
+        several = by_target & (by_source.lengths() > 1)
+        first = np.full(target.size, -1, np.int32)
+        first[several] = by_source.values[by_source.offsets[:-1][several]]
+        longer = np.bincount(first[several], minlength=source.size)
+        return Tables(
+            written=written.offsets.astype(np.int64),
+            written_ids=written.values,
+            to_target=_to_target(written, longer),
+            first=first,
+            source_lengths=source.byte_lengths,
+            target_lengths=target.byte_lengths,
+            source=byte_trie(source, _with_bytes(source)),
+            target=byte_trie(target, by_target),
+        )
+
+    @property
+    def continuations(self) -> Continuations:
+        """Those known so far."""
+        return Continuations(self._keys, self._row, self._starts, self._ids)
+
+    def learn(self, keys: npt.NDArray[np.int64]) -> None:
+        """Asks the target's tokenizer for continuations that are not known yet; `keys` int64, distinct."""
+        nodes, tokens = np.divmod(keys, self.source.table.size + 1)
+        pieces = [*self.source.table.filled_bytes, b""]
+        beginning = self.tables.target.beginning
+        asked = [beginning(node) + pieces[token] for node, token in zip(nodes.tolist(), tokens.tolist(), strict=True)]
+        answers = self._writer.written(asked)
+        rows = np.arange(len(keys), dtype=np.int32) + len(self._starts) - 1
+        self._starts = np.append(self._starts, self._starts[-1] + answers.offsets[1:])
+        self._ids = np.append(self._ids, answers.values)
+        known = self._keys >= 0
+        all_keys, all_rows = np.append(self._keys[known], keys), np.append(self._row[known], rows)
+        self._keys, self._row = _hashed(all_keys, all_rows)
+
+    def tidy(self) -> None:
+        """Forgets all continuations when they are many, so that memory stays flat; called between parts."""
+        if len(self._starts) > _MOST_CONTINUATIONS:
+            self._forget()
+
+    def _forget(self) -> None:
+        self._keys, self._row = np.full(2, -1, np.int64), np.zeros(2, np.int32)
+        self._starts, self._ids = np.zeros(1, np.int64), np.zeros(0, np.int32)
+
+
+def _identity(table: TokenTable) -> Tables:
+    """Of a tokenizer and itself: every token is itself, special ones and such as it would never write too."""
+    kept = _with_bytes(table)
+    kept[list(table.special_role)] = True
+    written = Ragged(np.flatnonzero(kept).astype(np.int32), np.append(0, np.cumsum(kept, dtype=np.int64)))
+    trie = byte_trie(table, _with_bytes(table))
+    return Tables(
+        written=written.offsets,
+        written_ids=written.values,
+        to_target=_to_target(written, np.zeros(table.size, np.int64)),
+        first=np.full(table.size, -1, np.int32),
+        source_lengths=table.byte_lengths,
+        target_lengths=table.byte_lengths,
+        source=trie,
+        target=trie,
+    )
+
+
+def _to_target(written: Ragged, longer: npt.NDArray[np.int64]) -> Int32:
+    firsts = np.append(written.values, -1)[written.offsets[:-1]]
+    return np.stack([np.where(written.lengths() > 0, firsts, -1), longer], axis=1).astype(np.int32)
+
+
+def _with_bytes(table: TokenTable) -> npt.NDArray[np.bool_]:
+    return table.byte_lengths > 0
+
+
+def _with_rows(rows: Ragged, replaced: dict[int, int | None]) -> Ragged:
+    """`rows` with one id, or none, in place of some of them."""
+    split = np.split(rows.values, rows.offsets[1:-1])
+    for row, token in replaced.items():
+        split[row] = np.array([] if token is None else [token], np.int32)
+    return Ragged(np.concatenate(split).astype(np.int32), np.append(0, np.cumsum([len(row) for row in split])))
+
+
+def _hashed(keys: npt.NDArray[np.int64], rows: Int32) -> tuple[npt.NDArray[np.int64], Int32]:
+    """A table of open addressing, at most half full."""
+    size = 1 << max(1, int(2 * len(keys)).bit_length())
+    table, row_of = np.full(size, -1, np.int64), np.zeros(size, np.int32)
+    insert(table, row_of, keys, rows)
+    return table, row_of
