@@ -14,7 +14,7 @@ from fusionx.align.config import AlignConfig, AlignMethod
 from fusionx.align.fidelity import Gold, calibration, fidelity, judged_split
 from fusionx.align.positions import Status, align_positions
 from fusionx.align.projection import project
-from fusionx.align.vocabulary.vocab_map import VocabMap, build_vocab_map, identity_map
+from fusionx.align.vocabulary.vocab_map import Mode, VocabMap, build_vocab_map, identity_map
 from fusionx.contract.errors import DataError
 from fusionx.contract.files.storage import join
 from fusionx.contract.shards.codec import (
@@ -165,7 +165,7 @@ class AlignedStage:
         """The map of this pair, built once and kept beside the parts as `vocab_map.parquet`."""
         path = join(self.output, "vocab_map.parquet")
         source, target = self.encoders()
-        mode = "exact" if self.method == "exact" else "mined"
+        mode: Mode = "exact" if self.method == "exact" else "mined"
         cached = VocabMap.load_if_valid(path, source.table, target.table, mode)
         if cached is not None:
             return cached

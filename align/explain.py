@@ -1,5 +1,5 @@
-"""Shows a vocabulary map and an alignment to a person: where each token of a text goes and why, and how two
-tokenizations of it lie beside each other. Pure functions from encoders and a map to lines or plain values.
+"""Shows a vocabulary map to a person: where each token of a text goes and why, and how two tokenizations of it lie
+beside each other. Pure functions from encoders and a map to lines or plain values; the walk is `align.walk.explain`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import numpy as np
 
 from fusionx.align.positions import Status, align_positions
 from fusionx.align.vocabulary.edit_distance import text_of
-from fusionx.align.vocabulary.vocab_map import DROPPED, MAX_TIES, MapKind, Mode, VocabMap, equally_near
+from fusionx.align.vocabulary.vocab_map import DROPPED, MapKind, Mode, VocabMap, equally_near
 from fusionx.contract.tokens.encoder import Encoder
 from fusionx.contract.tokens.token_table import OTHER_SPECIAL, TokenTable
 
 _BAR = 40
 _NAMED_TIES = 3
+"""Besides the one that the map takes."""
 _NOTHING_FOUND: dict[Mode, str] = {
     "exact": "no equal token",
-    "first-token": "no target token begins it",
     "mined": "the target has no token with bytes",
 }
 
@@ -53,7 +53,7 @@ def shown(table: TokenTable, token: int) -> str:
 def mapped_tokens(source: TokenTable, target: TokenTable, vocab_map: VocabMap, ids: Sequence[int]) -> list[MappedToken]:
     """What the map does with each of `ids`, in their order."""
     edited = [token for token in dict.fromkeys(ids) if vocab_map.kind[token] == MapKind.EDITED]
-    near = dict(zip(edited, equally_near(source, target, edited), strict=True))
+    near = dict(zip(edited, equally_near(source, target, edited, keep=_NAMED_TIES + 1), strict=True))
     rows = []
     for token in ids:
         to, kind = int(vocab_map.target_ids[token]), MapKind(vocab_map.kind[token])
@@ -81,8 +81,6 @@ def _why(source: TokenTable, target: TokenTable, vocab_map: VocabMap, token: int
         return "special tokens of the same role"
     if kind == MapKind.EDITED:
         return _why_edited(source, target, vocab_map, token, near)
-    if kind == MapKind.FIRST_TOKEN:
-        return "the target token that begins this text"
     role = source.special_role.get(token)
     if role == OTHER_SPECIAL:
         return "dropped: a special token without a role"
@@ -107,8 +105,6 @@ def _why_edited(
     if others:
         unnamed = ties - 1 - len(others)
         why += "; also as near: " + ", ".join(others) + (f" and {unnamed:,} more" if unnamed else "")
-    if vocab_map.split is not None and ties > 1:
-        why += f"; split over {min(ties, MAX_TIES)}"
     return why
 
 
@@ -180,11 +176,10 @@ def describe_map(vocab_map: VocabMap) -> dict[str, Any]:
     distances, counts = np.unique(mapped, return_counts=True)
     return {
         "mode": vocab_map.mode,
-        "ties": vocab_map.ties,
         "source_fingerprint": vocab_map.source_fingerprint,
         "target_fingerprint": vocab_map.target_fingerprint,
         "tokens": len(vocab_map.target_ids),
-        "targets": len(np.setdiff1d(vocab_map.rows, DROPPED)),
+        "targets": len(np.setdiff1d(vocab_map.target_ids, DROPPED)),
         "kinds": vocab_map.counts(),
         "distances": dict(zip(map(str, distances.tolist()), counts.tolist(), strict=True)),
     }
@@ -199,9 +194,7 @@ def description_lines(vocab_map: VocabMap) -> list[str]:
     kinds += [(kind, f"{count:,}", f"{count / total:.1%}") for kind, count in found["kinds"].items() if count]
     distances = [("distance", "tokens", "")]
     distances += [(name, f"{count:,}", "#" * round(_BAR * count / most)) for name, count in sizes.items()]
-    title = (
-        f"map {found['mode']}, ties {found['ties']}: {found['tokens']:,} source ids, {found['targets']:,} target ids"
-    )
+    title = f"map {found['mode']}: {found['tokens']:,} source ids, {found['targets']:,} target ids"
     return [title, "", *_columns(kinds), "", *_columns(distances)]
 
 

@@ -29,8 +29,11 @@ LENGTHS = 10
 
 
 class Gold(NamedTuple):
-    """Of every target position: whether its next token is judged, bool [L]; the probabilities of that token, float64 [L],
-    with nothing but the source (`gold`) and as it is stored (`filled`); whether it is the most probable, bool [L]."""
+    """How the next tokens of L target positions fare.
+
+    judged: bool [L], whether one is. gold, filled: float64 [L], its probability with nothing but the source, and as it
+    is stored. hit: bool [L], whether it is the most probable.
+    """
 
     judged: npt.NDArray[np.bool_]
     gold: npt.NDArray[np.float64]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 import numpy as np
 import numpy.typing as npt
 
@@ -10,6 +9,7 @@ from fusionx.align.half import half_logs, probability_of_bits
 from fusionx.align.jit import compiled
 from fusionx.align.vocabulary.vocab_map import VocabMap
 from fusionx.contract.shards.codec import Distributions
+
 
 def project(
     source: Distributions,
@@ -19,9 +19,10 @@ def project(
 ) -> tuple[Distributions, npt.NDArray[np.float32]]:
     """Distributions over target ids at target positions (paper section 3.1, distribution-wise alignment).
 
-    A source token's probability goes to the target token that it maps to; probabilities that meet on one id are summed; the `k_out` largest are kept. What maps nowhere, what is
-    cut off, and what the source's own entries left out is the tail: nothing is renormalised here. A source's entries
-    are taken to sum to 1 - its tail, which undoes their rounding, and kept + tail = 1 holds for what comes out.
+    A source token's probability goes to the target token that it maps to; probabilities that meet on one id are summed;
+    the `k_out` largest are kept. What maps nowhere, what is cut off, and what the source's own entries left out is the
+    tail: nothing is renormalised here. A source's entries are taken to sum to 1 - its tail, which undoes their
+    rounding; kept + tail = 1 holds for what comes out.
 
     Args:
         source: S distributions; ids outside the map (of a head larger than the tokenizer) are dropped.
@@ -50,8 +51,8 @@ def project(
 def _project(source, source_index, goals, probability, sizes, out):  # type: ignore[no-untyped-def]
     """Fills `out`; returns the number of entries.
 
-    `goals`: the target id of every source id. `sizes`: the number of target ids, the most that one position can meet, and
-    `k_out`.
+    `goals`: the target id of every source id. `sizes`: the number of target ids, the most that one position can meet,
+    and `k_out`.
     """
     offsets, ids, logprobs, tails = source
     target_size, widest, k_out = sizes

@@ -200,11 +200,14 @@ def _candidates(case: Case, n: int, device: torch.device) -> Candidates:
     mass = torch.distributions.Dirichlet(torch.full((case.k + 1,), 0.3)).sample((n, case.candidates))
     probs = mass[..., :-1].sort(-1, descending=True).values
     aligned = torch.rand(n, case.candidates) < 0.9
+    labels = torch.where(torch.rand(n) < 0.6, chosen[:, 0, 0], torch.randint(0, case.vocab, (n,)))
+    is_label = (chosen == labels[:, None, None]) & aligned[..., None]
     candidates = Candidates(
         torch.where(aligned[..., None], chosen, -1).int(),
         probs * aligned[..., None],
+        (probs * is_label).sum(-1).masked_fill(~is_label.any(-1), float("nan")),
         aligned,
-        torch.where(torch.rand(n) < 0.6, chosen[:, 0, 0], torch.randint(0, case.vocab, (n,))),
+        labels,
         1 + torch.rand(1, case.candidates),
         torch.zeros(n, dtype=torch.long),
     )

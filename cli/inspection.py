@@ -1,25 +1,52 @@
-"""What a run will take, how far it is, and where a source's tokens go: commands that change nothing."""
+"""What a run will take, how far it is, and what a source says about a text: commands that change nothing."""
 
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from fusionx.cli.options import config_argument, opened_pipeline
 from fusionx.contract.errors import EXIT_INCOMPLETE
 
+if TYPE_CHECKING:
+    from fusionx.align.vocabulary.vocab_map import Mode
 
-@click.command("explain-map")
+
+_STYLES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "label": {"fg": "green", "bold": True},
+    "own": {"bold": True},
+    "leaving": {"dim": True},
+    "filled": {"fg": "yellow"},
+    "tail": {"fg": "red"},
+}
+"""Of the roles in `align.walk.explained_lines`."""
+
+
+@click.command()
 @config_argument
 @click.argument("text", required=False)
-@click.option("--source", required=True, metavar="ID", help="Whose tokens are mapped to the target's.")
-@click.option("--map", "mode", default=None, help="mined, exact or first-token; by default the config's first map.")
-def explain_map(config: str, overrides: tuple[str, ...], text: str | None, source: str, mode: str | None) -> None:
-    """Where a source's tokens go in the target's vocabulary and why: those of TEXT, or counts and distances of all."""
+@click.option("--source", required=True, metavar="ID", help="Whose knowledge is brought to the target.")
+@click.option("--map", "mode", type=click.Choice(["mined", "exact"]), help="Show this vocabulary map instead.")
+def explain(config: str, overrides: tuple[str, ...], text: str | None, source: str, mode: str | None) -> None:
+    """What a source says of the target's next tokens in TEXT, and where the rest of its probability goes.
+
+    Runs both models over TEXT. With --map: where the source's tokens go in the target's vocabulary and why, those of
+    TEXT, or counts and distances of all.
+    """
+    if text is None and mode is None:
+        raise click.UsageError("TEXT is missing: the text that both models read. Only --map does without.")
     with opened_pipeline(config, overrides, read_only=True) as pipeline:
-        for line in pipeline.explain_map(source, mode, text):
-            click.echo(line)
+        from fusionx.pipelines.explanation import map_of_text, walk_of_text
+
+        if mode is not None:
+            for line in map_of_text(pipeline, source, cast("Mode", mode), text):
+                click.echo(line)
+            return
+        for pieces in walk_of_text(pipeline, source, text or ""):
+            click.echo("".join(click.style(piece, **_STYLES[role]) for piece, role in pieces))
 
 
 @click.command()
@@ -30,7 +57,9 @@ def status(config: str, overrides: tuple[str, ...]) -> None:
 
     with opened_pipeline(config, overrides, read_only=True) as pipeline:
         stages = list(status_of(pipeline))
-    for stage in stages:
+    for before, stage in zip([None, *stages], stages, strict=False):
+        if before is not None and before.block != stage.block:
+            click.echo()
         click.echo(stage.line())
     if not all(stage.complete for stage in stages):
         sys.exit(EXIT_INCOMPLETE)

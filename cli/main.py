@@ -44,7 +44,7 @@ for _command in (
     stages.chunk,
     stages.precompute,
     stages.align,
-    inspection.explain_map,
+    inspection.explain,
     stages.train,
     stages.evaluate,
     stages.run,

@@ -59,7 +59,9 @@ class FusionConfig(Config):
         for name in self.train.methods:
             method = self.train.method(name)
             if method.teacher != "none" and method.alignment not in self.align.methods:
-                problems.append(f"method '{name}' reads the alignment '{method.alignment}', which align.methods does not make")
+                problems.append(
+                    f"method '{name}' reads the alignment '{method.alignment}', which align.methods does not make"
+                )
         taken = {"target", *self.train.methods, *self.eval.merge_rows} & set(self.eval.rivals)
         problems += [f"eval.rivals names a model '{name}', as a row of the report is named" for name in sorted(taken)]
         if problems:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
 
 from fusionx.align.aligned_stage import AlignedStage
 from fusionx.align.config import AlignMethod
@@ -47,34 +46,28 @@ class Pipeline:
     def precompute(self, only: str | None = None) -> None:
         """Runs every candidate, or the one named `only`, over the chunks, in one pool of workers."""
         self.check_models()
-        models = [model for model in self.config.models if only in (None, model.id)]
-        if not models:
-            raise _no_source(self.config, str(only))
-        self._run("precompute", [self.logits_stage(model) for model in models])
+        self._run("precompute", [self.logits_stage(model) for model in self._candidates(only)])
 
     def align(self, only: str | None = None) -> None:
         """Aligns every candidate's shards, or those of `only`, with the target, by every configured method."""
-        sources = [model for model in self.config.models if only in (None, model.id)]
-        if not sources:
-            raise _no_source(self.config, str(only))
+        sources = self._candidates(only)
         self._run("align", [self.tokens_stage()])
         stages = [self.aligned_stage(method, model) for method in self.config.align.methods for model in sources]
         for stage in stages:
             stage.check()
         self._run("align", stages)
 
-    def explain_map(self, source: str, mode: str | None, text: str | None) -> list[str]:
-        """Lines that say where the tokens of `text`, or of the whole vocabulary, go and why; needs no shards."""
-        from fusionx.align.explain import description_lines, explain_text
+    def model(self, name: str) -> ModelConfig:
+        """The candidate of this name.
 
-        model = next((model for model in self.config.models if model.id == source), None)
-        if model is None:
-            raise _no_source(self.config, source)
-        if mode not in (None, *get_args(MapMode)):
-            raise ConfigError("There is no such map.", field="--map", found=mode, expected=", ".join(get_args(MapMode)))
-        stage = self.aligned_stage(mode or self.config.align.maps[0], model)
-        vocab_map = stage.vocab_map()
-        return description_lines(vocab_map) if text is None else explain_text(*stage.encoders(), vocab_map, text)
+        Raises:
+            ConfigError: there is none.
+        """
+        for model in self.config.models:
+            if model.id == name:
+                return model
+        known = ", ".join(model.id for model in self.config.models)
+        raise ConfigError("There is no such source.", field="--source", found=name, expected=known)
 
     def train(self, resume: Path | None = None) -> None:
         """`resume`: a checkpoint that its training goes on from; the others go on from their last."""
@@ -142,6 +135,9 @@ class Pipeline:
             output=self.layout.aligned(target.id, method, model.id),
         )
 
+    def _candidates(self, only: str | None) -> list[ModelConfig]:
+        return self.config.models if only is None else [self.model(only)]
+
     def _run(self, name: str, stages: Sequence[Stage]) -> None:
         """Runs stages in one pool, and notes what they took if any part was made."""
         started = time.monotonic()
@@ -173,8 +169,3 @@ def open_pipeline(config: FusionConfig, overwrite: bool = False, read_only: bool
         yield Pipeline(config, layout, executor, overwrite)
     finally:
         executor.close()
-
-
-def _no_source(config: FusionConfig, found: str) -> ConfigError:
-    known = ", ".join(model.id for model in config.models)
-    return ConfigError("There is no such source.", field="--source", found=found, expected=known)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 from fusionx.align.aligned_stage import AlignedStage
-from fusionx.align.fidelity import held_out, shares, summary
+from fusionx.align.fidelity import held_out, shares
 from fusionx.contract.errors import DataError, FusionXError
 from fusionx.contract.files.storage import exists, join
 from fusionx.contract.shards.manifest import has_manifest, read_manifest
 from fusionx.contract.shards.parts import inspect_part
 from fusionx.contract.stage import Stage
 from fusionx.eval.config import Benchmark, HarnessBenchmark
+from fusionx.eval.report.tables.cells import percent, signed
+from fusionx.eval.report.teaching import Figures, standing
 from fusionx.eval.results.benchmark_scores import BenchmarkScores
 from fusionx.eval.results.evaluation import Evaluation
 from fusionx.pipelines.config import FusionConfig
+from fusionx.pipelines.evaluation.aligned_figures import fidelity_figures
 from fusionx.pipelines.evaluation.ensembles import rival_files
 from fusionx.pipelines.evaluation.evaluate_models import EvaluationJob, all_models
 from fusionx.pipelines.pipeline import Pipeline
@@ -28,11 +32,15 @@ HARNESS_TASKS: dict[HarnessBenchmark, int] = {"cs": 6, "bbh": 27, "mmlu": 57}
 """Tasks per benchmark of lm-evaluation-harness, told without the harness, which would take seconds to say it."""
 
 
+Block = Literal["inputs", "alignment", "models"]
+"""What is printed together."""
+
+
 @dataclass
 class StageStatus:
     """Counts of a stage's units, and the first reason why not all are done.
 
-    Units are parts, trainings, or the scores that `eval` writes.
+    Units are parts, trainings, or the scores that `eval` writes. `warning` is of what is there, not of what is missing.
     """
 
     name: str
@@ -42,6 +50,8 @@ class StageStatus:
     stale: int = 0
     why: str = ""
     note: str = ""
+    warning: str = ""
+    block: Block = "inputs"
 
     @property
     def complete(self) -> bool:
@@ -55,19 +65,25 @@ class StageStatus:
             if (count := getattr(self, name)) or name == "done"
         )
         remarks = "".join(f"  ({text})" for text in (self.why, self.note) if text)
-        return f"{self.name:<32} {state:<11} {counts}{remarks}"
+        warning = f"  WARNING: {self.warning}" if self.warning else ""
+        return f"{self.name:<32} {state:<11} {counts}{remarks}{warning}"
 
 
 def status(pipeline: Pipeline) -> Iterator[StageStatus]:
-    """Stage after stage, in the order of the pipeline."""
+    """Stage after stage, in the order of the pipeline: what alignment left of the sources before what is trained."""
     config = pipeline.config
     yield _stage(pipeline.chunk_stage())
     for model in config.models:
         yield _stage(pipeline.logits_stage(model))
     yield _stage(pipeline.tokens_stage())
     for method in config.align.methods:
-        for model in config.models:
-            yield _aligned(pipeline.aligned_stage(method, model))
+        of_target: Figures = {}
+        for model in config.models:  # the target is the first
+            stage = pipeline.aligned_stage(method, model)
+            found = _stage(stage)
+            of_source = _costs(stage, found, of_target)
+            of_target = of_source if model.id == config.target.id else of_target
+            yield found
     yield _trainings(pipeline)
     yield _evaluations(pipeline)
 
@@ -96,22 +112,33 @@ def _stage(stage: Stage) -> StageStatus:
     return found
 
 
-def _aligned(stage: AlignedStage) -> StageStatus:
-    """With what the alignment costs, once it is complete."""
-    found = _stage(stage)
-    if found.complete and has_manifest(stage.output):
-        split, stats = held_out(read_manifest(stage.output, stage.kind, stage.name))
-        share = 1 - shares(stats["status"])["not_aligned"]
-        told = summary(stats["fidelity"])
-        found.note = (
-            f"{split}: {share:.1%} of positions aligned; bits per byte: own {told['own_bits_per_byte']:.3f}, "
-            f"aligned {told['aligned_bits_per_byte']:.3f} ({told['cost']:+.3f}); right {told['hits']:.1%}"
-        )
-    return found
+def _costs(stage: AlignedStage, found: StageStatus, of_target: Figures) -> Figures:
+    """What the alignment costs, once it is complete: noted in `found`, beside the target's by the same method."""
+    found.block = "alignment"
+    if not (found.complete and has_manifest(stage.output)):
+        return {}
+    split, stats = held_out(read_manifest(stage.output, stage.kind, stage.name))
+    figures = fidelity_figures(stats["fidelity"])
+    said = [_bits(figures[""])] if figures else ["nothing judged"]
+    beside = standing(figures, of_target)
+    if beside is not None:
+        said.append(f"better than the target in {len(beside.better)} of {beside.domains} domains")
+        found.warning = " and ".join(beside.remarks())
+    dropped = shares(stats["status"])["not_aligned"]
+    if dropped >= 5e-4:
+        said.append(f"{percent(dropped)} of positions not aligned")
+    found.note = f"{split}: " + "; ".join(said)
+    return figures
+
+
+def _bits(found: Mapping[str, float]) -> str:
+    own, aligned = found["own_bits_per_byte"], found["aligned_bits_per_byte"]
+    cost, right = signed(found["cost"], 3), percent(found["hits"])
+    return f"own {own:.3f}, aligned {aligned:.3f} ({cost}) bits per byte; right {right}"
 
 
 def _trainings(pipeline: Pipeline) -> StageStatus:
-    found = StageStatus("train")
+    found = StageStatus("train", block="models")
     try:
         for job in tuning_jobs(pipeline.config, pipeline.layout):
             _training(job, found)
@@ -134,7 +161,7 @@ def _training(job: TrainJob, found: StageStatus) -> None:
 
 def _evaluations(pipeline: Pipeline) -> StageStatus:
     """Evaluations of models, benchmark tasks, ensembles and models beside them; each kind's counts are in the note."""
-    config, layout, found = pipeline.config, pipeline.layout, StageStatus("eval")
+    config, layout, found = pipeline.config, pipeline.layout, StageStatus("eval", block="models")
     jobs: list[TrainJob] = []
     with _missing_on_error(found):
         jobs = planned_jobs(config, layout)

@@ -120,7 +120,7 @@ PRESETS: dict[str, MethodConfig] = {
         lambda_feed=0.5,
         lambda_select=0,
     ),
-    "fusionx": MethodConfig(lambda_fuse=2),
+    "fusionx": MethodConfig(),
 }
 """ct: continued training. fusellm, fusellm-avgce: FuseLLM's MinCE and AvgCE. paper: Fusion-X to the letter. fusionx:
 the default."""

@@ -188,7 +188,6 @@ def build_vocab_map(source: TokenTable, target: TokenTable, mode: Mode) -> Vocab
     return VocabMap(target_ids, kind, distance, mode, source.fingerprint, target.fingerprint)
 
 
-
 def equally_near(
     source: TokenTable, target: TokenTable, tokens: Sequence[int], keep: int
 ) -> list[tuple[list[int], int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +32,7 @@ class ByteTrie(NamedTuple):
     starts: npt.NDArray[np.int64]
     path: Int32
 
-    def beginning(self, node: int) -> bytes:
+    def beginning(self, node: int) -> builtins.bytes:
         """The bytes that lead to a node."""
         start = int(self.starts[self.some_token[node]])
         return self.bytes[start : start + int(self.depth[node])].tobytes()

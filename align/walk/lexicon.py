@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fusionx.align.walk.byte_trie import ByteTrie, byte_trie
-from fusionx.align.walk.kernel import Continuations, Tables, insert
+from fusionx.align.walk.look_up import insert
+from fusionx.align.walk.state import Continuations, Tables
 from fusionx.align.walk.written import Writer
 from fusionx.contract.shards.parts import Ragged
 from fusionx.contract.tokens.encoder import Encoder
@@ -26,7 +27,7 @@ class Lexicon:
         self.source, self.target = source, target
         self._writer = Writer(target)
         self.tables = _identity(source.table) if source.fingerprint == target.fingerprint else self._tables()
-        self._forget()
+        self._keys, self._row, self._starts, self._ids = _no_continuations()
 
     def _tables(self) -> Tables:
         source, target = self.source.table, self.target.table
@@ -43,15 +44,17 @@ class Lexicon:
         first = np.full(target.size, -1, np.int32)
         first[several] = by_source.values[by_source.offsets[:-1][several]]
         longer = np.bincount(first[several], minlength=source.size)
+        trie = byte_trie(target, by_target)
         return Tables(
             written=written.offsets.astype(np.int64),
             written_ids=written.values,
-            to_target=_to_target(written, longer),
+            to_target=_to_target(source, written, longer),
             first=first,
+            goes_on=_goes_on(trie, target),
             source_lengths=source.byte_lengths,
             target_lengths=target.byte_lengths,
             source=byte_trie(source, _with_bytes(source)),
-            target=byte_trie(target, by_target),
+            target=trie,
         )
 
     @property
@@ -76,11 +79,11 @@ class Lexicon:
     def tidy(self) -> None:
         """Forgets all continuations when they are many, so that memory stays flat; called between parts."""
         if len(self._starts) > _MOST_CONTINUATIONS:
-            self._forget()
+            self._keys, self._row, self._starts, self._ids = _no_continuations()
 
-    def _forget(self) -> None:
-        self._keys, self._row = np.full(2, -1, np.int64), np.zeros(2, np.int32)
-        self._starts, self._ids = np.zeros(1, np.int64), np.zeros(0, np.int32)
+
+def _no_continuations() -> Continuations:
+    return Continuations(np.full(2, -1, np.int64), np.zeros(2, np.int32), np.zeros(1, np.int64), np.zeros(0, np.int32))
 
 
 def _identity(table: TokenTable) -> Tables:
@@ -92,8 +95,9 @@ def _identity(table: TokenTable) -> Tables:
     return Tables(
         written=written.offsets,
         written_ids=written.values,
-        to_target=_to_target(written, np.zeros(table.size, np.int64)),
+        to_target=_to_target(table, written, np.zeros(table.size, np.int64)),
         first=np.full(table.size, -1, np.int32),
+        goes_on=_goes_on(trie, table),
         source_lengths=table.byte_lengths,
         target_lengths=table.byte_lengths,
         source=trie,
@@ -101,9 +105,23 @@ def _identity(table: TokenTable) -> Tables:
     )
 
 
-def _to_target(written: Ragged, longer: npt.NDArray[np.int64]) -> Int32:
+def _to_target(source: TokenTable, written: Ragged, longer: npt.NDArray[np.int64]) -> Int32:
     firsts = np.append(written.values, -1)[written.offsets[:-1]]
-    return np.stack([np.where(written.lengths() > 0, firsts, -1), longer], axis=1).astype(np.int32)
+    first_bytes = np.array([piece[0] if piece else 0 for piece in source.filled_bytes])
+    columns = (np.where(written.lengths() > 0, firsts, -1), longer, first_bytes)
+    return np.stack(columns, axis=1).astype(np.int32)
+
+
+def _goes_on(trie: ByteTrie, table: TokenTable) -> npt.NDArray[np.uint64]:
+    """Of every token the labels of its node's children, as bits."""
+    bits = np.zeros((len(trie.depth), 4), np.uint64)
+    children = np.diff(trie.child_start)
+    parent, label = np.repeat(np.arange(len(children)), children), trie.label[1:].astype(np.uint64)
+    np.bitwise_or.at(bits, (parent, label >> np.uint64(6)), np.uint64(1) << (label & np.uint64(63)))
+    has_bytes = table.byte_lengths > 0
+    found = np.zeros((table.size, 4), np.uint64)
+    found[has_bytes] = bits[trie.path[trie.starts[1:][has_bytes] - 1]]
+    return found
 
 
 def _with_bytes(table: TokenTable) -> npt.NDArray[np.bool_]:

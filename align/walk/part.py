@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 from fusionx.align.half import half_logs, probability_of_bits
 from fusionx.align.jit import compiled
-from fusionx.align.walk.kernel import OwnPath, Said, Tokens, Trail, Walked, Scratch, questions, walk
+from fusionx.align.walk.kernel import questions, walk
 from fusionx.align.walk.lexicon import Lexicon
+from fusionx.align.walk.state import Fill, OwnPath, Said, Scratch, Tokens, Trail, Walked
 from fusionx.contract.shards.codec import Distributions
 from fusionx.contract.shards.parts import Ragged
 
@@ -81,12 +82,9 @@ class PartWalk:
         """
         positions = len(self._target.ids)
         if fill is None:
-            fill = Said(
-                np.zeros(positions + 1, np.int64),
-                np.zeros(0, np.int32),
-                np.zeros(0, np.float32),
-                np.ones(positions, np.float32),
-            )
+            nothing = np.zeros(0, np.int32)
+            starts, ones = np.zeros(positions + 1, np.int64), np.ones(positions, np.float32)
+            fill = Said(starts, nothing, np.zeros(0, np.float32), ones)
         walked = Walked(
             np.empty(positions * k, np.int32),
             np.empty(positions * k, np.float32),
@@ -94,8 +92,10 @@ class PartWalk:
             np.full(positions, np.nan),
             np.zeros(positions, np.uint8),
         )
-        inputs = (self._target, self._source, self._said, self._own, fill, self._tables, self._known)
-        size = walk(*inputs, k, trail or Trail.of(0), walked, Scratch.of(self._said, fill, self._tables, k))
+        first_bytes = np.append(self._tables.target.bytes, np.uint8(0))[self._tables.target.starts[fill.ids]]
+        filling = Fill(*fill, self._tables.first[fill.ids], first_bytes)
+        inputs = (self._target, self._source, self._said, self._own, filling, self._tables, self._known)
+        size = walk(*inputs, k, trail or Trail.of(0), walked, Scratch.of(self._said, filling, self._tables, k))
         return WalkedPart(walked.ids[:size], walked.probs[:size], walked.counts, walked.label, walked.status)
 
 

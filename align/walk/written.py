@@ -73,7 +73,7 @@ class Writer:
         extra = np.append(0, ends)[stops] - before - [len(text.encode()) for text in texts]
         behind = np.searchsorted(ends, before + 1 + extra, side="left")
         plain = (extra >= 0) & (extra <= 1) & (behind < stops)
-        plain &= ends[np.minimum(behind, len(ends) - 1)] == before + 1 + extra
+        plain &= np.append(ends, -1)[behind] == before + 1 + extra
         found: list[npt.NDArray[np.int32] | None] = [
             flat[first + 1 : stop] if known else None
             for first, stop, known in zip(behind.tolist(), stops.tolist(), plain.tolist(), strict=True)
@@ -87,7 +87,7 @@ class Writer:
         return found
 
     def _longest_tokens(self, piece: bytes) -> npt.NDArray[np.int32] | None:
-        """The longest token that begins the piece, then the longest of the rest and so on; None where one is missing."""
+        """The longest token that begins the piece, then the longest of the rest, and so on; None where none does."""
         ids, start = [], 0
         while start < len(piece):
             for stop in range(min(len(piece), start + self._longest), start, -1):

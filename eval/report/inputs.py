@@ -72,7 +72,7 @@ class Ensembles:
 
     Attributes:
         split: the held-out split of all of them. report_split: the one of the report's other tables.
-        vocab_map: the map that the sources were aligned through.
+        alignment: the method that the sources were aligned by.
         scores: of candidates and ensembles, see `eval.text.ensembles.evaluate_ensembles`.
         models: one evaluation of the original target (`target`) and of every other model, and one per seed of every
             method, at its best step.
@@ -80,7 +80,7 @@ class Ensembles:
 
     split: str
     report_split: str
-    vocab_map: str
+    alignment: str
     scores: dict[str, Any]
     models: dict[str, list[Evaluation]]
 
@@ -92,16 +92,21 @@ class ReportInputs:
     Attributes:
         config: the resolved config of the run, plain values.
         provenance: config digest, package versions and the like, plain values.
-        original: the target before any training.
+        original: the target before any training. target: its id, which it has among the aligned sources, too.
         runs: every method and seed; methods may be missing.
         tuning: the learning-rate search: {method, learning_rate, best_bits_per_byte, last_bits_per_byte, best_step}
             each.
         train_domains, absent_domains: domains that the continual corpus has and has not.
         stages: stage -> {seconds, parts, rows, tokens, bytes}, each optional.
-        alignment_split: the split that `alignment` and `fidelity` are of.
-        alignment: vocabulary map -> source -> {status: share of positions}.
-        fidelity: vocabulary map -> source -> domain ("" for all together) -> {own_bits_per_byte,
-            aligned_bits_per_byte, cost, hits}: how well the aligned distributions predict the target's next tokens.
+        alignment_split: the split that `alignment`, `fidelity` and `calibration` are of.
+        alignment: method (`walk`, `mined`, `exact`) -> source -> {status: share of positions}.
+        fidelity: method -> source -> domain ("" for all together) -> {own_bits_per_byte, aligned_bits_per_byte,
+            filled_bits_per_byte, cost, hits}: how well the aligned distributions predict the target's next tokens.
+            `filled`: with what the target itself fills in; `cost`: aligned less own; `hits`: the share of positions
+            whose most probable token is the next one. A domain of which nothing is judged is left out.
+        calibration: method -> source -> {"aligned": [...], "own": [...]}: the mass that tokens of 1, 2, ... 9, 10 and
+            more bytes are given over how often they come next, of the target's tokens under the aligned distributions
+            and of the source's own under its own; None for a length that never comes.
         ensembles: None where no held-out split was aligned.
         bootstrap: resamples behind "beyond noise"; `confidence` is its level.
         command: what reproduces the run.
@@ -112,6 +117,7 @@ class ReportInputs:
     provenance: dict[str, Any]
     original: Evaluation
     runs: list[MethodRun]
+    target: str = TARGET
     tuning: list[dict[str, Any]] = field(default_factory=list)
     train_domains: list[str] = field(default_factory=list)
     absent_domains: list[str] = field(default_factory=list)
@@ -119,6 +125,7 @@ class ReportInputs:
     alignment_split: str = "validation"
     alignment: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     fidelity: dict[str, dict[str, dict[str, dict[str, float]]]] = field(default_factory=dict)
+    calibration: dict[str, dict[str, dict[str, list[float | None]]]] = field(default_factory=dict)
     sources: list[SourceFigures] = field(default_factory=list)
     ensembles: Ensembles | None = None
     bootstrap: int = 2000

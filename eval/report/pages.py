@@ -15,6 +15,7 @@ from fusionx.eval.report.inputs import MethodRun, ReportInputs, SourceFigures
 from fusionx.eval.report.summary import SUBJECT, summarize
 from fusionx.eval.report.tables.cells import Section, Table
 from fusionx.eval.report.tables.sections import sections
+from fusionx.eval.report.teaching import warnings
 from fusionx.eval.report.verdict import number, signed_percent, verdict
 from fusionx.eval.results.evaluation import Evaluation
 
@@ -27,13 +28,13 @@ def write_report(inputs: ReportInputs, folder: str | Path) -> dict[str, Any]:
     """Builds the report and writes `results.json`, `report.md`, `plots/*.svg` and `report.html` into `folder`.
 
     Returns:
-        The content of results.json, see `eval.report.summary.summarize`; `verdict` holds the sentences.
+        The content of results.json, see `eval.report.summary.summarize`; `verdict` and `warnings` hold sentences.
 
     Raises:
         DataError: evaluations are of different data and cannot be compared.
     """
     results = summarize(inputs)
-    results["verdict"] = verdict(results)
+    results["verdict"], results["warnings"] = verdict(results), warnings(results)
     figures = plots(inputs, results)
     parts = sections(results)
     return write_pages(folder, "report", "results", results, parts, figures, key_figures(results))
@@ -51,7 +52,8 @@ def write_pages(
     """Writes `plots/*.svg`, `<page>.md`, `<page>.html` and `<data>.json` into `folder`.
 
     Args:
-        results: what becomes the JSON; its `title`, `verdict`, `command`, `provenance` and `config` are on the page.
+        results: what becomes the JSON; its `title`, `warnings` (if any), `verdict`, `command`, `provenance` and
+            `config` are on the page.
         tiles: the few numbers at the top of the page, see `key_figures`.
 
     Returns:
@@ -79,10 +81,11 @@ def finite(value: Any) -> Any:
 
 def markdown(results: Mapping[str, Any], parts: Sequence[Section], figures: Sequence[Plot]) -> str:
     """The report as Markdown; figures are linked from `plots/`."""
-    lines = [f"# {results['title']}", "", "**" + results["verdict"][0] + "**", ""]
+    lines = [f"# {results['title']}", "", *_warned(results.get("warnings", []))]
+    lines += ["**" + results["verdict"][0] + "**", ""]
     lines += [*(f"- {sentence}" for sentence in results["verdict"][1:]), ""]
     for part in parts:
-        lines += [f"## {part.heading}", ""]
+        lines += [f"## {part.heading}", "", *_warned(part.warnings)]
         for note in part.notes:
             lines += [note, ""]
         for figure in (figure for figure in figures if figure.section == part.key):
@@ -92,6 +95,11 @@ def markdown(results: Mapping[str, Any], parts: Sequence[Section], figures: Sequ
     lines += ["## How to reproduce", "", f"```\n{results['command']}\n```", "", *_provenance_lines(results), ""]
     lines += ["Resolved config:", "", "```json", _json(results["config"]), "```", ""]
     return "\n".join(lines)
+
+
+def _warned(sentences: Sequence[str]) -> list[str]:
+    """A quoted block, which stands out from the text; nothing of nothing."""
+    return ["> **Warning**", ">", *(f"> - {sentence}" for sentence in sentences), ""] if sentences else []
 
 
 def markdown_table(table: Table) -> list[str]:
@@ -157,6 +165,7 @@ def html(
     }
     return environment.get_template("report.html.j2").render(
         results=results,
+        warnings=results.get("warnings", []),
         sections=parts,
         figures=drawn,
         tiles=tiles,

@@ -25,7 +25,7 @@ GROUPS = ("corpus", "absent", "all")
 """Domains that the training text has, domains that it has not, and both together."""
 
 ONE_SEED = "One seed gives no interval: differences between seeds are unknown."
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def summarize(inputs: ReportInputs) -> dict[str, Any]:
@@ -33,13 +33,14 @@ def summarize(inputs: ReportInputs) -> dict[str, Any]:
 
     Keys: `methods` (per method `per_seed`, `mean`, `spread`, at `best` and `last`), `comparison` (`fusionx` against
     each baseline), `interference` (per method against the original target and against ct), `selection`, `curves`,
-    `tuning`, `sources`, `alignment_split`, `alignment`, `fidelity`, `ensembles` (on a split of their own), `stages`,
-    `domains`, `provenance`, `config`.
+    `tuning`, `sources`, `alignment_split`, `alignment`, `fidelity`, `calibration`, `ensembles` (on a split of their
+    own), `stages`, `domains`, `target` (its id), `provenance`, `config`.
     """
     interference = _interference(inputs)
     return {
         "format": FORMAT_VERSION,
         "title": inputs.title,
+        "target": inputs.target,
         "domains": {
             "corpus": _group_domains(inputs, "corpus", inputs.original.domains),
             "absent": _group_domains(inputs, "absent", inputs.original.domains),
@@ -55,6 +56,7 @@ def summarize(inputs: ReportInputs) -> dict[str, Any]:
         "alignment_split": inputs.alignment_split,
         "alignment": inputs.alignment,
         "fidelity": inputs.fidelity,
+        "calibration": inputs.calibration,
         "ensembles": _ensembles(inputs),
         "stages": inputs.stages,
         "judging": {"note": METHOD_NOTE, "bootstrap": inputs.bootstrap, "confidence": inputs.confidence},
@@ -389,12 +391,6 @@ def _ensembles(inputs: ReportInputs) -> dict[str, Any] | None:
         name: combine([_held_out_figures(inputs, evaluation.domains) for evaluation in evaluations], _mean)
         for name, evaluations in found.models.items()
     }
+    plain = {"split": found.split, "report_split": found.report_split, "alignment": found.alignment}
     counts = {name: found.scores[name] for name in ("positions", "unaligned")}
-    return {
-        "split": found.split,
-        "report_split": found.report_split,
-        "map": found.vocab_map,
-        **counts,
-        **shown,
-        "models": models,
-    }
+    return {**plain, **counts, **shown, "models": models}

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fusionx.align.fidelity import Fidelity, held_out, shares, summary
+from fusionx.align.fidelity import held_out, ratios, shares
 from fusionx.contract.files.storage import write_bytes
 from fusionx.contract.shards.manifest import read_manifest
 from fusionx.eval.report.card_section import evaluation_section, with_evaluation
 from fusionx.eval.report.inputs import STEPS, MethodRun, ReportInputs, SourceFigures, Step
 from fusionx.eval.report.pages import write_report
 from fusionx.pipelines.config import FusionConfig
+from fusionx.pipelines.evaluation.aligned_figures import fidelity_figures
 from fusionx.pipelines.evaluation.ensembles import read_ensembles
 from fusionx.pipelines.evaluation.evaluate_models import evaluation_of, load_evaluation
 from fusionx.pipelines.layout import Layout
@@ -23,6 +25,8 @@ from fusionx.precompute.config import ModelConfig
 from fusionx.train.config import TrainJob
 from fusionx.train.state.result import finished_result, read_log
 
+_Aligned = dict[str, dict[str, dict[str, Any]]]
+"""Method -> source -> statistics."""
 _PACKAGES = ("torch", "transformers", "tokenizers", "pyarrow", "numpy")
 
 
@@ -57,14 +61,16 @@ def report_inputs(config: FusionConfig, layout: Layout, command: str | None = No
         config=config.model_dump(mode="json"),
         provenance=_provenance(config, layout),
         original=original,
+        target=config.target.id,
         runs=[_run(config, layout, job) for job in finished_jobs(config, layout)],
         tuning=read_tuning(config, layout).rows,
         train_domains=train_domains,
         absent_domains=sorted(set(original.domains) - set(train_domains)),
         stages={name: _summed(parts) for name, parts in read_timings(layout).items()},
         alignment_split=split,
-        alignment={mode: {id: shares(found["status"]) for id, found in of.items()} for mode, of in aligned.items()},
-        fidelity={mode: {id: _fidelity(found["fidelity"]) for id, found in of.items()} for mode, of in aligned.items()},
+        alignment=_each(aligned, lambda stats: shares(stats["status"])),
+        fidelity=_each(aligned, lambda stats: fidelity_figures(stats["fidelity"])),
+        calibration=_each(aligned, _calibration),
         sources=[_source(config, layout, model) for model in config.models],
         ensembles=read_ensembles(config, layout),
         bootstrap=config.eval.bootstrap,
@@ -94,7 +100,7 @@ def trained_domains(config: FusionConfig, layout: Layout) -> list[str]:
     return sorted({domain for part in tokens.parts_of("train") for domain in part.stats["domains"]})
 
 
-def _alignment(config: FusionConfig, layout: Layout) -> tuple[str, dict[str, dict[str, dict[str, Any]]]]:
+def _alignment(config: FusionConfig, layout: Layout) -> tuple[str, _Aligned]:
     """The split by which alignment is judged, and method -> source -> statistics, from the aligned manifests."""
     folders = {
         method: {model.id: layout.aligned(config.target.id, method, model.id) for model in config.models}
@@ -109,9 +115,12 @@ def _alignment(config: FusionConfig, layout: Layout) -> tuple[str, dict[str, dic
     return split, {method: {id: stats for id, (_, stats) in of.items()} for method, of in found.items()}
 
 
-def _fidelity(by_domain: Fidelity) -> dict[str, dict[str, float]]:
-    """Of all domains together under "", and of each."""
-    return {"": summary(by_domain)} | {domain: summary({domain: sums}) for domain, sums in by_domain.items()}
+def _each(aligned: _Aligned, of_source: Callable[[dict[str, Any]], Any]) -> dict[str, dict[str, Any]]:
+    return {method: {id: of_source(stats) for id, stats in of.items()} for method, of in aligned.items()}
+
+
+def _calibration(stats: dict[str, Any]) -> dict[str, list[float | None]]:
+    return {"aligned": ratios(stats["calibration"]), "own": ratios(stats["own_calibration"])}
 
 
 def _source(config: FusionConfig, layout: Layout, model: ModelConfig) -> SourceFigures:

@@ -145,17 +145,17 @@ def selectors(_: FusionConfig, method: str) -> Study:
 
 
 def alignments(config: FusionConfig, method: str) -> Study:
-    """Vocabulary map, what becomes of the tail, and how many entries of each distribution are used."""
+    """How sources are aligned, what becomes of the tail, and how many entries of each distribution are used."""
     stored = config.align.k or config.precompute.k
     fewer = FEWER_ENTRIES if stored > FEWER_ENTRIES else max(1, stored // 2)
     cells = [
-        Cell((vocab_map, tail, str(k)), method, {"map": vocab_map, "tail": tail, "k": None if k == stored else k},
-             against=("first-token", "bucket", str(stored)))
-        for vocab_map, tail, k in product(
-            ("first-token", "mined", "exact"), ("bucket", "renormalise", "raw"), dict.fromkeys((stored, fewer))
+        Cell((alignment, tail, str(k)), method, {"alignment": alignment, "tail": tail, "k": None if k == stored else k},
+             against=("walk", "bucket", str(stored)))
+        for alignment, tail, k in product(
+            ("walk", "mined", "exact"), ("bucket", "renormalise", "raw"), dict.fromkeys((stored, fewer))
         )
     ]  # fmt: skip
-    return Study("align", ("Map", "Tail", "k"), cells, "dots")
+    return Study("align", ("Alignment", "Tail", "k"), cells, "dots")
 
 
 def objectives(config: FusionConfig, method: str) -> Study:

@@ -152,14 +152,7 @@ class LogitsWorker:
         chunks, cut = read_part(unit.inputs["chunks"], "chunks", sha256=unit.hashes["chunks"])
         encodings = self.encoder.encode(chunks.column("text").to_pylist())
         self._refuse_long(encodings, cut.config["block_size"], unit)
-        tokens = UnitTokens.of(encodings)
-        results = self._run(tokens)
-        _refuse_invalid(results, self.stage.model.id, unit)
-        config = self.stage.config
-        ids, logprobs, token_nll, tail = (values.numpy() for values in results)
-        exact = stored = Distributions.from_top_k(ids, logprobs, tail, config.mass)
-        if config.mantissa_bits is not None:
-            stored = exact.rounded(config.mantissa_bits)
+        exact, stored, token_nll = self.read(encodings, unit.inputs["chunks"])
         table = _table(chunks, encodings, stored, token_nll)
         stats = {
             "nll": float(token_nll.sum(dtype=np.float64)),
@@ -168,7 +161,19 @@ class LogitsWorker:
         if stored is not exact:
             stats["rounding_kl"] = float(divergence(exact, stored).sum())
         path = join(self.stage.output, unit.part)
-        return write_part(path, table, self.stage.provenance(unit), len(tokens.ids), stats)
+        return write_part(path, table, self.stage.provenance(unit), len(token_nll), stats)
+
+    def read(self, encodings: list[Encoding], file: str) -> tuple[Distributions, Distributions, np.ndarray]:
+        """What the model says of every token's successor: exactly, as shards keep it, and the NLL of the text's own
+        next token, float32 [N], nats. `file`: where the texts come from."""
+        results = self._run(UnitTokens.of(encodings))
+        _refuse_invalid(results, self.stage.model.id, file)
+        config = self.stage.config
+        ids, logprobs, token_nll, tail = (values.numpy() for values in results)
+        exact = stored = Distributions.from_top_k(ids, logprobs, tail, config.mass)
+        if config.mantissa_bits is not None:
+            stored = exact.rounded(config.mantissa_bits)
+        return exact, stored, token_nll
 
     def _run(self, tokens: UnitTokens) -> TopK:
         """The statistics of every token of the unit, in its order."""
@@ -325,12 +330,12 @@ def _gathered(finished: list[tuple[torch.Tensor, TopK]], tokens: int, k: int) ->
     return whole
 
 
-def _refuse_invalid(results: TopK, source: str, unit: Unit) -> None:
+def _refuse_invalid(results: TopK, source: str, file: str) -> None:
     invalid = int(results.tail.isnan().sum())
     if invalid:
         raise DataError(
             f"The source '{source}' gives no valid distribution at {invalid} of {len(results.tail)} positions.",
-            file=unit.inputs["chunks"],
+            file=file,
             found="NaN or infinite logits",
             expected="finite logits",
             remedy="use another dtype for this source (bfloat16 or float32)",

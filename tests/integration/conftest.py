@@ -118,7 +118,7 @@ def write_config(root: Path) -> None:
         "corpus": {"path": str(root / "corpus"), "domain": "domain"},
         "chunk": {"block_size": 96, "part_bytes": 1500},
         "precompute": {"k": 8, "splits": ["train", "validation"], "batch_tokens": 512},
-        "align": {"maps": ["first-token", "mined"]},
+        "align": {"methods": ["walk", "mined"]},
         "train": {
             "methods": ["ct", "fusellm", "paper", "fusionx"],
             "optimizer": {"learning_rate": 0.001, "batch_size": 16, "epochs": 2},

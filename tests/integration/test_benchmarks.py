@@ -58,6 +58,7 @@ def small_codec(tiny: Tiny) -> dict[str, Any]:
 def small_map(tiny: Tiny) -> dict[str, Any]:
     """Its real tokenizers hold some 300,000 tokens together; the sample is taken of those without an equal."""
     sizes = {"byte_bpe_50k": 350, "mistral_32k": 300, "llama_128k": 340, "tekken_131k": 310}
+    sizes |= {"gemma_262k": 360, "smollm2_49k": 320}
     for name, size in sizes.items():
         tiny.patch.setattr(f"fusionx.benchmarks.map.{name}", lambda size=size: tiny.tokenizer(size))
     tiny.patch.setattr("fusionx.benchmarks.map.SAMPLE", 2)
@@ -95,7 +96,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory, make_model: Any) -> Path:
         make_model(root / "data/demo/models" / name, architecture, size, seed=seed, bos=bos, context=256)
     (root / "data/demo/corpus").mkdir()
     documents = [{"text": TEXT.format(i=number) * 6, "domain": "code"} for number in range(12)]
-    pq.write_table(pa.Table.from_pylist(documents), root / "data/demo/corpus/train.parquet")
+    for split, rows in {"train": documents, "validation": documents[:2]}.items():
+        pq.write_table(pa.Table.from_pylist(rows), root / f"data/demo/corpus/{split}.parquet")
     return root
 
 

@@ -30,7 +30,7 @@ from fusionx.pipelines.execution.worker_host import WorkerHost, load_worker
 from fusionx.pipelines.layout import Layout
 from fusionx.pipelines.pipeline import Pipeline
 
-FEWER = ("align.maps=[mined]", "train.methods=[ct]")
+FEWER = ("align.methods=[mined]", "train.methods=[ct]")
 
 
 @dataclass(frozen=True)

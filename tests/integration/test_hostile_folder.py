@@ -66,14 +66,14 @@ def test_the_folder_would_be_imported_from_by_a_plain_python(hostile: Path) -> N
 @pytest.mark.slow
 def test_no_command_imports_from_the_folder_it_is_started_in(world: Any, hostile: Path) -> None:
     """torchrun's processes and the loaders' among what is started; Ray's workers are in test_cluster.py."""
-    small = ("output=out", "train.methods=[ct]", "align.maps=[first-token]", "train.optimizer.epochs=1")
+    small = ("output=out", "train.methods=[ct]", "align.methods=[walk]", "train.optimizer.epochs=1")
     several = ("train.run.devices=2", "train.run.loader_workers=1", "train.jobs=1", "eval.rivals={}", "eval.tasks=[]")
     run = [str(world.config), *(word for value in (*small, *several) for word in ("--set", value))]
     checked = {
         check(hostile, "run", *run),
         check(hostile, "status", *run),
         check(hostile, "plan", *run, "--documents", "5"),
-        check(hostile, "explain-map", *run, "--source", "coder", "a text"),
+        check(hostile, "explain", *run, "--source", "coder", "a text"),
         check(hostile, "report", "interference", "out/eval/models/target.json", "out/eval/ct"),
         check(hostile, "study", "tau", "nowhere.yaml", code=2),
         check(hostile, "bench", "nothing", code=2),

@@ -316,14 +316,14 @@ def test_the_road_to_a_bucket_gives_the_bytes_of_a_local_run(
     assert {"config.json", "timings.json"} <= set(storage.list_files(output))
     assert storage.exists(f"{output}/aligned/target/mined/coder/vocab_map.parquet")
 
-    status = world.here(output, "status").stdout.splitlines()
+    status = filter(None, world.here(output, "status").stdout.splitlines())
     data = [line for line in status if line.split()[0] not in ("train", "eval")]
     assert len(data) == 11
     assert all(" complete " in line for line in data), data
 
     part = f"{output}/logits/coder/part-00000.parquet"
     storage.write_bytes(part, storage.read_bytes(part)[:-100])
-    lines = {line.split()[0]: line for line in world.here(output, "status").stdout.splitlines()}
+    lines = {line.split()[0]: line for line in world.here(output, "status").stdout.splitlines() if line}
     assert "1 damaged" in lines["precompute/coder"]
     assert "[precompute/coder] complete: 1 parts made" in world.run(output, "precompute")
     for stage in DATA_STAGES:

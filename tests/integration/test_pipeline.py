@@ -9,12 +9,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 from click.testing import CliRunner
 from forked import ForkedCommand
 
 from fusionx.cli.main import main
+from fusionx.contract.tokens.encoder import load_encoder
 
 METHODS = ("ct", "fusellm", "paper", "fusionx")
 DATA_STAGES = ("chunk", "precompute", "align")
@@ -32,7 +34,7 @@ def test_a_run_makes_every_output(world: Any, finished: Path) -> None:
     parts = sorted((finished / "chunks").glob("part-*.parquet"))
     assert len(parts) >= 5
     folders = ["chunks", *(f"logits/{name}" for name in ("target", "coder", "writer")), "aligned/target/tokens"]
-    folders += [f"aligned/target/{kind}/{name}" for kind in ("first-token", "mined") for name in ("target", "coder")]
+    folders += [f"aligned/target/{kind}/{name}" for kind in ("walk", "mined") for name in ("target", "coder")]
     for folder in folders:
         manifest = json.loads((finished / folder / "manifest.json").read_text())
         assert manifest["parts"], folder
@@ -127,10 +129,12 @@ def test_status_says_what_is_done_and_what_is_not(world: Any, finished: Path, co
     complete = world.here(finished, "status")
     assert complete.returncode == 0, complete.stdout
     assert "incomplete" not in complete.stdout
-    assert lines_about(complete.stdout, "align/mined/coder", "bits per byte: own ")
+    assert lines_about(complete.stdout, "align/mined/coder", "validation: own ")
     (copied / "logits" / "coder" / "part-00000.parquet").unlink()
     (copied / "logits" / "writer" / "part-00000.parquet").write_bytes(b"PAR1")
-    lines = {line.split()[0]: line for line in world.here(copied, "status", "precompute.k=4").stdout.splitlines()}
+    lines = {
+        line.split()[0]: line for line in world.here(copied, "status", "precompute.k=4").stdout.splitlines() if line
+    }
     assert "1 missing" in lines["precompute/coder"]
     assert "config.k: found 8, expected 4" in lines["precompute/coder"]
     assert "1 damaged" in lines["precompute/writer"]
@@ -144,13 +148,41 @@ def lines_about(text: str, *words: str) -> list[str]:
 
 
 def test_a_map_is_explained_for_a_text_and_as_a_whole(world: Any, tmp_path: Path) -> None:
-    command = world.command(tmp_path, "explain-map --source coder --map mined")
+    command = world.command(tmp_path, "explain --source coder --map mined")
     said = CliRunner().invoke(main, [*command, "x+1"]).stdout
     assert lines_about(said, "target positions take a source position")
-    assert lines_about(world.here(tmp_path, "explain-map --source coder").stdout, "map first-token", "source ids")
+    assert lines_about(world.here(tmp_path, "explain --source coder --map exact").stdout, "map exact", "source ids")
     assert not (tmp_path / "config.json").exists()
-    for wrong in ("--source nobody", "--source coder --map nearest"):
-        assert world.here(tmp_path, f"explain-map {wrong}").returncode == 2
+    assert world.here(tmp_path, "explain --source coder --map nearest").returncode == 2
+
+
+def test_a_walk_is_explained_for_a_text_without_any_shards(world: Any, tmp_path: Path) -> None:
+    command = world.command(tmp_path, "explain --source coder")
+    plain, coloured = (CliRunner().invoke(main, [*command, "def f_1(x):"], color=color) for color in (False, True))
+    head, *blocks = plain.stdout.rstrip().split("\n\n")
+    positions = len(load_encoder(str(world.root / "target")).encode(["def f_1(x):"])[0].ids) - 1
+    assert " ".join(blocks[0].split()).startswith("# text so far next token coder target alignment")
+    assert len(blocks) == positions
+    assert len(lines_about(plain.stdout, "the text itself: ")) == positions - 1, "coder has no token before the first"
+    assert "how probable coder makes it" in head
+    assert coloured.stdout != plain.stdout == click.unstyle(coloured.stdout)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--source", "coder"], "TEXT is missing"),
+        (["--source", "nobody", "a text"], "target, coder, writer"),
+        (["--source", "coder", ""], "2 to 96, as in a chunk"),
+        (["--source", "coder", "x+1 " * 200], "2 to 96, as in a chunk"),
+        (["--source", "coder", "\udcff"], "no valid UTF-8"),
+        (["--source", "coder", "--map", "exact", "\udcff"], "no valid UTF-8"),
+    ],
+)
+def test_what_cannot_be_explained_is_refused(world: Any, tmp_path: Path, arguments: list[str], said: str) -> None:
+    result = CliRunner().invoke(main, [*world.command(tmp_path, "explain"), *arguments])
+    assert (result.exit_code, said in result.stderr) == (2, True), result.stderr
 
 
 def without(world: Any, tmp_path: Path, *names: str) -> Any:

@@ -33,7 +33,7 @@ def test_a_sample_of_everything_is_the_run_itself(world: Any, tmp_path: Path) ->
         assert (found["chunks"], found["tokens"]) == (made.totals["rows"], made.totals["tokens"])
         assert found["bytes"] == pytest.approx(made.totals["bytes"], rel=0.05)
         assert found["hours"] * 3600 * found["workers"] == pytest.approx(found["tokens"] / found["tokens_per_s"])
-    assert {"align/tokens", "align/first-token/target", "align/mined/coder"} <= stages.keys()
+    assert {"align/tokens", "align/walk/target", "align/mined/coder"} <= stages.keys()
     assert planned["total"]["bytes"] == sum(stage["bytes"] for stage in planned["stages"])
 
 

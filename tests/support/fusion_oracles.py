@@ -41,7 +41,10 @@ def random_candidates(
     chunks: int = 2,
     garbage_where_unaligned: bool = False,
 ) -> Candidates:
-    """Random supports that overlap, with padding, unaligned candidates and (at position 0) nobody aligned."""
+    """Random supports that overlap, with padding, unaligned candidates and (at position 0) nobody aligned.
+
+    Of a label that k cut off, the probability is sometimes known.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(*shape: int) -> Tensor:
@@ -66,7 +69,17 @@ def random_candidates(
     labels = torch.randint(0, vocab, (n,), generator=generator)
     labels[-1] = ids[-1].max().clamp(min=0)  # a label that somebody stores, unless nobody is aligned there
     chunk_of = (torch.arange(n) * chunks) // n
-    return Candidates(ids, probs, aligned, labels, 0.5 + uniform(chunks, m), chunk_of)
+    nll_per_byte = 0.5 + uniform(chunks, m)
+    label_probs = label_probs_of(ids, probs, labels)
+    was_cut_off = label_probs.isnan() & (uniform(n, m) < 0.5) & (aligned | garbage_where_unaligned)
+    label_probs = torch.where(was_cut_off, (1 - probs.sum(-1)) * uniform(n, m), label_probs)
+    return Candidates(ids, probs, label_probs, aligned, labels, nll_per_byte, chunk_of)
+
+
+def label_probs_of(ids: Tensor, probs: Tensor, labels: Tensor) -> Tensor:
+    """The labels' probabilities [N, M] as far as the entries say them, NaN where they do not."""
+    is_label = (ids == labels[:, None, None]) & (probs > 0)
+    return (probs * is_label).sum(-1).masked_fill(~is_label.any(-1), float("nan"))
 
 
 def dense_distribution(candidates: Candidates, position: int, candidate: int, vocab: int) -> Tensor:
@@ -223,7 +236,7 @@ def _position_fusion(
             chosen, rule = choose_at(p, config), config
             w = weights_at(p, chosen)
             if any(available) and method.lambda_select:
-                selector_terms.append(-_gold_mixture(p, stored, int(candidates.labels[position])).log())
+                selector_terms.append(-_gold_mixture(p, stored, candidates.label_probs[position].tolist()).log())
         feed.add(p, w, chosen)
         if not any(chosen):
             continue
@@ -262,13 +275,13 @@ def _rule_at(method: MethodConfig, nlls: list[float], available: list[bool]) -> 
     return [torch.tensor(score / total, dtype=torch.float64) for score in scores]
 
 
-def _gold_mixture(p: list[Tensor], stored: list[Tensor], label: int) -> Tensor:
-    """sum_j p_j P_j(label), the tail of each candidate spread evenly over the ids that it does not store."""
+def _gold_mixture(p: list[Tensor], stored: list[Tensor], label_probs: list[float]) -> Tensor:
+    """sum_j p_j P_j(label), the tail of each candidate spread evenly over the ids that it does not store, where the
+    label's own probability is not known."""
     total = torch.zeros((), dtype=torch.float64)
-    for value, dense in zip(p, stored, strict=True):
+    for value, dense, known in zip(p, stored, label_probs, strict=True):
         outside = int((dense == 0).sum())
-        gold = dense[label] if dense[label] > 0 else (1 - dense.sum()) / outside
-        total = total + value * gold
+        total = total + value * ((1 - dense.sum()) / outside if math.isnan(known) else known)
     return total + EPS
 
 

@@ -55,9 +55,14 @@ def assert_same_batch(left: Batch, right: Batch) -> None:
     for one, other in zip(left, right, strict=True):
         if isinstance(one, torch.Tensor):
             assert isinstance(other, torch.Tensor)
-            assert one.dtype == other.dtype
-            assert torch.equal(one, other)
+            assert_same_tensor(one, other)
         elif isinstance(one, tuple):
-            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))  # type: ignore[arg-type]
+            for of_one, of_other in zip(one, other, strict=True):  # type: ignore[arg-type]
+                assert_same_tensor(of_one, of_other)
         else:
             assert one == other
+
+
+def assert_same_tensor(left: torch.Tensor, right: torch.Tensor) -> None:
+    """The same numbers of the same kind; an unknown one, NaN, equals another."""
+    torch.testing.assert_close(left, right, rtol=0, atol=0, equal_nan=True)

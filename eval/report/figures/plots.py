@@ -19,6 +19,7 @@ from fusionx.eval.report.figures.canvas import (
 )
 from fusionx.eval.report.inputs import STEPS, TARGET, ReportInputs, Step, method_label
 from fusionx.eval.report.summary import SUBJECT, claim_group
+from fusionx.eval.report.tables.cells import signed
 from fusionx.eval.results.statistics import spread
 
 STEP_TITLES = {"best": "at each method's best step", "last": "at the last step"}
@@ -295,26 +296,47 @@ def _selection_heat(results: Mapping[str, Any], method: str) -> Plot | None:
     return Plot(f"selection-domains-{method}", "selection", title, f"Heat map. Largest weight: {strongest}.", svg[0])
 
 
+# A dot inside its ring: nothing was lost.
+_OWN: dict[str, Any] = {"marker": "o", "markersize": 7.5, "markerfacecolor": "white", "markeredgewidth": 1.2}
+_ALIGNED: dict[str, Any] = {"marker": "o", "markersize": 4.5}
+_TARGET: dict[str, Any] = {"marker": "|", "markersize": 11, "markeredgewidth": 1.5, "color": INK}
+
+
 def _fidelity(results: Mapping[str, Any]) -> Plot | None:
-    """Bars per source: bits per byte on its own tokens, and of the target's tokens through every map."""
-    maps = results["fidelity"]
-    sources = list(next(iter(maps.values()), {}))
+    """Per source and method a line from the bits per byte on its own tokens to those of the target's tokens, and where
+    the target itself stands by the same method."""
+    methods = {method: {id: of for id, of in found.items() if of} for method, found in results["fidelity"].items()}
+    sources = list(dict.fromkeys(source for found in methods.values() for source in found))
     if not sources:
         return None
-    series = {"own tokens": [next(iter(maps.values()))[source][""]["own_bits_per_byte"] for source in sources]}
-    for vocab_map, by_source in maps.items():
-        series[f"aligned, {vocab_map}"] = [by_source[source][""]["aligned_bits_per_byte"] for source in sources]
-    thickness = 0.8 / len(series)
-    with canvas(0.9 + 0.2 * len(sources) * len(series)) as (figure, axes, svg):
-        for order, (label, values) in enumerate(series.items()):
-            places = [-row + 0.4 - (order + 0.5) * thickness for row in range(len(sources))]
-            axes.barh(places, values, thickness * 0.92, color=(INK, *SOURCE_COLOURS[1:])[order], label=label)
-        axes.set_yticks([-row for row in range(len(sources))], sources)
-        axes.set_ylim(-len(sources) + 0.5, 0.5)
-        _finish_bars(figure, axes, "Bits per byte (right: worse)")
+    rows = [(source, method) for source in sources for method in methods if source in methods[method]]
+    # A gap of half a row between sources.
+    places = [-row - 0.5 * sources.index(source) for row, (source, _) in enumerate(rows)]
+    with canvas(1.1 + 0.2 * (len(rows) + 0.5 * len(sources))) as (figure, axes, svg):
+        for (source, method), place in zip(rows, places, strict=True):
+            own, aligned = (methods[method][source][""][f"{of}_bits_per_byte"] for of in ("own", "aligned"))
+            colour = SOURCE_COLOURS[list(methods).index(method)]
+            target = methods[method].get(results["target"]) if source != results["target"] else None
+            axes.plot([own, aligned], [place, place], color=colour, linewidth=1.6)
+            axes.plot(own, place, **_OWN, markeredgecolor=colour)
+            axes.plot(aligned, place, **_ALIGNED, color=colour)
+            if target:
+                axes.plot(target[""]["aligned_bits_per_byte"], place, **_TARGET)
+        axes.set_yticks(places, [f"{source}, {method}" for source, method in rows])
+        axes.set_ylim(min(places) - 0.7, 0.7)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x")
+        axes.set_xlabel("Bits per byte (right: worse)")
+        figure.legend(handles=_fidelity_legend(), loc="outside upper left", ncols=3, handletextpad=0.2)
     costs = "; ".join(
-        f"{source} " + ", ".join(f"{found[source]['']['cost']:+.3f} ({name})" for name, found in maps.items())
-        for source in sources
+        f"{source} {signed(methods[method][source]['']['cost'], 3)} ({method})" for source, method in rows
     )
-    title = f"What alignment costs, {results['alignment_split']} split: each source's own tokens, and through every map"
-    return Plot("fidelity", "alignment", title, f"Bar chart. Cost in bits per byte: {costs}.", svg[0])
+    title = f"What alignment costs, {results['alignment_split']} split: from each source's own tokens to the target's"
+    return Plot("fidelity", "alignment", title, f"Dot chart. Cost in bits per byte: {costs}.", svg[0])
+
+
+def _fidelity_legend() -> list[Any]:
+    from matplotlib.lines import Line2D
+
+    looks = {"own tokens": _OWN, "aligned": _ALIGNED, "the target itself": _TARGET}
+    return [Line2D([], [], **{"color": INK, "linestyle": ""} | look, label=label) for label, look in looks.items()]

@@ -36,17 +36,23 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, what the reader should know, and tables; `plots` names the figures that go with it."""
+    """A heading, what the reader should be warned of and should know, and tables; `key` names its figures, too."""
 
     key: str
     heading: str
     notes: list[str] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def percent(value: float, digits: int = 1) -> str:
     """A share as a percentage."""
     return f"{value * 100:.{digits}f} %"
+
+
+def signed(value: float, digits: int) -> str:
+    """With its sign, but none before nothing: never "-0.000"."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}"
 
 
 def duration_text(seconds: float | None) -> str:

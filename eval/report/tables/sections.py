@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fusionx.eval.report.tables.alignment import alignment
 from fusionx.eval.report.tables.cells import Section
 from fusionx.eval.report.tables.costs import stages, tuning
 from fusionx.eval.report.tables.methods import interference, overview, per_domain, selection, skills
-from fusionx.eval.report.tables.sources import alignment, ensembles, sources
+from fusionx.eval.report.tables.sources import ensembles, sources
 
 
 def sections(results: Mapping[str, Any]) -> list[Section]:

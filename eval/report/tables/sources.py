@@ -1,4 +1,4 @@
-"""The models that were fused: themselves, their ensembles, and what alignment left of them."""
+"""The models that were fused: themselves and their ensembles."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from fusionx.eval.config import MERGE_ROW
 from fusionx.eval.report.inputs import TARGET, method_label
 from fusionx.eval.report.summary import GROUPS, SUBJECT, claim_group
-from fusionx.eval.report.tables.cells import MISSING, Cell, Section, Table, count_text, percent
+from fusionx.eval.report.tables.cells import MISSING, Cell, Section, Table, count_text
 
 
 def sources(results: Mapping[str, Any]) -> Section | None:
@@ -68,7 +68,7 @@ def ensembles(results: Mapping[str, Any]) -> Section | None:
             else f", because the {report_split} split, that of the other tables, is not among precompute.splits: "
             "compare within this section only. Learning rate and best step were chosen on validation text."
         ),
-        f"Candidates and ensembles are scored from the aligned shards (map {found['map']}) and no model is run or "
+        f"Candidates and ensembles are scored from the aligned shards (by {found['alignment']}) and no model is run or "
         "trained: the mean of the aligned candidates; the one with the lowest perplexity on the chunk so far "
         "(Top1-PPL); weights falling with that perplexity (PackLLM-sim, here over probabilities instead of logits); "
         "and at every token whichever candidate gives it most, which looks at the answer and is a ceiling, not a "
@@ -135,69 +135,3 @@ def _by_domain(results: Mapping[str, Any]) -> Table:
     ]
     caption = f"Bits per byte by domain, {results['ensembles']['split']} split"
     return Table(caption, ["Domain", *(cell.plain() for cell, _ in columns)], rows, folded=True)
-
-
-def alignment(results: Mapping[str, Any]) -> Section | None:
-    if not results["alignment"]:
-        return None
-    statuses: list[str] = []
-    for by_source in results["alignment"].values():
-        for shares in by_source.values():
-            statuses += [status for status in shares if status not in statuses]
-    rows = [
-        [Cell(source, vocab_map), *(_share(shares.get(status)) for status in statuses)]
-        for vocab_map, by_source in results["alignment"].items()
-        for source, shares in by_source.items()
-    ]
-    notes = [
-        f"Over the {results['alignment_split']} split. Share of target positions by how they were aligned with each "
-        "source; a source drops out where it is not."
-    ]
-    header = ["Source (map)", *(status.replace("_", " ") for status in statuses)]
-    tables = [Table("Positions by status", header, rows)]
-    if results["fidelity"]:
-        notes.append(
-            "What alignment costs: bits per byte of the target's next tokens under the aligned distribution (a token "
-            "that is not among its entries gets an equal share of the tail), against the source's own bits per byte "
-            "on its own tokens. “Right”: the most probable aligned token is the next one."
-        )
-        tables += [_fidelity(results), *_fidelity_by_domain(results)]
-    return Section("alignment", "Alignment", notes, tables)
-
-
-def _fidelity(results: Mapping[str, Any]) -> Table:
-    rows = []
-    for vocab_map, by_source in results["fidelity"].items():
-        for source, by_domain in by_source.items():
-            found = by_domain[""]
-            lowest = min(maps[source][""]["cost"] for maps in results["fidelity"].values() if source in maps)
-            rows.append(
-                [
-                    Cell(source, vocab_map),
-                    Cell(f"{found['own_bits_per_byte']:.4f}"),
-                    Cell(f"{found['aligned_bits_per_byte']:.4f}"),
-                    Cell(f"{found['cost']:+.4f}", tone="best" if found["cost"] == lowest else ""),
-                    Cell(percent(found["hits"])),
-                ]
-            )
-    header = ["Source (map)", "Own bits/byte", "Aligned bits/byte", "Cost", "Right"]
-    return Table(f"What alignment costs, {results['alignment_split']} split", header, rows)
-
-
-def _fidelity_by_domain(results: Mapping[str, Any]) -> list[Table]:
-    """One table per map: the cost in every domain."""
-    tables = []
-    for vocab_map, by_source in results["fidelity"].items():
-        domains = sorted({domain for found in by_source.values() for domain in found} - {""})
-        rows = [
-            [Cell(domain), *(Cell(f"{by_source[source][domain]['cost']:+.3f}") for source in by_source)]
-            for domain in domains
-        ]
-        tables.append(Table(f"Cost by domain, map {vocab_map}", ["Domain", *by_source], rows, folded=True))
-    return tables
-
-
-def _share(value: Any) -> Cell:
-    if value is None:
-        return Cell(MISSING, tone="muted")
-    return Cell(percent(value) if isinstance(value, int | float) else str(value))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -15,15 +16,16 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from fusionx.align.aligned_stage import AlignedStage
-from fusionx.align.config import AlignConfig, MapMode
+from fusionx.align.config import AlignConfig, AlignMethod
 from fusionx.align.positions import Status, align_positions
 from fusionx.align.projection import project
 from fusionx.align.tokens_stage import TokensStage
 from fusionx.align.vocabulary.vocab_map import build_vocab_map
 from fusionx.contract.errors import DataError
 from fusionx.contract.shards.codec import Distributions, read_distributions, read_tokens
-from fusionx.contract.shards.manifest import build_manifest, read_manifest, write_manifest
-from fusionx.contract.shards.parts import Provenance, Ragged, inspect_part, read_part, write_part
+from fusionx.contract.shards.manifest import Manifest, build_manifest, read_manifest, write_manifest
+from fusionx.contract.shards.next_token import next_tokens
+from fusionx.contract.shards.parts import Provenance, Ragged, inspect_part, part_name, read_part, write_part
 from fusionx.contract.shards.schema import CHUNKS, text_hash
 from fusionx.contract.tokens.encoder import Encoder, load_encoder
 from fusionx.precompute.config import ModelConfig, PrecomputeConfig
@@ -65,36 +67,37 @@ class World:
 
     root: Path
 
-    def logits_stage(self) -> LogitsStage:
-        model = ModelConfig(id="source", path=str(self.root / "source"), kind="fake")
+    def logits_stage(self, role: str, folder: str) -> LogitsStage:
+        model = ModelConfig(id=role, path=str(self.root / role), kind="fake")
         config = PrecomputeConfig(k=4, device="cpu")
-        return LogitsStage(model, config, str(self.root / "chunks"), str(self.root / "logits"))
+        return LogitsStage(model, config, str(self.root / "chunks"), str(self.root / folder))
 
     def tokens_stage(self) -> TokensStage:
         target = str(self.root / "target")
-        return TokensStage("target", target, None, ["train"], str(self.root / "chunks"), str(self.root / "tokens"))
+        splits = ["train", "validation"]
+        return TokensStage("target", target, None, splits, str(self.root / "chunks"), str(self.root / "tokens"))
 
-    def aligned_stage(self, mode: MapMode = "first-token", **options: Any) -> AlignedStage:
-        source, target = (("source", str(self.root / "source"), None), ("target", str(self.root / "target"), None))
-        folders = (str(self.root / name) for name in ("logits", "tokens", "aligned"))
-        return AlignedStage(*source, *target, mode, AlignConfig(**options), *folders)
+    def aligned_stage(self, method: AlignMethod = "walk", source: str = "source") -> AlignedStage:
+        models = (("source", str(self.root / source), None), ("target", str(self.root / "target"), None))
+        logits = "logits" if source == "source" else "target_logits"
+        folders = (str(self.root / name) for name in (logits, "target_logits", "tokens", "aligned"))
+        return AlignedStage(*models[0], *models[1], method, AlignConfig(), *folders)
 
     def part(self, folder: str) -> str:
         return str(self.root / folder / "part-00000.parquet")
 
 
-def run(stage: Any) -> None:
-    """The stage's one part and its manifest."""
-    (unit,) = stage.units()
-    entry, provenance = stage.worker()(unit), stage.provenance(unit)
-    write_manifest(stage.output, build_manifest(stage.kind, provenance.config, provenance.identity, [entry]))
+def run(stage: Any) -> Manifest:
+    """All of the stage's parts, and its manifest."""
+    units, worker = stage.units(), stage.worker()
+    provenance = stage.provenance(units[0])
+    manifest = build_manifest(stage.kind, provenance.config, provenance.identity, [worker(unit) for unit in units])
+    write_manifest(stage.output, manifest)
+    return manifest
 
 
-@pytest.fixture
-def world(tmp_path: Path, make_tokenizer: Any) -> World:
-    """Chunks, a source's shards and the target's tokens, ready to be aligned."""
-    save_word_piece(tmp_path / "source")
-    make_tokenizer(tmp_path / "target", 320, bos=True)
+def write_chunks(root: Path, splits: list[str]) -> None:
+    """All texts once in every split."""
     rows = {
         "doc_id": range(len(TEXTS)),
         "chunk": [0] * len(TEXTS),
@@ -103,32 +106,55 @@ def world(tmp_path: Path, make_tokenizer: Any) -> World:
         "text": TEXTS,
     }
     chunks = pa.table({name: list(values) for name, values in rows.items()}, schema=CHUNKS)
-    provenance = Provenance("chunks", "train", {"block_size": 2048}, {})
-    entry = write_part(str(tmp_path / "chunks" / "part-00000.parquet"), chunks, provenance, 0)
-    write_manifest(str(tmp_path / "chunks"), build_manifest("chunks", provenance.config, {}, [entry]))
-    made = World(tmp_path)
-    run(made.logits_stage())
+    entries = []
+    for number, split in enumerate(splits):
+        provenance = Provenance("chunks", split, {"block_size": 2048}, {})
+        entries.append(write_part(str(root / "chunks" / part_name(number)), chunks, provenance, 0))
+    write_manifest(str(root / "chunks"), build_manifest("chunks", {"block_size": 2048}, {}, entries))
+
+
+def ready(root: Path) -> World:
+    made = World(root)
+    for stage in (made.logits_stage("source", "logits"), made.logits_stage("target", "target_logits")):
+        run(stage)
     run(made.tokens_stage())
     return made
 
 
-@pytest.mark.parametrize("mode", ["mined", "exact", "first-token"])
-@pytest.mark.parametrize("span_matches", [False, True])
-def test_odd_texts_are_aligned_where_both_sides_have_read_the_same_bytes(
-    world: World, mode: MapMode, span_matches: bool
-) -> None:
-    run(world.aligned_stage(mode, span_matches=span_matches))
+@pytest.fixture
+def world(tmp_path: Path, make_tokenizer: Any) -> World:
+    """Chunks, a source's and the target's shards and the target's tokens, ready to be aligned."""
+    save_word_piece(tmp_path / "source")
+    make_tokenizer(tmp_path / "target", 320, bos=True)
+    write_chunks(tmp_path, ["train"])
+    return ready(tmp_path)
+
+
+@pytest.mark.parametrize("method", get_args(AlignMethod))
+def test_odd_texts_are_aligned_where_both_sides_have_read_the_same_bytes(world: World, method: AlignMethod) -> None:
+    stats = run(world.aligned_stage(method)).stats
     aligned, _ = read_part(world.part("aligned"), "aligned")
     logits, tokens = (read_part(world.part(kind), kind)[0] for kind in ("logits", "tokens"))
-    source_ends, target_ends = read_tokens(logits)[1], read_tokens(tokens)[1]
-    status = Ragged.from_column(aligned.column("status"))
-    counts = Ragged(read_distributions(aligned).counts, status.offsets)
+    source_ends, (target_ids, target_ends) = read_tokens(logits)[1], read_tokens(tokens)
+    status, said = Ragged.from_column(aligned.column("status")), read_distributions(aligned)
+    counts = Ragged(said.counts, status.offsets)
     for row, text in enumerate(TEXTS):
         assert len(status.row(row)) == len(target_ends.row(row))
         assert target_ends.row(row)[-1] == len(text.encode())
         exact = set(target_ends.row(row)[status.row(row) == Status.EXACT_BOUNDARY].tolist())
-        assert exact == set(target_ends.row(row).tolist()) & set(source_ends.row(row).tolist())
+        both = set(target_ends.row(row).tolist()) & set(source_ends.row(row).tolist())
+        # The walk answers what comes next, and there is nothing at the end of either side.
+        assert exact == (both - {max([0, *source_ends.row(row).tolist()])} if method == "walk" else both)
         assert not counts.row(row)[status.row(row) == Status.NOT_ALIGNED].any()
+    labels, _ = next_tokens(target_ids, target_ends)
+    asked = np.bincount(status.values[labels >= 0], minlength=len(Status))
+    assert stats["status"] == {"odd": {member.name.lower(): int(asked[member]) for member in Status}}
+    if method == "walk":
+        walked = status.values != Status.NOT_ALIGNED
+        assert np.array_equal(walked, said.counts > 0)
+        assert np.isin(status.values, [Status.INSIDE_TOKEN, Status.NOTHING_COMPATIBLE]).any()
+        ids = np.split(said.ids, said.starts[1:-1])
+        assert all(labels[at] in ids[at] for at in np.flatnonzero(walked)), "the next token is always kept"
     nothing = TEXTS.index(" \n\t ")
     assert len(source_ends.row(nothing)) == 0
     assert set(status.row(nothing).tolist()) == {Status.NOT_ALIGNED}
@@ -148,15 +174,17 @@ def rewrite(path: str, kind: str, text: str) -> None:
     write_manifest(folder, build_manifest(kind, manifest.config, manifest.identity, [entry]))
 
 
-@pytest.mark.parametrize("tampered", ["logits", "tokens"])
+@pytest.mark.parametrize("tampered", ["logits", "tokens", "target_logits"])
 def test_another_text_stops_the_run_and_names_both_parts_and_both_hashes(world: World, tampered: str) -> None:
-    rewrite(world.part(tampered), tampered, "another text")
+    rewrite(world.part(tampered), "tokens" if tampered == "tokens" else "logits", "another text")
     with pytest.raises(DataError, match="different texts") as caught:
         run(world.aligned_stage())
     details = caught.value.details
-    hashes = {"logits": text_hash(TEXTS[0]), "tokens": text_hash(TEXTS[0]), tampered: text_hash("another text")}
-    assert details["file"] == f"{world.part('tokens')} and {world.part('logits')}"
-    assert details["found"] == f"{hashes['logits']} in {world.part('logits')}, (doc_id, chunk) (0, 0)"
+    hashes = dict.fromkeys(("logits", "tokens", "target_logits"), text_hash(TEXTS[0]))
+    hashes[tampered] = text_hash("another text")
+    other = "logits" if tampered == "tokens" else tampered
+    assert details["file"] == f"{world.part('tokens')} and {world.part(other)}"
+    assert details["found"] == f"{hashes[other]} in {world.part(other)}, (doc_id, chunk) (0, 0)"
     assert details["expected"] == f"{hashes['tokens']}, as in {world.part('tokens')}"
     assert details["remedy"]
     assert not (world.root / "aligned" / "part-00000.parquet").exists()
@@ -191,6 +219,76 @@ def test_another_tokenizer_stops_the_run_and_names_both_places_and_both_values(
     assert details["found"] == f"{load_encoder(str(folder)).fingerprint} in {folder}"
     assert details["expected"] == f"{before}, as in {manifest}"
     assert details["found"].split()[0] != before
+
+
+def test_the_targets_own_shards_have_to_be_of_its_tokenizer(world: World) -> None:
+    folder = str(world.root / "target_logits")
+    manifest = read_manifest(folder, "logits", "test")
+    identity = {**manifest.identity, "fingerprint": "another"}
+    write_manifest(folder, build_manifest("logits", manifest.config, identity, manifest.parts))
+    with pytest.raises(DataError, match="the target, 'target'") as caught:
+        world.aligned_stage().check()
+    assert caught.value.details["expected"] == f"another, as in {folder}/manifest.json"
+    world.aligned_stage("mined").check()
+
+
+def test_a_part_that_the_targets_own_shards_lack_is_named(world: World) -> None:
+    folder = str(world.root / "target_logits")
+    manifest = read_manifest(folder, "logits", "test")
+    write_manifest(folder, build_manifest("logits", manifest.config, manifest.identity, []))
+    with pytest.raises(DataError, match="do not cover") as caught:
+        world.aligned_stage().units()
+    assert caught.value.details["file"] == folder
+    assert caught.value.details["found"] == "no part-00000.parquet"
+
+
+@pytest.mark.parametrize("method", ["mined", "exact"])
+def test_only_the_walk_asks_what_the_target_itself_expects(world: World, method: AlignMethod) -> None:
+    shutil.rmtree(world.root / "target_logits")
+    run(world.aligned_stage(method))
+    with pytest.raises(DataError, match="target_logits"):
+        world.aligned_stage("walk").units()
+
+
+@pytest.mark.parametrize("method", get_args(AlignMethod))
+def test_a_tokenizer_onto_itself_asks_nothing_and_changes_no_entry(world: World, method: AlignMethod) -> None:
+    (unit,) = world.aligned_stage(method, source="target").units()
+    assert unit.inputs.keys() == {"logits", "tokens"}
+    run(world.aligned_stage(method, source="target"))
+    aligned, own = (
+        read_part(world.part(kind), kind.removeprefix("target_"))[0] for kind in ("aligned", "target_logits")
+    )
+    found, wanted = read_distributions(aligned), read_distributions(own)
+    labels, sizes = next_tokens(*read_tokens(own))
+    asked = (sizes > 0 if method == "walk" else np.ones(len(labels), bool)) & (found.counts > 0)
+    assert asked[labels >= 0].mean() > 0.9
+    (ids, logs), (own_ids, own_logs) = ([array[asked] for array in said.padded(4)] for said in (found, wanted))
+    # The walk keeps the text's own token: if it must, in place of the last entry.
+    same = ids == own_ids
+    assert same[:, :3].all()
+    assert (same[:, 3] | ((ids[:, 3] == labels[asked]) if method == "walk" else False)).all()
+    np.testing.assert_allclose(logs[same], own_logs[same], atol=4e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("method", get_args(AlignMethod))
+@pytest.mark.parametrize("splits", [["train", "validation", "train"], ["train", "train"]])
+def test_what_alignment_costs_is_measured_on_validation_or_else_on_everything(
+    method: AlignMethod, splits: list[str], tmp_path: Path, make_tokenizer: Any
+) -> None:
+    save_word_piece(tmp_path / "source")
+    make_tokenizer(tmp_path / "target", 320, bos=True)
+    write_chunks(tmp_path, splits)
+    manifest = run(ready(tmp_path).aligned_stage(method))
+    measured = {"fidelity", "calibration", "own_calibration"}
+    judged = [measured <= part.stats.keys() for part in manifest.parts]
+    assert judged == [split == "validation" or "validation" not in splits for split in splits]
+    assert all(part.stats.keys() == {"status"} for part, is_judged in zip(manifest.parts, judged, strict=True)
+               if not is_judged)  # fmt: skip
+    part = manifest.parts[judged.index(True)].stats
+    (of_domain,) = part["fidelity"].values()
+    labels, _ = next_tokens(*read_tokens(read_part(str(tmp_path / "tokens" / part_name(0)), "tokens")[0]))
+    assert 0 < of_domain["gold_positions"] <= (labels >= 0).sum()
+    assert sum(row["found"] for row in part["calibration"].values()) == of_domain["gold_positions"]
 
 
 def test_ids_of_a_padded_head_go_to_the_tail(world: World) -> None:

@@ -28,8 +28,8 @@ def table(*pieces: bytes | None, roles: dict[int, str] | None = None) -> TokenTa
     return TokenTable(list(pieces), roles or {}, frozenset(), "f")
 
 
-def whys(source: TokenTable, target: TokenTable, mode: Mode = "mined", **options: Any) -> list[str]:
-    vocab_map = build_vocab_map(source, target, mode, **options)
+def whys(source: TokenTable, target: TokenTable, mode: Mode = "mined") -> list[str]:
+    vocab_map = build_vocab_map(source, target, mode)
     return [row.why for row in mapped_tokens(source, target, vocab_map, range(source.size))]
 
 
@@ -45,10 +45,7 @@ def test_why_names_the_rule() -> None:
         "dropped: stands for no bytes",
     ]
     assert found[5] == "edit distance 1 character, common prefix 3 bytes; also as near: 'abd', 'xbcd'"
-    assert whys(source, target, ties="split")[5] == found[5] + "; split over 3"
-    assert whys(source, target, "first-token")[5] == "the target token that begins this text"
     assert whys(source, target, "exact")[5] == "dropped: no equal token"
-    assert whys(table(b"zz"), table(b"a"), "first-token") == ["dropped: no target token begins it"]
     assert whys(table(b"zz"), table(None)) == ["dropped: the target has no token with bytes"]
 
 
@@ -116,14 +113,13 @@ def test_positions_stop_where_both_agree(pair: Pair) -> None:
 def test_a_map_in_numbers_is_json_and_adds_up(pair: Pair) -> None:
     source, target = pair
     for vocab_map in (
-        build_vocab_map(source.table, target.table, "mined", ties="split"),
+        build_vocab_map(source.table, target.table, "mined"),
         build_vocab_map(source.table, target.table, "exact"),
         identity_map(source.table, "mined"),
     ):
         found = json.loads(json.dumps(describe_map(vocab_map)))
         assert sum(found["kinds"].values()) == found["tokens"] == source.table.size
         assert sum(found["distances"].values()) == found["tokens"] - found["kinds"]["dropped"]
-        assert found["ties"] == vocab_map.ties
         assert any(line.startswith("0 ") and "#" in line for line in description_lines(vocab_map))
 
 

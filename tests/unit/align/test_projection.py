@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusionx.align.projection import Moves, _round_to_half, project
+from fusionx.align.projection import project
 from fusionx.align.vocabulary.vocab_map import VocabMap
 from fusionx.contract.shards.codec import Distributions
 
 
-def map_of(target_ids: list[int], split: np.ndarray | None = None) -> VocabMap:
+def map_of(target_ids: list[int]) -> VocabMap:
     ids = np.array(target_ids, np.int32)
-    return VocabMap(ids, np.zeros(len(ids), np.uint8), np.zeros(len(ids), np.int32), "mined", "s", "t", split)
+    return VocabMap(ids, np.zeros(len(ids), np.uint8), np.zeros(len(ids), np.int32), "mined", "s", "t")
 
 
 def source_of(ids: list[list[int]], probs: list[list[float]], tail: list[float]) -> Distributions:
@@ -36,17 +36,14 @@ def projected(
     return [part.tolist() for part in np.split(found.ids, borders)], np.split(probs, borders), found.tail
 
 
-def oracle(
-    ids: np.ndarray, logprobs: np.ndarray, tail: float, rows: list[list[int]], k_out: int
-) -> list[tuple[int, float]]:
+def oracle(ids: np.ndarray, logprobs: np.ndarray, tail: float, goals: list[int], k_out: int) -> list[tuple[int, float]]:
     """One position by a dictionary: scale to 1 - tail, map, sum, sort by probability and id, cut."""
     mass = np.exp(logprobs.astype(np.float64))
     mass *= (1.0 - float(tail)) / mass.sum() if mass.sum() else 0.0
     summed: dict[int, float] = defaultdict(float)
     for source_id, probability in zip(ids.tolist(), mass, strict=True):
-        row = rows[source_id] if 0 <= source_id < len(rows) else []
-        for target_id in row:
-            summed[target_id] += probability / len(row)
+        if 0 <= source_id < len(goals) and goals[source_id] >= 0:
+            summed[goals[source_id]] += probability
     ranked = sorted((-float(np.float32(p)), target) for target, p in summed.items() if np.float32(p) > 0)
     return [(target, -p) for p, target in ranked[:k_out]]
 
@@ -56,12 +53,7 @@ def oracle(
 def test_equals_the_dictionary_oracle(data: st.DataObject) -> None:
     size, k, rows = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 9)), data.draw(st.integers(1, 6))
     k_out = data.draw(st.integers(1, 10))
-    splits = data.draw(st.booleans())
-    goals = st.lists(st.integers(0, 40), max_size=3 if splits else 1, unique=True)
-    shares = data.draw(st.lists(goals, min_size=size, max_size=size))
-    padded = np.full((size, 3), -1, np.int32)
-    for row, goal in enumerate(shares):
-        padded[row, : len(goal)] = goal
+    goals = data.draw(st.lists(st.integers(-1, data.draw(st.sampled_from([3, 40]))), min_size=size, max_size=size))
     generator = np.random.default_rng(data.draw(st.integers(0, 1000)))
     top_ids = generator.integers(-1, size + 2, (rows, k)).astype(np.int32)
     mass = -np.sort(-generator.dirichlet(np.ones(k + 1), rows)[:, :k]) * generator.choice([1.0, 0.5, 0.0], (rows, 1))
@@ -73,15 +65,14 @@ def test_equals_the_dictionary_oracle(data: st.DataObject) -> None:
     tail = 1 - np.where(kept, mass, 0).sum(axis=1)
     source = Distributions.from_padded(top_ids, logprobs, counts, tail)
     index = generator.integers(-1, rows, data.draw(st.integers(0, 9))).tolist()
-    vocab_map = map_of(padded[:, 0].tolist(), padded if splits else None)
-    ids, probs, tails = projected(source, index, vocab_map, k_out)
+    ids, probs, tails = projected(source, index, map_of(goals), k_out)
 
     for position, row in enumerate(index):
         if row < 0:
             assert (ids[position], tails[position]) == ([], 1.0)
             continue
         given_ids, given = top_ids[row, : counts[row]], logprobs[row, : counts[row]].astype(np.float16)
-        wanted = oracle(given_ids, given, source.tail[row], shares, k_out)
+        wanted = oracle(given_ids, given, source.tail[row], goals, k_out)
         assert ids[position] == [target for target, _ in wanted]
         np.testing.assert_allclose(probs[position], [p for _, p in wanted], rtol=1e-6)
         assert tails[position] == pytest.approx(max(0.0, 1 - sum(p for _, p in wanted)), abs=1e-3)
@@ -93,27 +84,6 @@ def test_collisions_are_summed_and_drops_go_to_the_tail() -> None:
     assert ids == [[5, 2], []]
     np.testing.assert_allclose(probs[0], [0.6, 0.3], rtol=1e-3)
     np.testing.assert_allclose(tail, [0.1, 1.0], rtol=2e-3)
-
-
-def test_equally_near_targets_share_a_probability() -> None:
-    shares = np.array([[7, 3], [3, -1]], np.int32)
-    ids, probs, _ = projected(source_of([[0, 1]], [[0.6, 0.4]], [0.0]), [0], map_of([7, 3], shares), 4)
-    assert ids == [[3, 7]]
-    np.testing.assert_allclose(probs[0], [0.7, 0.3], rtol=1e-3)
-
-
-def test_what_moves_comes_from_the_giver_or_the_tail() -> None:
-    source = source_of([[0, 1]] * 4, [[0.5, 0.3]] * 4, [0.2] * 4)
-    moves = Moves(
-        np.array([0.2, 0.1, 0.1, 0.0], np.float32),
-        np.array([7, 7, 99, 7], np.int32),  # among the entries, again, nowhere, nothing moves
-        np.array([3, 9, 9, 9], np.int32),  # an entry, a newcomer, a newcomer
-    )
-    found, probs = project(source, np.arange(4), map_of([7, 3]), 4, moves)
-    rows = np.split(found.ids, np.cumsum(found.counts)[:-1])
-    assert [row.tolist() for row in rows] == [[3, 7], [7, 3, 9], [7, 3, 9], [7, 3]]
-    np.testing.assert_allclose(probs, [0.5, 0.3, 0.4, 0.3, 0.1, 0.5, 0.3, 0.1, 0.5, 0.3], rtol=2e-3)
-    np.testing.assert_allclose(found.tail, [0.2, 0.2, 0.1, 0.2], atol=1e-3)
 
 
 def test_what_is_cut_off_goes_to_the_tail() -> None:
@@ -134,18 +104,6 @@ def test_the_tail_is_the_sources_own_not_what_rounded_entries_leave(probability:
 def test_ties_are_ordered_by_id() -> None:
     ids, _, _ = projected(source_of([[0, 1, 2]], [[0.25] * 3], [0.25]), [0], map_of([9, 3, 6]), 3)
     assert ids == [[3, 6, 9]]
-
-
-def test_rounding_to_half_is_numpys_own() -> None:
-    """Over every fp16 value from 0 down to the lowest: itself, half way to the next, and just beside that."""
-    lowest = 0xFBFF
-    half = np.arange(0x8000, lowest + 1, dtype=np.uint16).view(np.float16).astype(np.float32)
-    between = (half[1:] + half[:-1]) / 2
-    beside = [np.nextafter(between, np.float32(limit)) for limit in (-np.inf, np.inf)]
-    values = np.concatenate([[np.float32(0)], half, between, *beside])
-    out = np.empty(len(values), np.uint16)
-    _round_to_half(values, out)
-    np.testing.assert_array_equal(out, values.astype(np.float16).view(np.uint16))
 
 
 def test_no_positions() -> None:

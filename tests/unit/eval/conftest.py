@@ -180,6 +180,25 @@ def make_inputs() -> Callable[..., ReportInputs]:
     return build_inputs
 
 
+# Of the target, and of sources that are worse, worse everywhere, and better but for one domain.
+ALIGNED_BITS = ([1.3] * 6, [1.2, 1.2, 1.2, 1.2, 1.4, 2.1], [1.5] * 6, [1.1, 1.1, 1.1, 1.1, 1.25, 1.36])
+
+
+def make_fidelity(bits: list[float], cost: float) -> dict[str, dict[str, float]]:
+    """Of every trained domain, and of all together."""
+    overall = sum(bits) / len(bits)
+    return {
+        domain: {
+            "own_bits_per_byte": value,
+            "aligned_bits_per_byte": value + cost,
+            "filled_bits_per_byte": value + cost / 2,
+            "cost": cost,
+            "hits": 0.41,
+        }
+        for domain, value in zip(("", *TRAIN_DOMAINS), (overall, *bits), strict=True)
+    }
+
+
 def build_inputs(
     methods: tuple[str, ...] = ("ct", "fusellm", "paper", "fusionx"), seeds: tuple[int, ...] = (1, 2, 3), **changes: Any
 ) -> ReportInputs:
@@ -227,21 +246,21 @@ def build_inputs(
             "precompute": {"seconds": 93.0, "parts": 16, "rows": 1280, "tokens": 640_000, "bytes": 81_000_000},
             "train": {"seconds": 4000.0, "tokens": 6_400_000},
         },
-        "alignment": {"first-token": dict.fromkeys(SOURCES[1:], shares)},
+        "target": SOURCES[0],
+        "alignment": {"walk": dict.fromkeys(SOURCES, shares)},
         "fidelity": {
-            name: {
-                source: {
-                    domain: {
-                        "own_bits_per_byte": 1.2 + 0.1 * number,
-                        "aligned_bits_per_byte": 1.2 + 0.1 * number + cost,
-                        "cost": cost,
-                        "hits": 0.41,
-                    }
-                    for domain in ("", *TRAIN_DOMAINS)
-                }
-                for number, source in enumerate(SOURCES[1:])
+            method: {
+                source: make_fidelity(bits, cost * (1.8 if source.startswith("phi") else 1))
+                for source, bits in zip(SOURCES, ALIGNED_BITS, strict=True)
             }
-            for name, cost in (("first-token", 0.08), ("mined", 0.21), ("exact", 0.13))
+            for method, cost in (("walk", 0.002), ("mined", 0.2), ("exact", 0.13))
+        },
+        "calibration": {
+            method: {
+                source: {"aligned": [1.11 - 0.03 * length for length in range(9)] + [None], "own": [1.0] * 10}
+                for source in SOURCES
+            }
+            for method in ("walk", "mined")
         },
         "sources": [
             SourceFigures(
@@ -253,7 +272,7 @@ def build_inputs(
         "ensembles": Ensembles(
             split="validation",
             report_split="test",
-            vocab_map="first-token",
+            alignment="walk",
             scores={
                 "positions": 1000,
                 "unaligned": 3,

@@ -48,11 +48,12 @@ def test_one_model_at_two_revisions_is_two_sources() -> None:
     parse(sources=[{"id": "a", "path": "hub/m", "revision": "1"}, {"id": "b", "path": "hub/m", "revision": "2"}])
 
 
-def test_a_method_needs_the_map_that_it_reads() -> None:
-    with pytest.raises(ConfigError, match=r"method 'paper' reads the map 'mined', which align\.maps does not make"):
+def test_a_method_needs_the_alignment_that_it_reads() -> None:
+    said = r"method 'paper' reads the alignment 'mined', which align\.methods does not make"
+    with pytest.raises(ConfigError, match=said):
         parse(train={"methods": ["paper"]})
-    parse(train={"methods": ["paper"]}, align={"maps": ["mined"]})
-    parse(train={"methods": ["ct"]}, align={"maps": ["exact"]})
+    parse(train={"methods": ["paper"]}, align={"methods": ["mined"]})
+    parse(train={"methods": ["ct"]}, align={"methods": ["exact"]})
 
 
 @pytest.mark.parametrize(

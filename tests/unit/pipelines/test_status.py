@@ -1,8 +1,10 @@
-"""What `fusionx status` counts under `eval`: models, benchmark tasks, ensembles, and the models beside them."""
+"""What `fusionx status` counts under `eval`: models, benchmark tasks, ensembles, and the models beside them; and what
+alignment costs."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +65,7 @@ def aligned(config: FusionConfig, layout: Layout, *splits: str) -> None:
         PartEntry(f"part-{number:05d}.parquet", split, rows=1, tokens=1, bytes=1, sha256="0", stats={})
         for number, split in enumerate(splits)
     ]
-    folder = layout.aligned("target", config.align.maps[0], "target")
+    folder = layout.aligned("target", config.align.methods[0], "target")
     write_manifest(folder, build_manifest("aligned", {}, {}, parts))
 
 
@@ -84,7 +86,7 @@ def files(config: FusionConfig, layout: Layout, split: str) -> tuple[list[str], 
     method = config.train.methods[0]
     models = [("models", "target"), (method, "seed-0", "best"), (method, "seed-0", "last")]
     beside = [(split, "models", "target"), (split, "rivals", "sibling"), (split, method, "seed-0", "best")]
-    ensembles = ("ensembles", f"{split}-{config.align.maps[0]}")
+    ensembles = ("ensembles", f"{split}-{config.align.methods[0]}")
     return [layout.evaluation(*name) for name in models], [layout.evaluation(*name) for name in (ensembles, *beside)]
 
 
@@ -165,6 +167,67 @@ def test_what_cannot_be_counted_is_missing_and_says_why(config: FusionConfig, mo
     found = eval_status(config)
     assert found.why == "A training has no result. there"
     assert (found.done, found.complete) == (1, False)
+
+
+def judged(bits: float, own: float, aligned: int = 100) -> dict[str, Any]:
+    """Statistics of a part with two domains of 100 bytes each; the second one takes half the bits."""
+    nll = {"a": 100 * math.log(2) * bits, "b": 50 * math.log(2) * bits}
+    fidelity = {
+        domain: {
+            "gold_positions": 50, "gold_bytes": 100, "gold_nll": nats, "filled_nll": nats, "gold_hits": 20,
+            "own_bytes": 100, "own_nll": nats * own / bits,
+        }
+        for domain, nats in nll.items()
+    }  # fmt: skip
+    return {"status": {"a": {"exact_boundary": aligned, "not_aligned": 100 - aligned}}, "fidelity": fidelity}
+
+
+def alignment_status(
+    config: FusionConfig, monkeypatch: pytest.MonkeyPatch, by_model: dict[str, dict[str, Any]]
+) -> list[StageStatus]:
+    """`fusionx status` where every aligned part is there, with these statistics on the validation split."""
+    monkeypatch.setattr(fusionx.pipelines.status, "_stage", lambda stage: StageStatus(stage.name, done=2))
+    method = config.align.methods[0]
+    for model, stats in by_model.items():
+        parts = [
+            PartEntry(f"part-{number:05d}.parquet", split, rows=1, tokens=1, bytes=1, sha256="0", stats=of)
+            for number, (split, of) in enumerate([("train", {"status": stats["status"]}), ("validation", stats)])
+        ]
+        folder = Layout(config.output).aligned("target", method, model)
+        write_manifest(folder, build_manifest("aligned", {}, {}, parts))
+    with open_pipeline(config, read_only=True) as pipeline:
+        return list(status(pipeline))
+
+
+def test_the_alignment_is_a_block_before_the_trainings(config: FusionConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = alignment_status(config, monkeypatch, {"target": judged(2.4, 2.4), "source": judged(1.204, 1.2)})
+    blocks = [stage.block for stage in found]
+    assert list(dict.fromkeys(blocks)) == ["inputs", "alignment", "models"]
+    assert blocks == sorted(blocks, key=["inputs", "alignment", "models"].index)
+    of_target, of_source = (stage for stage in found if stage.block == "alignment")
+    assert of_target.note == "validation: own 1.800, aligned 1.800 (+0.000) bits per byte; right 40.0 %"
+    assert of_source.note == (
+        "validation: own 0.900, aligned 0.903 (+0.003) bits per byte; right 40.0 %; better than the target in 2 of 2 "
+        "domains"
+    )
+    assert not of_target.warning + of_source.warning
+
+
+def test_a_source_that_knows_less_is_warned_of(config: FusionConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = alignment_status(config, monkeypatch, {"target": judged(2.4, 2.4), "source": judged(3, 2.5, aligned=88)})
+    line = next(stage for stage in found if stage.name.endswith("/source") and stage.block == "alignment").line()
+    assert "better than the target in 0 of 2 domains; 12.0 % of positions not aligned)" in line
+    assert line.endswith("  WARNING: knows less than the target and cannot teach")
+
+
+def test_nothing_is_compared_with_a_target_that_is_not_aligned(
+    config: FusionConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = alignment_status(config, monkeypatch, {"source": judged(3, 2.5)})
+    of_target, of_source = (stage for stage in found if stage.block == "alignment")
+    assert of_target.note == ""
+    assert of_source.note == "validation: own 1.875, aligned 2.250 (+0.375) bits per byte; right 40.0 %"
+    assert not of_source.warning
 
 
 @pytest.mark.parametrize("benchmark", list(HARNESS_TASKS))

@@ -21,10 +21,18 @@ def test_presets_are_the_designs() -> None:
     assert set(PRESETS) == {"ct", "fusellm", "fusellm-avgce", "paper", "fusionx"}
     losses = ("lambda_lm", "lambda_fuse", "lambda_feed", "lambda_select")
     assert fields("ct", "teacher", *losses) == ("none", 1, 0, 0, 0)
-    assert fields("fusellm", "teacher", "map", "tail", *losses) == ("min_ce", "mined", "renormalise", 0.9, 0.1, 0, 0)
+    assert fields("fusellm", "teacher", "alignment", "tail", *losses) == (
+        "min_ce",
+        "mined",
+        "renormalise",
+        0.9,
+        0.1,
+        0,
+        0,
+    )
     assert PRESETS["fusellm-avgce"] == PRESETS["fusellm"].model_copy(update={"teacher": "avg_ce"})
-    assert fields("paper", "teacher", "map", "tail", *losses) == ("asn", "mined", "renormalise", 1, 0.1, 0.5, 0)
-    assert fields("fusionx", "teacher", "map", "tail", *losses[2:]) == ("asn", "first-token", "bucket", 0.05, 0.5)
+    assert fields("paper", "teacher", "alignment", "tail", *losses) == ("asn", "mined", "renormalise", 1, 0.1, 0.5, 0)
+    assert fields("fusionx", "teacher", "alignment", "tail", *losses[2:]) == ("asn", "walk", "bucket", 0.05, 0.5)
     for name, granularity in (("paper", "element"), ("fusionx", "token")):
         assert PRESETS[name].selection == SelectionConfig(granularity=granularity)
     choices = SelectionConfig()

@@ -5,9 +5,10 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,25 +16,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import fusionx.align.vocabulary.nearest_token as module
 from fusionx.align.jit import compiled
 from fusionx.align.vocabulary.edit_distance import bytes_as_text, text_of, token_distance
 from fusionx.align.vocabulary.nearest_token import nearest
 from fusionx.align.vocabulary.vocab_map import (
-    MAX_TIES,
     MapKind,
     Mode,
-    Ties,
     VocabMap,
     build_vocab_map,
     equally_near,
-    first_token_encoder,
     identity_map,
 )
 from fusionx.contract.errors import DataError
-from fusionx.contract.tokens.token_table import TokenTable, token_table
+from fusionx.contract.tokens.token_table import TokenTable
 
 
 def table(
@@ -108,23 +105,19 @@ def tables(draw: st.DrawFn) -> TokenTable:
 
 
 @settings(max_examples=200, deadline=None)
-@given(source=tables(), target=tables(), block=st.sampled_from([1, 3, 16]), ties=st.sampled_from(["first", "split"]))
-def test_mined_map_equals_brute_force(source: TokenTable, target: TokenTable, block: int, ties: Ties) -> None:
+@given(source=tables(), target=tables(), block=st.sampled_from([1, 3, 16]), keep=st.sampled_from([1, 2, 8]))
+def test_mined_map_equals_brute_force(source: TokenTable, target: TokenTable, block: int, keep: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_BLOCK", block)
-        found = build_vocab_map(source, target, "mined", ties=ties)
+        found = build_vocab_map(source, target, "mined")
     for token, piece in enumerate(source.token_bytes):
-        share = found.rows[token][found.rows[token] >= 0].tolist()
         if piece is None:
             assert (found.target_ids[token], found.kind[token]) == (-1, MapKind.DROPPED)
-            assert share == []
             continue
         distance, ids = all_nearest(piece, target)
         assert (found.distance[token], found.target_ids[token]) == (distance, ids[0])
         assert (found.kind[token] == MapKind.EDITED) == (distance > 0)
-        near = ids[:MAX_TIES] if ties == "split" else ids[:1]
-        assert share == near
-        assert equally_near(source, target, [token]) == [(ids[:MAX_TIES], len(ids))]
+        assert equally_near(source, target, [token], keep) == [(ids[:keep], len(ids))]
 
 
 def test_long_tokens_keep_exact_distances() -> None:
@@ -230,11 +223,11 @@ def test_equal_bytes_prefer_a_normal_token_then_the_lowest_id() -> None:
     assert found.distance.tolist() == [0, 0, 0, 0]
 
 
-@pytest.mark.parametrize("mode", ["mined", "exact", "first-token"])
-def test_special_tokens_map_by_role_only(mode: str) -> None:
+@pytest.mark.parametrize("mode", get_args(Mode))
+def test_special_tokens_map_by_role_only(mode: Mode) -> None:
     source = table([None, None, None, None, b"<s>", b"z"], {0: "bos", 1: "eos", 2: "pad", 3: "special"})
     target = table([None, None, None, b"<s>x", b"y"], {0: "eos", 1: "bos", 2: "special"})
-    found = build_vocab_map(source, target, mode)  # type: ignore[arg-type]
+    found = build_vocab_map(source, target, mode)
     assert found.target_ids[:4].tolist() == [1, 0, -1, -1]
     assert not set(found.target_ids[4:].tolist()) & set(target.special_role)
 
@@ -242,80 +235,43 @@ def test_special_tokens_map_by_role_only(mode: str) -> None:
 def test_exact_drops_what_has_no_equal() -> None:
     found = build_vocab_map(table([b"a", b"b"]), table([b"b"]), "exact")
     assert found.target_ids.tolist() == [-1, 0]
-    assert found.counts() == {"dropped": 1, "exact": 1, "special": 0, "byte": 0, "edited": 0, "first_token": 0}
+    assert found.counts() == {"dropped": 1, "exact": 1, "special": 0, "byte": 0, "edited": 0}
 
 
-def test_targets_without_any_token_drop_everything() -> None:
-    for mode in ("mined", "exact", "first-token"):
-        found = build_vocab_map(table([b"a"]), table([None], {0: "eos"}), mode)  # type: ignore[arg-type]
-        assert found.target_ids.tolist() == [-1]
+@pytest.mark.parametrize("mode", get_args(Mode))
+def test_targets_without_any_token_drop_everything(mode: Mode) -> None:
+    found = build_vocab_map(table([b"a"]), table([None], {0: "eos"}), mode)
+    assert found.target_ids.tolist() == [-1]
 
 
-def test_first_token_without_a_tokenizer_is_the_longest_prefix() -> None:
-    source = table([b"hello", b"hel", b"\xe4\xbd\xa0", b"\xe4\xbd", b"zzz"])
-    target = table([b"h", b"hell", b"\xe4", b"hello!", b"hel"])
-    found = build_vocab_map(source, target, "first-token")
-    assert found.target_ids.tolist() == [1, 4, 2, 2, -1]
-    assert found.distance.tolist() == [1, 0, 2, 1, -1]
-    assert found.kind.tolist()[:2] == [MapKind.FIRST_TOKEN, MapKind.EXACT]
+@pytest.mark.parametrize("mode", ["first-token", "walk", ""])
+def test_an_unknown_mode_is_refused(mode: str, tmp_path: Path) -> None:
+    both = table([b"a"])
+    with pytest.raises(ValueError, match=f"mode '{mode}'"):
+        build_vocab_map(both, both, mode)  # type: ignore[arg-type]
+    replace(build_vocab_map(both, both, "exact"), mode=mode).save(tmp_path / "map.parquet")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="vocabulary map"):
+        VocabMap.load(tmp_path / "map.parquet")
 
 
-def small_bpe(corpus: list[str], prefix_space: bool) -> tuple:
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
-    backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    backend.train_from_iterator(
-        corpus, trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet, show_progress=False)
-    )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
-    return tokenizer, token_table(tokenizer)
-
-
-def test_first_token_is_how_the_target_begins_the_text() -> None:
-    _, source = small_bpe(["international internship  internally\n\n an intern"] * 9, False)
-    target_tokenizer, target = small_bpe(["the nation in interim terms  in turn\n an inn"] * 9, True)
-    found = build_vocab_map(source, target, "first-token", target_tokenizer)
-    firsts = np.flatnonzero(found.kind == MapKind.FIRST_TOKEN)
-    assert len(firsts) > 10
-    for token in firsts:
-        assert (source.token_bytes[token] or b"").startswith(target.token_bytes[found.target_ids[token]] or b"?")
-    encoder = first_token_encoder(target_tokenizer, target)
-    spaced, bare = encoder([" intern", "intern"])
-    assert (target.token_bytes[spaced] or b"").startswith(b" in")
-    assert (target.token_bytes[bare] or b"").startswith(b"in")  # no dummy prefix space
-
-
-@pytest.mark.parametrize("ties", ["first", "split"])
-def test_identity_map_keeps_every_id(ties: Ties) -> None:
+@pytest.mark.parametrize("mode", get_args(Mode))
+def test_identity_map_keeps_every_id(mode: Mode) -> None:
     both = table([None, b"a", None, b"a", None], {0: "bos", 4: "special"})
-    found = identity_map(both, "mined", ties)
+    found = identity_map(both, mode)
     assert found.target_ids.tolist() == [0, 1, -1, 3, 4]
     assert found.counts()["special"] == 2
-    assert found.ties == ties
-    assert found.rows.tolist() == [[0], [1], [-1], [3], [4]]
+    assert found.mode == mode
 
 
-def test_split_ties_name_all_that_are_equally_near() -> None:
+def test_all_that_are_equally_near_are_named_in_the_order_of_preference() -> None:
     source = table([b"abcd", b"abc", None, b"zz"], {2: "eos"})
     target = table([b"xbcd", b"abc", b"abd", None, b"bcd", *(bytes([97 + n]) for n in range(12))], {3: "eos"})
-    found = build_vocab_map(source, target, "mined", ties="split")
-    shares = [row[row >= 0].tolist() for row in found.rows]
-    assert shares == [[1, 2, 0, 4], [1], [3], [*range(5, 13)]]  # at most 8 of the twelve that are two edits from "zz"
-    first = build_vocab_map(source, target, "mined")
-    assert first.target_ids.tolist() == found.target_ids.tolist() == [1, 1, 3, 5]
-    assert first.rows.tolist() == [[1], [1], [3], [5]]
+    found = equally_near(source, target, [0, 1, 3], 8)
+    assert found == [([1, 2, 0, 4], 4), ([1], 1), ([*range(5, 13)], 12)]  # twelve are two edits from "zz"
+    assert build_vocab_map(source, target, "mined").target_ids.tolist() == [1, 1, 3, 5]
 
 
-def test_only_mined_has_ties_to_split() -> None:
-    for mode in ("exact", "first-token"):
-        with pytest.raises(ValueError, match="'mined' only"):
-            build_vocab_map(table([b"a"]), table([b"b"]), mode, ties="split")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("mode", ["mined", "exact", "first-token"])
+@pytest.mark.parametrize("mode", get_args(Mode))
 def test_odd_vocabularies(mode: Mode) -> None:
     """Holes, empty pieces, one spelling under several ids, and a special token spelled like an ordinary one."""
     source = table([b"<s>", None, b"", b"ab", b"ab", None, b"<s>"], {1: "bos"})
@@ -326,7 +282,7 @@ def test_odd_vocabularies(mode: Mode) -> None:
     assert found.distance.tolist() == [0, 0, -1, 0, 0, -1, 0]
 
 
-@pytest.mark.parametrize("mode", ["mined", "exact", "first-token"])
+@pytest.mark.parametrize("mode", get_args(Mode))
 def test_tokenizers_without_special_tokens(mode: Mode) -> None:
     bare, full = table([b"a", b"b"]), table([None, None, None, b"a"], {0: "unk", 1: "bos", 2: "eos"})
     assert build_vocab_map(full, bare, mode).target_ids.tolist() == [-1, -1, -1, 0]
@@ -349,18 +305,8 @@ def test_save_and_load(tmp_path: Path) -> None:
 
     assert VocabMap.load_if_valid(path, source, target, "mined") is not None
     assert VocabMap.load_if_valid(path, source, target, "exact") is None
-    assert VocabMap.load_if_valid(path, source, target, "mined", "split") is None
     assert VocabMap.load_if_valid(path, table([b"a"], fingerprint="new"), target, "mined") is None
     assert VocabMap.load_if_valid(tmp_path / "none", source, target, "mined") is None
-
-    split = build_vocab_map(source, target, "mined", ties="split")
-    split.save(tmp_path / "split.parquet")
-    loaded = VocabMap.load(tmp_path / "split.parquet")
-    assert loaded.ties == "split"
-    assert np.array_equal(loaded.rows, split.rows)
-    assert loaded.rows.dtype == np.int32
-    assert VocabMap.load_if_valid(tmp_path / "split.parquet", source, target, "mined", "split") is not None
-    assert VocabMap.load_if_valid(tmp_path / "split.parquet", source, target, "mined") is None
 
     path.write_bytes(path.read_bytes()[:-9])
     assert VocabMap.load_if_valid(path, source, target, "mined") is None

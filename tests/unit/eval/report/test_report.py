@@ -77,19 +77,6 @@ def test_results_equal_recomputed_numbers(full: tuple[ReportInputs, Path]) -> No
     assert comparison["degraded_ratio_to_fusellm"] == pytest.approx(ratio)
 
 
-def test_what_alignment_costs_is_told_per_source_map_and_domain(full: tuple[ReportInputs, Path]) -> None:
-    inputs, folder = full
-    text = (folder / "report.md").read_text()
-    for vocab_map, by_source in inputs.fidelity.items():
-        for source, found in by_source.items():
-            row = next(line for line in text.splitlines() if line.startswith(f"| {source} ({vocab_map}) | 1."))
-            assert f"{found['']['aligned_bits_per_byte']:.4f} | " in row
-            assert f"{found['']['cost']:+.4f}" in row
-    assert "Cost by domain, map mined" in text
-    assert "What alignment costs, validation split" in text
-    assert "](plots/fidelity.svg)" in text
-
-
 def test_ensembles_are_told_beside_models_of_the_same_split(full: tuple[ReportInputs, Path]) -> None:
     inputs, folder = full
     shown = json.loads((folder / "results.json").read_text())["ensembles"]
@@ -116,6 +103,8 @@ def test_ensembles_are_told_beside_models_of_the_same_split(full: tuple[ReportIn
     ):
         assert f"\n| {row} | " in section
     assert "of the validation split, because the test split" in section
+    assert "scored from the aligned shards (by walk)" in section
+    assert shown["alignment"] == "walk"
     assert "Bits per byte by domain, validation split" in section
 
 
@@ -306,6 +295,7 @@ def test_missing_methods_still_give_a_report(methods: tuple[str, ...], make_inpu
         stages={},
         alignment={},
         fidelity={},
+        calibration={},
         sources=[],
         absent_domains=[],
     )

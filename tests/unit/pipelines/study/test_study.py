@@ -162,10 +162,18 @@ def test_what_cannot_be_studied_is_refused(demo: FusionConfig, name: str, method
         [cell_config(demo, study, cell) for study in [make_study(name, demo, method)] for cell in study.cells]
 
 
-def test_a_map_that_the_run_does_not_make_is_named(demo: FusionConfig) -> None:
-    config = demo.model_copy(update={"align": demo.align.model_copy(update={"maps": ["first-token"]})})
+def test_every_alignment_is_tried_and_compared_with_the_walk(demo: FusionConfig) -> None:
+    study = make_study("align", demo)
+    assert study.columns == ("Alignment", "Tail", "k")
+    read = {cell.labels[0]: cell_config(demo, study, cell).train.method(cell.method).alignment for cell in study.cells}
+    assert read == {"walk": "walk", "mined": "mined", "exact": "exact"}
+    assert {cell.against for cell in study.cells} == {("walk", "bucket", "32")}
+
+
+def test_an_alignment_that_the_run_does_not_make_is_named(demo: FusionConfig) -> None:
+    config = demo.model_copy(update={"align": demo.align.model_copy(update={"methods": ["walk"]})})
     study = make_study("align", config)
-    with pytest.raises(ConfigError, match=r"study align, cell mined[\s\S]*align\.maps"):
+    with pytest.raises(ConfigError, match=r"study align, cell mined[\s\S]*align\.methods"):
         [cell_config(config, study, cell) for cell in study.cells]
 
 

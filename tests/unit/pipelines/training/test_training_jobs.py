@@ -22,7 +22,7 @@ def layout(tmp_path: Path) -> Layout:
     layout, parts = Layout(str(tmp_path)), random_parts([2], ["target", "prose"])
     write_tokens(Path(layout.tokens("target")), parts)
     for name in ("target", "prose"):
-        write_aligned(Path(layout.aligned("target", "first-token", name)), parts, name)
+        write_aligned(Path(layout.aligned("target", "walk", name)), parts, name)
     return layout
 
 

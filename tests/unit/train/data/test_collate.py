@@ -23,18 +23,22 @@ CANDIDATES = ["target", "left", "right"]
 def samples_of(lengths: list[int], seed: int = 0) -> list[Sample]:
     rng = np.random.default_rng(seed)
     chunks = [random_chunk(rng, index, ["a", "b"], length) for index, length in enumerate(lengths)]
+    entries = [
+        [np.stack([getattr(chunk.said[name], field) for name in ("a", "b")], axis=1) for field in ("ids", "probs")]
+        for chunk in chunks
+    ]
     return [
         Sample(
             (chunk.doc_id, chunk.chunk),
             chunk.domain,
             chunk.input_ids,
             chunk.ends,
-            np.stack([chunk.said[name].ids for name in ("a", "b")], axis=1),
-            np.stack([chunk.said[name].probs for name in ("a", "b")], axis=1),
+            *said,
+            rng.random((len(chunk.input_ids), 2)).astype(np.float32),
             np.stack([chunk.said[name].status for name in ("a", "b")], axis=1),
             np.array([1.0, 2.0 + index], np.float32),
         )
-        for index, chunk in enumerate(chunks)
+        for index, (chunk, said) in enumerate(zip(chunks, entries, strict=True))
     ]
 
 
@@ -73,6 +77,7 @@ def test_position_l_meets_the_token_after_it(blocks: list[list[int]], document_m
         assert batch.labels[n] == batch.candidates.labels[n] == sample.input_ids[at + 1]
         np.testing.assert_array_equal(batch.candidates.ids[n], sample.ids[at])
         np.testing.assert_array_equal(batch.candidates.probs[n], sample.probs[at])
+        np.testing.assert_array_equal(batch.candidates.label_probs[n], sample.label_probs[at])
         np.testing.assert_array_equal(batch.candidates.aligned[n], sample.status[at] > 0)
         assert batch.candidates.chunk_of[n] == chunk
     np.testing.assert_array_equal(batch.candidates.nll_per_byte, np.stack([s.nll_per_byte for s in samples]))

@@ -133,7 +133,7 @@ def parts_of(candidates: Candidates, hidden: Tensor, cut: int) -> list[tuple[Can
     """The same positions as two micro-batches, which may share a chunk."""
     return [
         (
-            Candidates(*(field[at] for field in candidates[:4]), candidates.nll_per_byte, candidates.chunk_of[at]),
+            Candidates(*(field[at] for field in candidates[:5]), candidates.nll_per_byte, candidates.chunk_of[at]),
             hidden[at],
         )
         for at in (slice(0, cut), slice(cut, None))
@@ -230,7 +230,7 @@ def test_batch_without_any_next_token() -> None:
     """Chunks of one token predict nothing: a loss of 0 with gradients, not NaN."""
     for method in PRESETS.values():
         whole = random_candidates(0)
-        empty = Candidates(*(field[:0] for field in whole[:4]), whole.nll_per_byte, whole.chunk_of[:0])
+        empty = Candidates(*(field[:0] for field in whole[:5]), whole.nll_per_byte, whole.chunk_of[:0])
         asn = network(method)
         hidden, weight = linear_head(0, n=0)
         found = sparse_objective(method, asn, [(empty, hidden)], weight, block=4)
@@ -279,23 +279,29 @@ def test_bucket_survives_rounding() -> None:
         assert torch.isfinite(gradients(loss, [z])[0]).all()
 
 
-def test_label_probability_inside_and_outside() -> None:
+def test_label_probability_known_and_unknown() -> None:
+    """Exact wherever it was stored, even where k cut the label off; an even share of the tail where it was not."""
+    unknown = float("nan")
     candidates = Candidates(
-        ids=torch.tensor([[[3, 5, -1], [2, 1, 0], [-1, -1, -1]]]),
-        probs=torch.tensor([[[0.6, 0.2, 0.0], [0.5, 0.3, 0.1], [0.0, 0.0, 0.0]]]),
-        aligned=torch.tensor([[True, True, False]]),
+        ids=torch.tensor([[[3, 5, -1], [2, 1, 0], [2, 1, 0], [-1, -1, -1]]]),
+        probs=torch.tensor([[[0.6, 0.2, 0.0], [0.5, 0.3, 0.1], [0.5, 0.3, 0.1], [0.0, 0.0, 0.0]]]),
+        label_probs=torch.tensor([[0.2, 0.07, unknown, unknown]]),
+        aligned=torch.tensor([[True, True, True, False]]),
         labels=torch.tensor([5]),
-        nll_per_byte=torch.ones(1, 3),
+        nll_per_byte=torch.ones(1, 4),
         chunk_of=torch.tensor([0]),
     )
-    torch.testing.assert_close(label_probability(candidates, 10), torch.tensor([[0.2, 0.1 / 7, 0.1]]))
+    torch.testing.assert_close(label_probability(candidates, 10), torch.tensor([[0.2, 0.07, 0.1 / 7, 0.1]]))
 
 
-def test_label_probability_of_an_entry_that_underflowed() -> None:
+def test_an_entry_that_underflowed_shares_in_the_tail() -> None:
     """An id stored with probability 0 (fp16) is outside the support, as in the bucket loss."""
     candidates = random_candidates(0, n=1, m=1, k=2)
     candidates = candidates._replace(
-        ids=torch.tensor([[[3, 5]]]), probs=torch.tensor([[[0.9, 0.0]]]), labels=torch.tensor([5])
+        ids=torch.tensor([[[3, 5]]]),
+        probs=torch.tensor([[[0.9, 0.0]]]),
+        label_probs=torch.tensor([[float("nan")]]),
+        labels=torch.tensor([7]),
     )
     torch.testing.assert_close(label_probability(candidates, 11), torch.tensor([[0.1 / 10]]))
 
@@ -305,6 +311,7 @@ def test_selector_loss_by_hand() -> None:
     candidates = random_candidates(0, n=3, m=1)._replace(
         ids=torch.tensor([[[3, 5]], [[4, 6]], [[7, 8]]]),
         probs=torch.tensor([[[0.4, 0.2]], [[0.9, 0.1]], [[0.5, 0.1]]], dtype=torch.float64),
+        label_probs=torch.tensor([[0.2], [0.9], [0.5]], dtype=torch.float64),
         aligned=torch.tensor([[True], [False], [True]]),
         labels=torch.tensor([5, 4, 7]),
     )

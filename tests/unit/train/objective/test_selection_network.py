@@ -82,8 +82,11 @@ def test_what_an_unaligned_candidate_stores_is_never_read(granularity: Granulari
     base = PRESETS["paper" if granularity == "element" else "fusionx"]
     method = base.model_copy(update={"selection": SelectionConfig(granularity=granularity)})
     clean = random_candidates(5)
-    dirty = random_candidates(5, garbage_where_unaligned=True)._replace(labels=clean.labels)
+    dirty = random_candidates(5, garbage_where_unaligned=True)
+    label_probs = torch.where(clean.aligned, clean.label_probs, dirty.label_probs)
+    dirty = dirty._replace(labels=clean.labels, label_probs=label_probs)
     assert not torch.equal(clean.probs, dirty.probs)
+    assert not label_probs[~clean.aligned].isnan().all()
     asn = network(granularity)
     # One log q per vocabulary id, so that the support's values follow the ids.
     logq = torch.log_softmax(torch.randn(6, 14, dtype=torch.float64), -1)
@@ -118,7 +121,7 @@ def test_chunks_of_a_batch_do_not_mix() -> None:
     """A chunk's logits are the same alone and in company."""
     candidates = random_candidates(0, n=6, chunks=2)
     alone = Candidates(
-        *(field[3:] for field in candidates[:4]), candidates.nll_per_byte[1:], candidates.chunk_of[3:] - 1
+        *(field[3:] for field in candidates[:5]), candidates.nll_per_byte[1:], candidates.chunk_of[3:] - 1
     )
     for granularity in ("token", "sequence"):
         asn = network(granularity)  # type: ignore[arg-type]

@@ -1,0 +1,120 @@
+"""Looking up: what follows in a trie, what the target writes for source tokens, what the source may have meant."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fusionx.align.jit import uncounted
+
+
+@uncounted
+def slot_of(keys, key):  # type: ignore[no-untyped-def]
+    """Where `key` stands or belongs in a table of open addressing."""
+    mask = len(keys) - 1
+    mixed = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
+    slot = np.int64(mixed >> np.uint64(20)) & mask
+    while keys[slot] != key and keys[slot] >= 0:
+        slot = (slot + 1) & mask
+    return slot
+
+
+@uncounted
+def insert(keys, row_of, new_keys, new_rows):  # type: ignore[no-untyped-def]
+    """Enters new keys into a table that has room for them."""
+    for at in range(len(new_keys)):
+        slot = slot_of(keys, new_keys[at])
+        keys[slot], row_of[slot] = new_keys[at], new_rows[at]
+
+
+@uncounted
+def child(trie, node, byte):  # type: ignore[no-untyped-def]
+    """The node that `byte` leads to, -1 where no token goes on so."""
+    low, high = trie.child_start[node], trie.child_start[node + 1]
+    while low < high:
+        middle = (low + high) >> 1
+        if trie.label[middle] < byte:
+            low = middle + 1
+        else:
+            high = middle
+    if low < trie.child_start[node + 1] and trie.label[low] == byte:
+        return low
+    return -1
+
+
+@uncounted
+def follow(trie, node, data, start, stop):  # type: ignore[no-untyped-def]
+    """Follows data[start:stop] from `node`: the last node reached (-1 if it was left) and whether a token ended on
+    the way."""
+    hit = False
+    for at in range(start, stop):
+        node = child(trie, node, data[at])
+        if node < 0:
+            return -1, hit
+        hit = hit or trie.token[node] >= 0
+    return node, hit
+
+
+@uncounted
+def begins(tables, y, skip, u, spent):  # type: ignore[no-untyped-def]
+    """Whether target token y, from byte `skip`, begins with source token u from byte `spent`, and is longer."""
+    length = tables.source_lengths[u] - spent
+    if tables.target_lengths[y] - skip <= length:
+        return False
+    left, right = tables.target.starts[y] + skip, tables.source.starts[u] + spent
+    for at in range(length):  # noqa: SIM110 - numba has no all()
+        if tables.target.bytes[left + at] != tables.source.bytes[right + at]:
+            return False
+    return True
+
+
+@uncounted
+def meant(tables, y, at, u):  # type: ignore[no-untyped-def]
+    """Whether the source, which wrote u, may have meant target token y, whose bytes from `at` come after u: not if it
+    has a longer token for them."""
+    node = tables.source.path[tables.source.starts[u + 1] - 1]
+    for byte in range(tables.target.starts[y] + at, tables.target.starts[y + 1]):
+        node = child(tables.source, node, tables.target.bytes[byte])
+        if node < 0:
+            return True
+        if tables.source.token[node] >= 0:
+            return False
+    return True
+
+
+@uncounted
+def key_of(tables, node, u):  # type: ignore[no-untyped-def]
+    return np.int64(node) * len(tables.written) + u  # written has Vs + 1 values: u is below it, Vs stands for none
+
+
+@uncounted
+def continuation(tables, known, node, u, which):  # type: ignore[no-untyped-def]
+    """The target token number `which` of beginning `node` and source token `u`, -1 where there is none."""
+    if node == 0:
+        at = tables.written[u] + which
+        return tables.written_ids[at] if at < tables.written[u + 1] else -1
+    slot = slot_of(known.keys, key_of(tables, node, u))
+    if known.keys[slot] < 0:
+        return -1
+    at = known.starts[known.row[slot]] + which
+    return known.ids[at] if at < known.starts[known.row[slot] + 1] else -1
+
+
+@uncounted
+def first_question(tables, node, u):  # type: ignore[no-untyped-def]
+    """What has to be asked for the first target token of beginning `node` and source token u: the key, or -1 and the
+    answer."""
+    source = tables.source
+    reached, hit = follow(tables.target, node, source.bytes, source.starts[u], source.starts[u + 1])
+    if reached >= 0 and tables.target.token[reached] >= 0:
+        return np.int64(-1), tables.target.token[reached]
+    # No token goes on from this beginning as u does: the token is among those of the beginning alone.
+    return key_of(tables, node, u if hit else len(tables.written) - 1), np.int32(-1)
+
+
+@uncounted
+def beginning(tables, target, position, length):  # type: ignore[no-untyped-def]
+    """The node of the first `length` bytes of the target's token at `position`; -1 where it is not so long."""
+    x = target.ids[position]
+    if length > tables.target_lengths[x] or length < 0:
+        return -1
+    return tables.target.path[tables.target.starts[x] + length - 1] if length else 0
