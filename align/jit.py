@@ -26,7 +26,7 @@ def uncounted(function: Callable[..., Any]) -> Any:
     numba counts references to every array of every tuple at every call, atomically; small functions over many arrays
     take ten times as long for it.
     """
-    return _compiled(function, {"_nrt": False})
+    return _compiled(function, {"_nrt": False, "error_model": "numpy"})
 
 
 def _compiled(function: Callable[..., Any], options: dict[str, Any]) -> Any:

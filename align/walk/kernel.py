@@ -19,6 +19,7 @@ from fusionx.align.walk.state import (
     EXACT_BOUNDARY,
     FIRST_SURVIVOR,
     INSIDE_TOKEN,
+    LEAST,
     LOST,
     MET,
     MOST_ALTERNATIVES,
@@ -32,21 +33,18 @@ from fusionx.align.walk.steps import at_the_end, fill_in, from_boundary, give, g
 
 
 @uncounted
-def _keep(scratch, x, k, ids, probs, at):  # type: ignore[no-untyped-def]
+def _keep(scratch, x, k, scale, ids, probs, at):  # type: ignore[no-untyped-def]
     """Writes the k largest of what a position met to ids and probs from `at` on, x always among them; how many."""
-    kept, total = 0, 0.0
-    own_rank: np.uint64 = np.uint64(0)
+    kept = 0
+    own_rank = np.uint64(0)
     ranking = scratch.ranking
-    for met in range(scratch.numbers[MET]):
-        total += scratch.mass[met]
-    scale = 1.0 / max(total, 1.0)  # what agrees may be so little that the shards' rounding shows
     for met in range(scratch.numbers[MET]):
         scratch.rounded[0] = scratch.mass[met] * scale
         token = scratch.ids[met]
         if scratch.rounded[0] <= 0.0:
             if token != x:
                 continue
-            scratch.rounded[0] = 1e-37
+            scratch.rounded[0] = LEAST
         # One integer ranks by probability, then by falling id: a positive float's bits grow with it.
         rank = (np.uint64(scratch.bits[0]) << np.uint64(32)) | np.uint64(~np.uint32(token))
         if token == x:
@@ -63,9 +61,9 @@ def _keep(scratch, x, k, ids, probs, at):  # type: ignore[no-untyped-def]
         kept += 1
     if own_rank < ranking[kept - 1]:
         ranking[kept - 1] = own_rank
-    for rank in range(kept):
-        scratch.bits[0] = np.uint32(ranking[rank] >> np.uint64(32))
-        ids[at + rank], probs[at + rank] = np.int32(~np.uint32(ranking[rank])), scratch.rounded[0]
+    for place in range(kept):
+        scratch.bits[0] = np.uint32(ranking[place] >> np.uint64(32))
+        ids[at + place], probs[at + place] = np.int32(~np.uint32(ranking[place])), scratch.rounded[0]
     return kept
 
 
@@ -163,7 +161,10 @@ def walk(target, source, said, own, fill, tables, known, k, trail, walked, scrat
                     if spelled and node > 0 and tables.source_lengths[s] == source.ends[j + 1] - source.ends[j]:
                         tail += own.tail[j] * mass
                         at = source.ends[j]
-                        on_the_way(tables, known, scratch, trail, said, own, fill, step, x, e, at, mass, node, length)
+                        written = source.ids[j] if tables.source_lengths[source.ids[j]] else np.int32(-1)
+                        on_the_way(
+                            tables, known, scratch, trail, said, own, fill, step, x, e, at, mass, node, length, written
+                        )
                 mass *= own.prob[j]
             give(scratch, trail, position, j, -1, x, mass)
             lost, survivors, first = scratch.unknown[LOST], scratch.numbers[SURVIVORS], MOST_ALTERNATIVES - first
@@ -181,8 +182,12 @@ def walk(target, source, said, own, fill, tables, known, k, trail, walked, scrat
             walked.status[position] = INSIDE_TOKEN if inside else EXACT_BOUNDARY
             if inside and alone:
                 walked.status[position] = NOTHING_COMPATIBLE
-            walked.label[position] = min(label, 1.0)
-            kept = _keep(scratch, x, k, walked.ids, walked.probs, size)
+            total = 0.0
+            for met in range(scratch.numbers[MET]):
+                total += scratch.mass[met]
+            scale = 1.0 / max(total, 1.0)  # what agrees may be so little that the shards' rounding shows
+            walked.label[position] = max(label * scale, LEAST)
+            kept = _keep(scratch, x, k, scale, walked.ids, walked.probs, size)
             walked.counts[position] = kept
             size += kept
     return size

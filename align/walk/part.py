@@ -11,7 +11,7 @@ from fusionx.align.half import half_logs, probability_of_bits
 from fusionx.align.jit import compiled
 from fusionx.align.walk.kernel import questions, walk
 from fusionx.align.walk.lexicon import Lexicon
-from fusionx.align.walk.state import Fill, OwnPath, Said, Scratch, Tokens, Trail, Walked
+from fusionx.align.walk.state import LEAST, Fill, OwnPath, Said, Scratch, Tokens, Trail, Walked
 from fusionx.contract.shards.codec import Distributions
 from fusionx.contract.shards.parts import Ragged
 
@@ -134,7 +134,9 @@ def _scaled(starts, bits, tail, probability):  # type: ignore[no-untyped-def]
 
 def _own_path(said: Said, source: Tokens, token_nll: npt.NDArray[np.floating]) -> OwnPath:
     size = len(source.ids)
-    own = OwnPath(np.exp(-token_nll.astype(np.float64)), np.full(size, -1, np.int64), said.tail.copy())
+    own = OwnPath(
+        np.maximum(np.exp(-token_nll.astype(np.float64)), LEAST), np.full(size, -1, np.int64), said.tail.copy()
+    )
     _find_own(said, source, own)
     return own
 
@@ -147,7 +149,7 @@ def _find_own(said, source, own):  # type: ignore[no-untyped-def]
             for entry in range(said.starts[position], said.starts[position + 1]):
                 if said.ids[entry] == source.ids[position + 1]:
                     own.entry[position] = entry
-                    own.prob[position] = said.probs[entry]
+                    own.prob[position] = max(said.probs[entry], LEAST)
                     break
             else:
                 own.tail[position] = max(said.tail[position] - own.prob[position], 0.0)

@@ -189,6 +189,8 @@ MET, OFFSET, SURVIVORS, FIRST_SURVIVOR = 0, 1, 2, 3
 LOST, OTHERS, AGREED = 0, 1, 2
 """Of `Scratch.unknown`: mass that agrees with x and of which the source says no more; mass of all entries that led
 elsewhere than the own path, and of it what agrees with x."""
+LEAST = 1e-37
+"""A probability that fp16 logarithms and float32 still hold; no next token gets less."""
 MOST_MET = 1 << 13
 """Target tokens that one position can meet; what comes after them joins the tail."""
 MOST_ALTERNATIVES = 1 << 11

@@ -67,20 +67,22 @@ def expected(fill, place, y):  # type: ignore[no-untyped-def]
 
 
 @uncounted
-def choose(tables, scratch, fill, place, byte, skip, node):  # type: ignore[no-untyped-def]
-    """Chooses the fill-in's tokens whose first byte is `byte`, and whose first `skip` lead to `node`; how many they
-    are."""
+def choose(tables, scratch, fill, place, byte, skip, node, s):  # type: ignore[no-untyped-def]
+    """Chooses the fill-in's tokens whose first byte is `byte`, and whose first `skip`, of which source token s wrote the
+    last (-1: none), lead to `node`; how many they are."""
     _, _, start, stop, _ = place
     size = 0
     for entry in range(start, stop):
         if fill.byte[entry] != byte:
             continue
         y = fill.ids[entry]
-        if tables.target_lengths[y] > skip and (
-            skip == 0 or tables.target.path[tables.target.starts[y] + skip - 1] == node
-        ):
-            scratch.chosen[size] = entry
-            size += 1
+        if skip:
+            if tables.target_lengths[y] <= skip or tables.target.path[tables.target.starts[y] + skip - 1] != node:
+                continue
+            if s >= 0 and not meant(tables, y, skip, s):
+                continue
+        scratch.chosen[size] = entry
+        size += 1
     return size
 
 
@@ -197,7 +199,7 @@ def go_on(tables, known, scratch, trail, fill, place, x, b, end, first, size):  
             continue
         here = (position, step, start, stop, unstored)
         byte = tables.source.bytes[tables.source.starts[u] + b - begin]
-        chosen = choose(tables, scratch, fill, place, byte, 0, 0)
+        chosen = choose(tables, scratch, fill, place, byte, 0, 0, -1)
         of_x = divide(tables, scratch, trail, fill, here, u, b - begin, 0, chosen, token, mass, x)
         if of_x > 0.0:
             agrees(scratch, tables, u, node, which + 1, begin, step, end, of_x)
@@ -216,11 +218,11 @@ def fill_in(scratch, trail, fill, place, x, mass):  # type: ignore[no-untyped-de
 
 
 @uncounted
-def on_the_way(tables, known, scratch, trail, said, own, fill, place, x, end, begin, mass, node, length):  # type: ignore[no-untyped-def]
+def on_the_way(tables, known, scratch, trail, said, own, fill, place, x, end, begin, mass, node, length, s):  # type: ignore[no-untyped-def]
     """The entries of a step within x, of which the own path has spelled the first `length` bytes, which lead to
     `node`."""
     _, step, _, _, _ = place
-    chosen = choose(tables, scratch, fill, place, tables.target.bytes[tables.target.starts[x]], length, node)
+    chosen = choose(tables, scratch, fill, place, tables.target.bytes[tables.target.starts[x]], length, node, s)
     alone_key = key_of(tables, node, len(tables.written) - 1)
     alone = continuation(tables, known, node, len(tables.written) - 1, 0)
     for entry in range(said.starts[step], said.starts[step + 1]):
@@ -282,10 +284,10 @@ def at_the_end(tables, known, scratch, trail, said, own, fill, place, x, mass, s
             continue
         if chosen < 0:
             byte = target.bytes[target.starts[x]]
-            chosen = choose(tables, scratch, fill, place, byte, tables.target_lengths[x], node)
+            chosen = choose(tables, scratch, fill, place, byte, tables.target_lengths[x], node, s)
         of_x = divide(tables, scratch, trail, fill, place, u, 0, tables.target_lengths[x], chosen, token, here, x)
         if of_x > 0.0:
             give(scratch, trail, position, step, u, x, -of_x)  # it is among what stays
         scratch.stays[entry - first] = of_x / here
         left += said.probs[entry] * (1.0 - of_x / here)
-    return max(1.0 - left, 0.0)
+    return max(1.0 - left, own.prob[step])  # the own next token stays

@@ -62,7 +62,7 @@ def test_equals_a_loop_over_positions(seed: int) -> None:
 
 
 def test_the_source_is_judged_on_no_text_before_the_targets_first_distribution() -> None:
-    """A target without BOS does not predict its first token, "abc"; a source that cut "ab" and "c" is asked from "d" on."""
+    """A target without BOS does not predict its first token, "abc"; a source that cut "ab", "c" answers from "d"."""
     ends, source_ends = (Ragged(np.array(row, np.int32), np.array([0, len(row)])) for row in ([3, 5], [0, 2, 3, 5]))
     gold = Gold(np.array([True, False]), np.array([0.5, np.nan]), np.array([0.25, np.nan]), np.array([True, True]))
     nll = np.array([8.0, 4.0, 2.0, 0.0], np.float32)

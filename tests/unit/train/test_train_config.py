@@ -52,7 +52,7 @@ def test_overrides_change_one_method() -> None:
     config = TrainConfig(methods=["fusionx", "paper"], overrides={"fusionx": {"lambda_fuse": 3}})
     assert config.method("fusionx") == PRESETS["fusionx"].model_copy(update={"lambda_fuse": 3})
     assert config.method("paper") == PRESETS["paper"]
-    assert PRESETS["fusionx"].lambda_fuse == 2
+    assert PRESETS["fusionx"].lambda_fuse == 1
 
 
 @pytest.mark.parametrize(

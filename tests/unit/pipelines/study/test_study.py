@@ -24,7 +24,7 @@ from fusionx.pipelines.study.outcomes import Point, TrainingCourse, read_outcome
 from fusionx.pipelines.study.report import write_study
 from fusionx.pipelines.study.results import CellOutcome, study_results
 from fusionx.pipelines.study.run import cell_config, study_job
-from fusionx.train.config import TrainJob
+from fusionx.train.config import PRESETS, TrainJob
 from fusionx.train.state.result import write_result
 
 SEEDS = [0, 1]
@@ -102,7 +102,7 @@ def test_every_method_is_tried_at_every_weight(demo: FusionConfig) -> None:
     ]
     methods = ["fusellm", "fusellm-avgce", "paper", "fusionx"]
     assert tried == list(itertools.product(methods, [0.1, 0.3, 0.5, 1, 2, 4]))
-    assert {cell.against for cell in study.cells} == {("fusionx", "2")}
+    assert {cell.against for cell in study.cells} == {("fusionx", f"{PRESETS['fusionx'].lambda_fuse:g}")}
 
 
 def test_amounts_are_validated_equally_often(demo: FusionConfig) -> None:

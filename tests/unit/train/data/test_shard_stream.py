@@ -113,40 +113,6 @@ def test_fewer_entries_are_the_most_probable_and_the_rest_is_tail(parts: Parts, 
     np.testing.assert_allclose(cut.probs, narrow.probs, rtol=2e-3)  # each undoes its own rounding
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, None])
-def test_the_next_tokens_probability_is_the_stored_one_however_few_entries_are_read(
-    k: int | None, parts: Parts, tmp_path: Path
-) -> None:
-    """Of every candidate the next token is among the entries, at a rank of its own, or not at all."""
-    rng = np.random.default_rng(3)
-
-    def with_labels(row: Chunk) -> Chunk:
-        moved = {}
-        for rank, (name, said) in enumerate(row.said.items(), start=1):
-            ids = np.where(said.ids == np.append(row.input_ids[1:], -1)[:, None], (said.ids + 1) % 299, said.ids)
-            ids[:-1, rank] = np.where(rng.random(len(ids) - 1) < 0.5, row.input_ids[1:], ids[:-1, rank])
-            moved[name] = replace(said, ids=np.where(said.probs > 0, ids, -1).astype(np.int32))
-        return replace(row, said=moved)
-
-    changed = [(split, [with_labels(row) for row in rows]) for split, rows in parts]
-    tokens, aligned = write_set(tmp_path, changed, CANDIDATES)
-    shards, whole = ShardSet(tokens, aligned, "train", k), ShardSet(tokens, aligned, "train")
-    written, known = chunks_by_key(changed), set()
-    for part, row in ((part, row) for part, rows in enumerate(shards.rows) for row in range(rows)):
-        sample, stored = shards.sample(part, row), whole.sample(part, row)
-        assert sample.label_probs.dtype == np.float32
-        assert sample.label_probs.shape == (len(sample.input_ids), len(CANDIDATES))
-        assert np.isnan(sample.label_probs[-1]).all(), "no token comes after the last"
-        for j, name in enumerate(CANDIDATES):
-            ids = written[sample.key].said[name].ids
-            for at, label in enumerate(sample.input_ids[1:].tolist()):
-                ranks = np.flatnonzero(ids[at] == label).tolist()
-                expected = stored.probs[at, j, ranks[0]] if ranks else np.nan
-                np.testing.assert_equal(sample.label_probs[at, j], expected)
-                known.update((j, rank) for rank in ranks)
-    assert {(0, 1), (1, 2), (2, 3)} <= known
-
-
 def test_refuses_more_entries_than_are_stored(parts: Parts, tmp_path: Path) -> None:
     tokens, aligned = write_set(tmp_path, parts, CANDIDATES)
     with pytest.raises(ConfigError, match="at most"):

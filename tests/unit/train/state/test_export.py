@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import fusionx.train.state.model_card
 from fusionx.contract.errors import DataError
-from fusionx.train.config import PRESETS, SelectionConfig, TrainJob
+from fusionx.train.config import PRESETS, MethodConfig, SelectionConfig, TrainJob
 from fusionx.train.objective.selection_network import SelectionNetwork
 from fusionx.train.state.export import export, load_asn
 from fusionx.train.state.model_card import TrainingOutcome, model_card
@@ -121,7 +121,7 @@ OUTCOME = TrainingOutcome(
 )
 
 
-def job_of(folder: Path, method: str = "fusionx", **changed: Any) -> TrainJob:
+def job_of(folder: Path, method: str | MethodConfig = "fusionx", **changed: Any) -> TrainJob:
     sources = {
         "prose": {"path": str(folder.parent / "prose"), "revision": "abc"},
         "code": {"path": "someone/code-model", "revision": ""},
@@ -155,7 +155,7 @@ def front_matter(card: str) -> dict[str, Any]:
 def test_the_card_says_what_was_done(folder: Path) -> None:
     state_licence(folder, license="other", license_name="own-licence", license_link="https://example.org")
     state_licence(folder.parent / "prose", license="apache-2.0")
-    card = model_card(job_of(folder), OUTCOME)
+    card = model_card(job_of(folder, PRESETS["fusionx"].model_copy(update={"lambda_fuse": 2.0})), OUTCOME)
     assert front_matter(card) == {
         "license": "other",
         "license_name": "own-licence",
@@ -170,6 +170,7 @@ def test_the_card_says_what_was_done(folder: Path) -> None:
     assert rows["prose"].split(" | ")[1:] == ["source", str(folder.parent / "prose"), "abc", "apache-2.0", "0.500 |"]
     assert rows["code"].split(" | ")[1:] == ["source", "someone/code-model", "not pinned", "not stated", "0.250 |"]
     assert "1 L_lm + 2 L_fuse + 0.05 L_feed + 0.5 L_select" in rows["Losses"]
+    assert "alignment walk, tail bucket" in rows["Distributions"]
     assert "granularity token" in rows["Selection"]
     assert "start 1.2500, best 1.1250" in rows["Validation, bits per byte"]
     assert "123,456" in rows["Tokens seen"]
