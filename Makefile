@@ -11,7 +11,7 @@ FUSIONX := $(BIN)/fusionx
 help:
 	@echo "make demo [SEEDS=3]   everything on this machine, offline: from text to a report"
 	@echo "make test             lint, types and all tests"
-	@echo "make lint | docs      style, types, who may import whom; the picture in docs/architecture.md"
+	@echo "make lint | docs      style, types, who may import whom; the pictures in docs/"
 	@echo "make bench            every benchmark, written to benchmarks/results/"
 	@echo "make plan | status | chunk | precompute | align | train | eval | run   CONFIG=configs/....yaml [ARGS=...]"
 
@@ -39,6 +39,7 @@ lint: setup
 
 docs: setup
 	$(BIN)/python docs/draw_architecture.py
+	$(BIN)/python docs/draw_walk.py
 
 bench: demo-inputs
 	$(FUSIONX) bench all --output benchmarks/results

@@ -200,7 +200,7 @@ class AlignWorker:
     means: VocabMap | Lexicon
 
     def __call__(self, unit: Unit) -> PartEntry:
-        inputs = self._read(unit)
+        inputs = self.read(unit)
         said, probs, status, gold = self.align(inputs, self.stage.is_judged(unit))
         domains = inputs.tokens.column("domain").to_pylist()
         ends = inputs.source_ends
@@ -289,7 +289,8 @@ class AlignWorker:
             gold = Gold((source_index >= 0) & (labels >= 0), found, found, hit)
         return said, probs, np.concatenate(statuses), gold
 
-    def _read(self, unit: Unit) -> AlignInputs:
+    def read(self, unit: Unit) -> AlignInputs:
+        """The unit's columns, row by row the same texts."""
         tokens, _ = read_part(unit.inputs["tokens"], "tokens", sha256=unit.hashes["tokens"])
         source, target = (self._matched(unit, kind, tokens) for kind in ("logits", "target_logits"))
         assert source is not None

@@ -86,7 +86,7 @@ def _own(ends: Ragged, source_ends: Ragged, token_nll: npt.NDArray[np.floating])
     sizes = np.zeros(len(source_ends.values), np.int64)
     sizes[:-1] = np.diff(source_ends.values)
     sizes[source_ends.offsets[1:][source_ends.lengths() > 0] - 1] = 0
-    counted = source_ends.values >= first[rows]
+    counted = (source_ends.values >= first[rows]) & (ends.lengths() > 0)[rows]
     return {
         "own_bytes": np.bincount(rows, np.where(counted, sizes, 0), len(source_ends)),
         "own_nll": np.bincount(rows, np.where(counted, token_nll, 0.0), len(source_ends)),

@@ -1,120 +1,131 @@
-"""What alignment costs between real tokenizers: the fidelity of every map, by the project's own stages.
+"""What alignment costs between real models: bits per byte of the target's text under what each source is taken to say.
 
-The sources are two small Llamas, one per tokenizer, trained once on the text that the demo's models learn from and kept
-under `data/`. Everything after that is an ordinary run over text that they have not seen. A tokenizer onto itself shows
-what its k entries leave out, over all positions; a pair is measured on the aligned ones.
+The models and the text are `benchmarks.real_trio` and `benchmarks.measuring.real_text`, of which every domain's first
+documents are read; distributions are computed once and kept under `data/`. Figures without a domain are means over
+domains. `own` is the source on its own tokens, `aligned` the target's next tokens with nothing but the source (what it
+does not say is shared evenly), `cost` the difference, `filled` as the trainer gets them.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from statistics import mean
 from typing import get_args
 
-import torch
+import numpy as np
+import pyarrow.parquet as pq
 
-from fusionx.align.aligned_stage import AlignedStage
-from fusionx.align.config import MapMode
-from fusionx.align.fidelity import shares, summary
+from fusionx.align.aligned_stage import AlignedStage, AlignWorker
+from fusionx.align.config import AlignConfig, AlignMethod
+from fusionx.align.fidelity import Calibration, Fidelity, calibration, fidelity, ratios, summary
 from fusionx.align.tokens_stage import TokensStage
-from fusionx.benchmarks.align import aligned_stage, make
-from fusionx.benchmarks.map import llama_128k, mistral_32k, tekken_131k
+from fusionx.benchmarks.align import aligned_stage
 from fusionx.benchmarks.measuring.figure import Figure
-from fusionx.contract.config import digest_of, load_config
-from fusionx.contract.errors import DataError
-from fusionx.contract.files import done_marks
-from fusionx.contract.tokens.encoder import load_encoder
-from fusionx.pipelines.demo.config import DemoInputs, DemoModelConfig, TokenizerKind
-from fusionx.pipelines.demo.models import Training, train
+from fusionx.benchmarks.measuring.real_text import real_text
+from fusionx.benchmarks.real_trio import model_folder
+from fusionx.contract.shards.codec import Distributions
+from fusionx.contract.shards.next_token import next_tokens
+from fusionx.contract.stage import Stage
+from fusionx.pipelines.config import ExecutorConfig
+from fusionx.pipelines.execution.executor import make_executor
+from fusionx.pipelines.execution.stage_runner import run_stages
 from fusionx.precompute.chunks.chunk_stage import ChunkStage
-from fusionx.precompute.config import ChunkConfig, CorpusConfig, ModelConfig, PrecomputeConfig, Split
+from fusionx.precompute.config import ChunkConfig, CorpusConfig, ModelConfig, PrecomputeConfig
 from fusionx.precompute.logits.logits_stage import LogitsStage
 
-PAIRS = {
-    "128k to 32k": ("llama_128k", "mistral_32k"),
-    "32k to 131k": ("mistral_32k", "tekken_131k"),
-    "128k to itself": ("llama_128k", "llama_128k"),
-    "32k to itself": ("mistral_32k", "mistral_32k"),
-}
-"""Source and target, by their tokenizers."""
-
-DEMO, KEPT = Path("data/demo"), Path("data/benchmarks")
-HELD_OUT: list[Split] = ["validation", "test"]
-BLOCK, K = 256, 32
-TRAINING_TOKENS = 60_000
-"""Few, since a step's cost is the softmax over 128,000 tokens; a token of such a vocabulary stands for four bytes."""
-_TOKENIZERS = {maker.__name__: maker for maker in (llama_128k, mistral_32k, tekken_131k)}
-_KINDS: dict[str, TokenizerKind] = {"llama_128k": "byte_bpe", "mistral_32k": "sentencepiece_bpe"}
+TARGET, SOURCES = "smollm2", ("smollm2", "qwen", "gemma")
+KEPT = Path("data/benchmarks/real")
+DOCUMENTS, BLOCK, RANKS = 4, 1024, (32, 10)
 
 
 def figures() -> Iterator[Figure]:
-    """Of every pair and map: bits per byte, what alignment costs, and how often and how well positions are aligned.
-
-    Raises:
-        DataError: the demo's corpus is not there.
-    """
-    if done_marks.read_mark(DEMO / "corpus") is None:
-        raise DataError("The demo's corpus is missing.", file=DEMO / "corpus", remedy="run `make demo-inputs`")
-    with TemporaryDirectory() as folder:
-        models = {name: ModelConfig(id=name, path=str(_model(name, Path(folder)))) for name in _TOKENIZERS}
-        chunks = f"{folder}/chunks"
-        corpus = CorpusConfig(path=str(DEMO / "corpus"), domain="domain", splits=HELD_OUT)
-        make(ChunkStage(corpus, ChunkConfig(block_size=BLOCK), list(models.values()), chunks))
-        for name, model in models.items():
-            make(TokensStage(name, model.path, None, list(HELD_OUT), chunks, f"{folder}/tokens-{name}"))
-        for name in _KINDS:
-            config = PrecomputeConfig(k=K, splits=HELD_OUT, threads=torch.get_num_threads())
-            make(LogitsStage(models[name], config, chunks, f"{folder}/{name}"))
-        for pair, (source, target) in PAIRS.items():
-            # A tokenizer's map onto itself is the same in every mode.
-            modes: tuple[MapMode, ...] = get_args(MapMode) if source != target else ("exact",)
-            for mode in modes:
-                shards = (f"{folder}/{source}", f"{folder}/tokens-{target}")
-                yield from _fidelity(pair, aligned_stage(models[source], models[target], mode, *shards))
+    """Of every method, rank and source, over all domains and in each."""
+    models = {name: ModelConfig(id=name, path=str(model_folder(name)), dtype="float32") for name in SOURCES}
+    corpus = CorpusConfig(path=str(_first_documents(real_text())), domain="domain", splits=["validation"])
+    config = PrecomputeConfig(k=max(RANKS), splits=["validation"], threads=2)
+    chunks, tokens = f"{KEPT}/chunks", f"{KEPT}/tokens"
+    _make(ChunkStage(corpus, ChunkConfig(block_size=BLOCK), list(models.values()), chunks))
+    _make(TokensStage(TARGET, models[TARGET].path, None, ["validation"], chunks, tokens))
+    logits = {name: f"{KEPT}/logits/{name}" for name in SOURCES}
+    for name in SOURCES:
+        _make(LogitsStage(models[name], config, chunks, logits[name]))
+    for method in get_args(AlignMethod):
+        for source in SOURCES:
+            folders = (logits[source], logits[TARGET], tokens)
+            stage = aligned_stage(models[source], models[TARGET], method, *folders)
+            worker = stage.worker()
+            assert isinstance(worker, AlignWorker)
+            for k in RANKS:
+                yield from _case(f"{method} k{k} {source}", stage, worker, k)
 
 
-def _fidelity(pair: str, stage: AlignedStage) -> Iterator[Figure]:
-    stats = make(stage).stats
-    case = pair if stage.source == stage.target else f"{pair}, {stage.mode}"
-    aligned = 1 - shares(stats["status"])["not_aligned"]
-    for metric, value in {**summary(stats["fidelity"]), "aligned": aligned}.items():
-        share = metric in ("hits", "aligned")
-        yield Figure("fidelity", case, metric, value, "of positions" if share else "bits per byte")
+def _first_documents(folder: Path) -> Path:
+    """A corpus of every domain's first documents."""
+    table = pq.read_table(folder / "validation.parquet")
+    domains = np.array(table.column("domain").to_pylist())
+    kept = np.sort(np.concatenate([np.flatnonzero(domains == domain)[:DOCUMENTS] for domain in sorted(set(domains))]))
+    (KEPT / "corpus").mkdir(parents=True, exist_ok=True)
+    pq.write_table(table.take(kept), KEPT / "corpus" / "validation.parquet")
+    return KEPT / "corpus"
 
 
-def _model(name: str, folder: Path) -> Path:
-    """A folder with the tokenizer `name` and, for a source, the model that goes with it."""
-    tokenizer = folder / "tokenizers" / name
-    _TOKENIZERS[name]().save_pretrained(tokenizer)
-    return _learned(name, tokenizer) if name in _KINDS else tokenizer
+def _make(stage: Stage) -> None:
+    """Makes what is not there yet."""
+    executor = make_executor(ExecutorConfig(kind="inline"))
+    try:
+        run_stages([stage], executor)
+    finally:
+        executor.close()
 
 
-def _learned(name: str, tokenizer: Path) -> Path:
-    """The source's model, trained unless the one that is kept was made from the same."""
-    inputs = load_config(DemoInputs, Path("configs/inputs/demo.yaml"))
-    encoder = load_encoder(str(tokenizer))
-    config = DemoModelConfig(
-        id=name.replace("_", "-"),
-        architecture="llama",
-        tokenizer=_KINDS[name],
-        vocab_size=encoder.vocab_size,
-        hidden_size=64,
-        layers=2,
-        heads=2,
-        context=BLOCK,
-        mix=dict.fromkeys(inputs.corpus.domains(), 1.0),
-        training_tokens=TRAINING_TOKENS,
-        batch_tokens=512,
-        learning_rate=3e-3,
+def _case(case: str, stage: AlignedStage, worker: AlignWorker, k: int) -> Iterator[Figure]:
+    stage = replace(stage, config=AlignConfig(k=k))
+    sums, given, own = _measured(stage, replace(worker, stage=stage), k)
+    by_domain = {domain: summary({domain: found}) for domain, found in sums.items()}
+    names = {"own": "own_bits_per_byte", "aligned": "aligned_bits_per_byte", "cost": "cost"}
+    names |= {"filled": "filled_bits_per_byte", "hits": "hits"}
+    for metric, name in names.items():
+        unit = "of positions" if metric == "hits" else "bits per byte"
+        yield Figure("fidelity", case, metric, mean(found[name] for found in by_domain.values()), unit)
+    costs = [found["cost"] for found in by_domain.values()]
+    yield Figure("fidelity", case, "lowest_cost", min(costs), "bits per byte")
+    yield Figure("fidelity", case, "highest_cost", max(costs), "bits per byte")
+    for size, (ratio, own_ratio) in enumerate(zip(ratios(given), ratios(own), strict=True), start=1):
+        if ratio is not None and own_ratio:
+            against = "the source on its own tokens"
+            yield Figure("fidelity", case, f"given_{size}_bytes", ratio, "of found", against, ratio / own_ratio)
+    for domain, found in by_domain.items():
+        for metric, name in names.items():
+            unit = "of positions" if metric == "hits" else "bits per byte"
+            yield Figure("fidelity", f"{case}, {domain}", metric, found[name], unit)
+
+
+def _measured(stage: AlignedStage, worker: AlignWorker, k: int) -> tuple[Fidelity, Calibration, Calibration]:
+    """Of the only part: fidelity, and the calibration of the aligned distributions and of the source's own."""
+    (unit,) = stage.units()
+    inputs = worker.read(unit)
+    target = None if inputs.target is None else _cut(inputs.target, k)
+    inputs = replace(inputs, source=_cut(inputs.source, k), target=target)
+    said, probs, _, gold = worker.align(inputs, judged=True)
+    assert gold is not None
+    domains = inputs.tokens.column("domain").to_pylist()
+    ends = (inputs.target_ends, gold, inputs.source_ends, inputs.token_nll)
+    labels, _ = next_tokens(inputs.target_ids, inputs.target_ends)
+    own_labels, _ = next_tokens(inputs.source_ids, inputs.source_ends)
+    own_probs = np.exp(inputs.source.logprobs.astype(np.float32))
+    lengths, own_lengths = worker.target.table.byte_lengths, worker.source.table.byte_lengths
+    return (
+        fidelity(domains, inputs.target_ids, *ends),
+        calibration(said, probs, gold.judged, labels, lengths),
+        calibration(inputs.source, own_probs, own_labels >= 0, own_labels, own_lengths),
     )
-    text = done_marks.read_mark(DEMO / "corpus")
-    assert text is not None
-    digest = digest_of([config.content(), inputs.optimizer.content(), inputs.seed, text["files"], encoder.fingerprint])
-    training = Training(inputs, config, tokenizer, DEMO / "experts", KEPT / name, digest)
-    if not done_marks.is_done(training.output, digest):
-        train(training, partial(print, file=sys.stderr))  # figures have stdout to themselves
-        done_marks.write_mark(training.output, digest, list(training.output.iterdir()))
-    return training.output
+
+
+def _cut(said: Distributions, k: int) -> Distributions:
+    """What shards of k entries would hold: the others are part of the tail."""
+    ids, logprobs = said.padded()
+    probs = np.exp(logprobs.astype(np.float64))
+    tail = said.tail.astype(np.float64) + probs[:, k:].sum(axis=1)
+    return Distributions.from_padded(ids[:, :k], logprobs[:, :k], np.minimum(said.counts, k), tail)

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
@@ -106,14 +107,20 @@ def test_what_the_architecture_page_names_is_there() -> None:
     assert not [name for name in named if not (ROOT / name.replace(".", "/")).with_suffix(".py").is_file()]
 
 
-def test_the_picture_is_that_of_the_tree() -> None:
-    spec = spec_from_file_location("draw_architecture", ROOT / "docs" / "draw_architecture.py")
+def drawing(name: str) -> ModuleType:
+    """docs/draw_<name>.py, whose picture is docs/<name>.svg."""
+    spec = spec_from_file_location(f"draw_{name}", ROOT / "docs" / f"draw_{name}.py")
     assert spec is not None
     assert spec.loader is not None
     draw = module_from_spec(spec)
     spec.loader.exec_module(draw)
-    drawn = (ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8")
+    drawn = (ROOT / "docs" / f"{name}.svg").read_text(encoding="utf-8")
     assert drawn == draw.picture(), "run `make docs`"
+    return draw
+
+
+def test_the_picture_is_that_of_the_tree() -> None:
+    draw = drawing("architecture")
     assert [name for floor in draw.FLOORS for name in floor] == [
         "cli",
         "benchmarks",
@@ -121,6 +128,10 @@ def test_the_picture_is_that_of_the_tree() -> None:
         *PACKAGES[1:5],
         "contract",
     ]
+
+
+def test_the_picture_of_the_walk_is_that_of_the_code() -> None:
+    drawing("walk")
 
 
 def build(source: Path, kind: str, output: Path) -> Path:

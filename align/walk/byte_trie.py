@@ -19,7 +19,8 @@ class ByteTrie(NamedTuple):
     child_start: int32 [N + 1], the children of node n are the nodes child_start[n] to child_start[n + 1].
     label: uint8 [N], the byte that leads to a node; ascending among the children of one parent.
     token: int32 [N], the token that ends at a node, -1 where none does. some_token: int32 [N], one that passes it.
-    depth: int32 [N]. bytes: uint8, the tokens' bytes, one after another; starts: int64 [V + 1], where each begins.
+    depth: int32 [N]. passing: int32 [N], how many tokens pass a node or end there.
+    bytes: uint8, the tokens' bytes, one after another; starts: int64 [V + 1], where each begins.
     path: int32, laid out as `bytes`: the node that a token has reached with each of its bytes.
     """
 
@@ -28,6 +29,7 @@ class ByteTrie(NamedTuple):
     token: Int32
     some_token: Int32
     depth: Int32
+    passing: Int32
     bytes: npt.NDArray[np.uint8]
     starts: npt.NDArray[np.int64]
     path: Int32
@@ -56,6 +58,7 @@ def byte_trie(table: TokenTable, ending: npt.NDArray[np.bool_]) -> ByteTrie:
     tokens.append(np.full(1, -1, np.int32))
     some.append(np.zeros(1, np.int32))
     counts, size, depth = [1], 1, 0
+    passing = [np.array([len(order)])]
     here, parent = order, np.zeros(len(order), np.int32)
     while len(here):
         byte = data[starts[here] + depth]
@@ -63,6 +66,7 @@ def byte_trie(table: TokenTable, ending: npt.NDArray[np.bool_]) -> ByteTrie:
         node = (size - 1 + np.cumsum(new)).astype(np.int32)
         path[starts[here] + depth] = node
         parents.append(parent[new])
+        passing.append(np.bincount(node - size))
         labels.append(byte[new])
         some.append(here[new].astype(np.int32))
         depth += 1
@@ -83,6 +87,7 @@ def byte_trie(table: TokenTable, ending: npt.NDArray[np.bool_]) -> ByteTrie:
         token=np.concatenate(tokens),
         some_token=np.concatenate(some),
         depth=np.repeat(depths, counts).astype(np.int32),
+        passing=np.concatenate(passing).astype(np.int32),
         bytes=data,
         starts=starts,
         path=path,

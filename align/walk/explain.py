@@ -29,6 +29,10 @@ _BEFORE = 20
 """Characters of the text so far."""
 
 
+OF_TAIL = "(tail)"
+"""In place of a source token: what is not among the entries."""
+
+
 @dataclass(frozen=True)
 class Reading:
     """What a model says about one text of T tokens. said: T distributions. token_nll: float32 [T], nats, of the next
@@ -216,6 +220,7 @@ def _movements(
         targets = sorted(masses.items(), key=lambda item: (-item[1], item[0]))
         named = [(shown(target.table, to), mass) for to, mass in targets if mass > _ROUNDING]
         if named:
-            text = written.otherwise(token, step, place) if token >= 0 else ""
-            movements.append(Movement(text, named, token < 0 or written.begins_earlier(step, place)))
+            text = written.otherwise(token, step, place) if token >= 0 else ("", OF_TAIL)[token == -2]
+            earlier = token == -1 or (token >= 0 and written.begins_earlier(step, place))
+            movements.append(Movement(text, named, earlier))
     return sorted(movements, key=lambda movement: -movement.mass)

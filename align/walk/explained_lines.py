@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from fusionx.align.positions import Status
-from fusionx.align.walk.explain import OwnPath, WalkedPosition
+from fusionx.align.walk.explain import OF_TAIL, OwnPath, WalkedPosition
 
 Role = Literal["plain", "label", "own", "leaving", "filled", "tail"]
 """What a piece of a line tells of: the next token, its own path, what leaves, what the target filled in, the tail."""
@@ -96,6 +96,8 @@ def _rows_of(position: WalkedPosition) -> Iterator[_Row]:
         why = ["begun earlier"] if movement.earlier and movement.source else []
         if not movement.source:
             why.append("filled in by the target itself")
+        elif movement.source == OF_TAIL:
+            why.append("as much of it as tokens begin so")
         elif several:
             why.append("undecided: divided by the target itself")
         yield _Row(

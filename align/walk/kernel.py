@@ -15,18 +15,15 @@ import numpy as np
 from fusionx.align.jit import uncounted
 from fusionx.align.walk.look_up import beginning, first_question, slot_of
 from fusionx.align.walk.state import (
-    AGREED,
     EXACT_BOUNDARY,
     FIRST_SURVIVOR,
     INSIDE_TOKEN,
     LEAST,
-    LOST,
     MET,
     MOST_ALTERNATIVES,
     NOT_ALIGNED,
     NOTHING_COMPATIBLE,
     OFFSET,
-    OTHERS,
     SURVIVORS,
 )
 from fusionx.align.walk.steps import at_the_end, fill_in, from_boundary, give, go_on, may_extend, on_the_way
@@ -68,6 +65,18 @@ def _keep(scratch, x, k, scale, ids, probs, at):  # type: ignore[no-untyped-def]
 
 
 @uncounted
+def _begin_so(tables, source, position, end):  # type: ignore[no-untyped-def]
+    """The part of the source's vocabulary that begins as its token after `position` does up to byte `end`."""
+    s = source.ids[position + 1]
+    length = tables.source_lengths[s]
+    left = source.ends[position + 1] - end
+    if not 0 <= left < length:
+        return 0.0
+    node = tables.source.path[tables.source.starts[s] + length - left - 1]
+    return tables.source.passing[node] / tables.source.passing[0]
+
+
+@uncounted
 def walk(target, source, said, own, fill, tables, known, k, trail, walked, scratch):  # type: ignore[no-untyped-def]
     """Walks through all rows and fills `walked`, whose ids and probs have room for L k; returns the entries made.
 
@@ -76,7 +85,8 @@ def walk(target, source, said, own, fill, tables, known, k, trail, walked, scrat
     always among them.
 
     Between positions there are, of 1 in all: `mass` of the text's own path, the alternatives', `lost`, which agrees
-    with the target's tokens and of which the source says no more, and `tail`, what its tails are taken to hold of both.
+    with the target's tokens and of which the source says no more, and what agrees of `tail`, the stored tail of the
+    step that is under way.
     """
     size = 0
     for row in range(len(target.rows) - 1):
@@ -109,7 +119,7 @@ def walk(target, source, said, own, fill, tables, known, k, trail, walked, scrat
             target_shift = tables.target_lengths[x] - (e - b)
             spelled = target_shift == (0 if inside else source_shift)
             if not known_place or not spelled:
-                mass, lost, tail, survivors = 1.0, 0.0, 0.0, np.int64(0)
+                mass, lost, tail, stay, survivors = 1.0, 0.0, 0.0, 1.0, np.int64(0)
             known_place = True
             start, stop, unstored = np.int64(0), np.int64(0), 1.0 / len(tables.target_lengths)
             if not unseen:
@@ -118,7 +128,7 @@ def walk(target, source, said, own, fill, tables, known, k, trail, walked, scrat
             scratch.numbers[OFFSET] += scratch.numbers[MET]
             scratch.numbers[MET], scratch.numbers[SURVIVORS] = 0, 0
             scratch.numbers[FIRST_SURVIVOR] = MOST_ALTERNATIVES - first
-            scratch.unknown[:] = 0.0
+            scratch.lost[0] = 0.0
 
             if not inside:
                 # What led here otherwise has spelled the same text, and the source's distribution here goes on with it.
@@ -159,21 +169,22 @@ def walk(target, source, said, own, fill, tables, known, k, trail, walked, scrat
                     node = beginning(tables, target, position + 1, length)
                     s = source.ids[j + 1]
                     if spelled and node > 0 and tables.source_lengths[s] == source.ends[j + 1] - source.ends[j]:
-                        tail += own.tail[j] * mass
                         at = source.ends[j]
                         written = source.ids[j] if tables.source_lengths[source.ids[j]] else np.int32(-1)
                         on_the_way(
                             tables, known, scratch, trail, said, own, fill, step, x, e, at, mass, node, length, written
                         )
+                tail = own.tail[j] * mass
                 mass *= own.prob[j]
+            # Inside a source token x may have come of the stored tail, too: of as much as of the vocabulary begins so.
+            # Where the boundaries agree again, the own path's next distribution says all.
+            agreeing = tail * _begin_so(tables, source, j, e) if source.ends[j] < e and j + 1 < end_source else 0.0
+            if agreeing > 0.0:
+                give(scratch, trail, position, j, -2, x, agreeing)
             give(scratch, trail, position, j, -1, x, mass)
-            lost, survivors, first = scratch.unknown[LOST], scratch.numbers[SURVIVORS], MOST_ALTERNATIVES - first
-            # The tails are taken to agree as much as the entries that led elsewhere do. Where the boundaries agree
-            # again, the own path's next distribution says all.
-            others, agreed = scratch.unknown[OTHERS], scratch.unknown[AGREED]
-            tail *= agreed / others if others > 0.0 and source.ends[j] != e else 0.0
+            lost, survivors, first = scratch.lost[0], scratch.numbers[SURVIVORS], MOST_ALTERNATIVES - first
             label = scratch.mass[scratch.place[x] - scratch.numbers[OFFSET]]
-            scale = 1.0 / (label + tail) if label + tail > 0.0 else 0.0
+            scale = 1.0 / label if label > 0.0 else 0.0
             mass, lost, tail = mass * scale, lost * scale, tail * scale
             for row_of in range(first, first + survivors):
                 scratch.alternative_mass[row_of] *= scale

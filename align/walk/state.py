@@ -116,7 +116,8 @@ class Walked(NamedTuple):
 
 class Trail(NamedTuple):
     """Where mass went, for a person: [n] each. position: of the target. step: the source position. source, target: ids,
-    -1 for the text's own path. mass: float32, of 1. size: int64 [1], rows filled so far.
+    -1 for the text's own path and for what is filled in, -2 for the tail. mass: float32, of 1.
+    size: int64 [1], rows filled so far.
     """
 
     position: Int64
@@ -141,6 +142,7 @@ class Scratch(NamedTuple):
     source tokens that led elsewhere than the text's own but agree with the target so far: rows of (source token,
     node of the target's beginning before it, target tokens since, byte where it begins, step), and their mass.
     numbers: int64, see the constants below.
+    lost: float64 [1], mass that agrees with x and of which the source says no more.
     """
 
     place: Int64
@@ -158,7 +160,7 @@ class Scratch(NamedTuple):
     alternatives: Int64
     alternative_mass: Float64
     numbers: Int64
-    unknown: Float64
+    lost: Float64
 
     @classmethod
     def of(cls, said: Said, fill: Fill, tables: Tables, k: int) -> Scratch:
@@ -180,15 +182,12 @@ class Scratch(NamedTuple):
             np.zeros((2 * MOST_ALTERNATIVES, 5), np.int64),
             np.zeros(2 * MOST_ALTERNATIVES, np.float64),
             np.zeros(4, np.int64),
-            np.zeros(3, np.float64),
+            np.zeros(1, np.float64),
         )
 
 
 MET, OFFSET, SURVIVORS, FIRST_SURVIVOR = 0, 1, 2, 3
 """Of `Scratch.numbers`: target tokens met, the offset of `place`, alternatives that agree with x, their first row."""
-LOST, OTHERS, AGREED = 0, 1, 2
-"""Of `Scratch.unknown`: mass that agrees with x and of which the source says no more; mass of all entries that led
-elsewhere than the own path, and of it what agrees with x."""
 LEAST = 1e-37
 """A probability that fp16 logarithms and float32 still hold; no next token gets less."""
 MOST_MET = 1 << 13

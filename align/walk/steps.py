@@ -10,15 +10,12 @@ import numpy as np
 from fusionx.align.jit import uncounted
 from fusionx.align.walk.look_up import begins, continuation, first_question, follow, key_of, meant
 from fusionx.align.walk.state import (
-    AGREED,
     FIRST_SURVIVOR,
-    LOST,
     MET,
     MOST_ALTERNATIVES,
     MOST_MET,
     NO_MASS,
     OFFSET,
-    OTHERS,
     SMALL,
     SURVIVORS,
 )
@@ -44,11 +41,10 @@ def give(scratch, trail, position, step, u, y, mass):  # type: ignore[no-untyped
 @uncounted
 def agrees(scratch, tables, u, node, which, begin, step, end, mass):  # type: ignore[no-untyped-def]
     """So much of source token u, which begins at byte `begin`, led to x, which ends at byte `end`."""
-    scratch.unknown[AGREED] += mass
     row = scratch.numbers[FIRST_SURVIVOR] + scratch.numbers[SURVIVORS]
     full = scratch.numbers[SURVIVORS] == MOST_ALTERNATIVES
     if full or mass < NO_MASS or begin + tables.source_lengths[u] <= end:
-        scratch.unknown[LOST] += mass
+        scratch.lost[0] += mass
         return
     scratch.alternatives[row, 0], scratch.alternatives[row, 1], scratch.alternatives[row, 2] = u, node, which
     scratch.alternatives[row, 3], scratch.alternatives[row, 4] = begin, step
@@ -68,8 +64,8 @@ def expected(fill, place, y):  # type: ignore[no-untyped-def]
 
 @uncounted
 def choose(tables, scratch, fill, place, byte, skip, node, s):  # type: ignore[no-untyped-def]
-    """Chooses the fill-in's tokens whose first byte is `byte`, and whose first `skip`, of which source token s wrote the
-    last (-1: none), lead to `node`; how many they are."""
+    """Chooses the fill-in's tokens whose first byte is `byte`, and whose first `skip`, which source token s (-1: none)
+    has ended, lead to `node`; how many they are."""
     _, _, start, stop, _ = place
     size = 0
     for entry in range(start, stop):
@@ -151,7 +147,6 @@ def from_boundary(tables, scratch, trail, said, own, fill, place, x, end, begin,
         if entry == own.entry[step]:
             continue
         here = said.probs[entry] * mass * scratch.stays[shown]
-        scratch.unknown[OTHERS] += here
         token = tables.to_target[u, 0]
         if token < 0:
             continue
@@ -193,7 +188,6 @@ def go_on(tables, known, scratch, trail, fill, place, x, b, end, first, size):  
     for row in range(first, first + size):
         u, node, which = scratch.alternatives[row, 0], scratch.alternatives[row, 1], scratch.alternatives[row, 2]
         begin, step, mass = scratch.alternatives[row, 3], scratch.alternatives[row, 4], scratch.alternative_mass[row]
-        scratch.unknown[OTHERS] += mass
         token = continuation(tables, known, node, u, which)
         if token < 0:
             continue
@@ -214,7 +208,7 @@ def fill_in(scratch, trail, fill, place, x, mass):  # type: ignore[no-untyped-de
     stored, of_x = expected(fill, place, x)
     if not stored:
         give(scratch, trail, position, step, -1, x, mass * of_x)
-    scratch.unknown[LOST] += mass * of_x
+    scratch.lost[0] += mass * of_x
 
 
 @uncounted
@@ -230,7 +224,6 @@ def on_the_way(tables, known, scratch, trail, said, own, fill, place, x, end, be
         if entry == own.entry[step] or tables.source_lengths[u] == 0:
             continue
         here = said.probs[entry] * mass
-        scratch.unknown[OTHERS] += here
         key, token = first_question(tables, node, u)
         if key == alone_key:
             token = alone

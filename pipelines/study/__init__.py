@@ -5,7 +5,7 @@ STUDIES = {
     "lambda": "the weights of the fusion and the feedback loss (Fig. 5)",
     "tau": "the threshold of the selection",
     "selector": "what the selection network sees and what trains it",
-    "align": "vocabulary map, tail, and entries per position",
+    "align": "alignment, tail, and entries per position",
     "objective": "fusion by next-token distributions or by the likelihood of the text",
     "data": "the gain over ct, by unique text and passes over it",
     "sources": "the number of candidates (Fig. 1)",

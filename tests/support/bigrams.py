@@ -1,6 +1,7 @@
 """A source that any tokenizer can have: bigrams counted on text, mixed with unigrams, over all that it has seen."""
 
 from collections import Counter, defaultdict
+from itertools import pairwise
 
 import numpy as np
 
@@ -21,7 +22,7 @@ class Bigrams:
         for encoding in encoder.encode(texts):
             ids = encoding.ids.tolist()
             self._alone.update(ids[1:])
-            for token, following in zip(ids, ids[1:], strict=False):
+            for token, following in pairwise(ids):
                 self._after[token][following] += 1
         self._seen, self._known = sum(self._alone.values()), len(self._alone)
 

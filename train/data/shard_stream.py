@@ -32,8 +32,8 @@ class Sample:
 
     input_ids: int32 [L]. ends: int32 [L]. ids: int32 [L, M, k], -1 fills up. probs: float32 [L, M, k], what they miss
     to 1 is the tail as the source gave it and what the set's k cuts off; without one, k is the largest of the
-    candidates'. label_probs: float32 [L, M], the stored probability of the next token, whatever k is; NaN where it is not
-    stored. status: uint8 [L, M]. nll_per_byte: float32 [M], nats per byte, NaN where a candidate scored no byte of
+    candidates'. label_probs: float32 [L, M], the stored probability of the next token, whatever k is; NaN where it is
+    not stored. status: uint8 [L, M]. nll_per_byte: float32 [M], nats per byte, NaN where a candidate scored no byte of
     the chunk (it is one token for its tokenizer); M is 0 for a stream without candidates. spans: of all candidates,
     where the set reads the candidates' logits.
     """
