@@ -54,8 +54,8 @@ STORIES = (
     (
         "Inside a source token",
         "Nothing new is read: what began alike goes on, scaled to 1.",
-        "·see says no more than it did: the target fills in. The tail",
-        "is taken to have gone on as much as the entries did.",
+        "·see says no more than it did: the target fills in. Of the",
+        "tail as much counts as of the source's vocabulary begins so.",
     ),
 )
 WIDTH, MARGIN = 1240, 16
@@ -228,7 +228,7 @@ def _legend(y: float) -> list[str]:
         "own": "the text's own source tokens, exact",
         "leaves": "other tokens of the source",
         "target": "divided or filled in by what the target expects",
-        "tail": "the tail: not stored, given to no token",
+        "tail": "the tail: not stored",
     }
     drawn, x = [], float(MARGIN)
     for role, words in says.items():

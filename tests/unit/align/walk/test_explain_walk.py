@@ -77,7 +77,8 @@ def test_an_entry_that_leaves_open_which_is_divided_by_the_target() -> None:
 
 
 def test_inside_a_token_what_ended_before_is_filled_in() -> None:
-    """At the second position the source's 'a' says no more: its .2, of .633 that may have led here (a third of the vocabulary begins so, the tail too), is the target's."""
+    """At the second position the source's 'a' says no more: its .2 is the target's, of .633 that may have led here (a
+    third of the vocabulary begins with a, and so of the tail)."""
     assert (
         lines(
             encoder("ab"),
