@@ -107,7 +107,7 @@ class Walk:
         return found
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), PIECES, st.data())
 def test_the_average_over_texts_is_the_truth_where_the_source_decides(
     seed: int, source: list[str], data: st.DataObject
@@ -119,7 +119,7 @@ def test_the_average_over_texts_is_the_truth_where_the_source_decides(
         assert undecided > 1e-6 or far < HALF
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), PIECES, PIECES)
 def test_where_it_does_not_decide_the_error_is_bounded(seed: int, source: list[str], target: list[str]) -> None:
     """By the mass that was divided or filled in, and what a later token would have changed of the target's past."""
@@ -128,7 +128,7 @@ def test_where_it_does_not_decide_the_error_is_bounded(seed: int, source: list[s
     assert sum(prob * far for prob, far, _ in contexts) <= sum(prob * open_ for prob, _, open_ in contexts) + HALF
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), merges(), merges(), st.booleans(), st.sampled_from([None, 1, 2, 3]))
 def test_the_text_costs_what_the_source_said(
     seed: int,
@@ -148,7 +148,7 @@ def test_the_text_costs_what_the_source_said(
         assert np.isfinite(found)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), merges(), merges(), st.booleans(), st.sampled_from([None, 1, 2]), st.integers(1, 4))
 def test_never_more_than_one_and_the_label_always_kept(
     seed: int,
