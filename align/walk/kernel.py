@@ -2,7 +2,7 @@
 
 Sources and target tokenize the same text. At each target position the walk starts from the last source position that
 has consumed no more, follows the text's own source tokens to the end of the next target token, and says on the way
-where every other token that the source held possible would have led (DESIGN: docs/concepts.md, "The walk").
+where every other token that the source held possible would have led (docs/concepts.md, "The walk").
 
 Terms: b, e: the bytes where the next target token x begins and ends. Step j: the source position j on the way; its
 entries u. `spent`: bytes of an entry that lie before b.

@@ -1,4 +1,4 @@
-"""A source that any tokenizer can have: bigrams counted on text, mixed with unigrams, over all that it has seen."""
+"""A source that any tokenizer can have: bigrams counted on text, mixed with unigrams and an even share for all."""
 
 from collections import Counter, defaultdict
 from itertools import pairwise
@@ -9,7 +9,7 @@ from fusionx.contract.shards.codec import Distributions
 from fusionx.contract.shards.parts import Ragged
 from fusionx.contract.tokens.encoder import Encoder
 
-_BIGRAMS = 0.85
+_BIGRAMS, _EVENLY = 0.75, 0.05
 
 
 class Bigrams:
@@ -24,11 +24,11 @@ class Bigrams:
             self._alone.update(ids[1:])
             for token, following in pairwise(ids):
                 self._after[token][following] += 1
-        self._seen, self._known = sum(self._alone.values()), len(self._alone)
+        self._seen = sum(self._alone.values())
 
     def prob(self, token: int, following: int) -> float:
-        """With one count added to every token of the vocabulary."""
-        alone = (self._alone[following] + 1 / self._known) / (self._seen + self.encoder.vocab_size / self._known)
+        """Never less than an even share of a twentieth: no token that a source has read is impossible to it."""
+        alone = (1 - _EVENLY) * self._alone[following] / self._seen + _EVENLY / self.encoder.vocab_size
         after = self._after[token]
         if not after:
             return alone
