@@ -16,16 +16,17 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from fusionx.contract.errors import EXIT_COMPLETE, EXIT_STOPPED, DataError
+from fusionx.contract.errors import EXIT_COMPLETE, EXIT_STOPPED, ConfigError, DataError
 from fusionx.contract.files.lock import folder_lock
 from fusionx.contract.files.storage import write_bytes
 from fusionx.train.config import TrainJob
-from fusionx.train.distributed.ranks import STOP_SIGNALS, is_main_process, launched_ranks
+from fusionx.train.distributed.ranks import MEETING, STOP_SIGNALS, is_main_process, launched_ranks
 from fusionx.train.state.result import discard_checkpoints, finished_result, is_stale
 
 _SECONDS_TO_DELETE = 300
@@ -41,6 +42,8 @@ class Launcher:
 
     def __init__(self, at_once: int, device: str) -> None:
         self.ranks = launched_ranks()
+        if self.ranks is not None and self.ranks.rank == 0 and not _has_agent_store():
+            _host_meetings(os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "29500")))
         self.at_once = 1 if self.ranks is not None else at_once  # all processes must meet in the same training
         self.stopped = False
         self._running: set[subprocess.Popen[bytes]] = set()
@@ -95,8 +98,7 @@ class Launcher:
         environment["PYTHONSAFEPATH"] = "1"  # torchrun's own processes, too, import nothing from the working directory
         processes = 1
         if self.ranks is not None:
-            environment |= _meeting_point(job)
-            environment.pop("TORCHELASTIC_USE_AGENT_STORE", None)  # it holds the keys of the training before
+            environment[MEETING] = job.digest()
         else:
             processes = job.run.devices or (len(gpus) if gpus else 1)
             if gpus:
@@ -155,10 +157,34 @@ def _torchrun(processes: int) -> list[str]:
     return ["torch.distributed.run", "--standalone", *options, "-m"]
 
 
-def _meeting_point(job: TrainJob) -> dict[str, str]:
-    """A port of the training's own beside the launcher's, the same on every process."""
-    port = int(os.environ.get("MASTER_PORT", "29500"))
-    return {"MASTER_PORT": str(port + 1 + int(job.digest(), 16) % 997)}
+def _has_agent_store() -> bool:
+    """Whether torchrun's agent, and not the first process, serves the store at MASTER_ADDR and MASTER_PORT."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+@cache
+def _host_meetings(address: str, port: int) -> Any:
+    """Serves the store where the processes of all trainings of this command find each other, until the command ends.
+
+    The one port that the launcher was given serves them one after the other: a port derived from it might be taken, and
+    the processes that did not find that out would wait for the one that did.
+
+    Raises:
+        ConfigError: the port is taken.
+    """
+    from torch._C._distributed_c10d import TCPStore
+    from torch.distributed import DistNetworkError
+
+    try:
+        return TCPStore(address, port, is_master=True, wait_for_workers=False)
+    except DistNetworkError as error:
+        raise ConfigError(
+            "The processes of the trainings cannot meet.",
+            field="MASTER_PORT",
+            found=f"{port}: {str(error).splitlines()[0]:.200}",
+            expected="a free port of the first machine",
+            remedy="name another one, the same for all processes",
+        ) from error
 
 
 def _gpu_shares(gpus: int, at_once: int) -> list[list[str] | None]:

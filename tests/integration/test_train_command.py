@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,18 @@ def test_alone_with_torchrun_and_as_tasks_of_an_srun(aligned: Path, tmp_path: Pa
     _, printed = again.communicate()
     assert again.returncode == 0
     assert "step" not in printed
+
+
+def test_a_port_that_is_taken_is_named(aligned: Path, tmp_path: Path) -> None:
+    """By the process that was to serve there."""
+    with socket.create_server(("", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        slurm = {"SLURM_STEP_NUM_TASKS": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        first = start(at(aligned, tmp_path / "out"), "train", SLURM_PROCID="0", SLURM_LOCALID="0", **slurm)
+        _, said = first.communicate(timeout=60)
+    assert first.returncode == 2
+    assert "MASTER_PORT" in said
+    assert port in said
 
 
 def first_checkpoint(command: ForkedCommand, output: Path) -> Path:

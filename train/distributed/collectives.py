@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -24,10 +25,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fusionx.contract.errors import ConfigError, FusionXError, StoppedError
 from fusionx.contract.files.lock import folder_lock
-from fusionx.train.distributed.ranks import launched_ranks
+from fusionx.train.distributed.ranks import MEETING, launched_ranks
 from fusionx.train.model.target import Target, decoder_blocks
 
 T = TypeVar("T")
+
+_PATIENCE = timedelta(minutes=30)
+"""How long a process waits for the others, when they meet and in every collective."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +139,10 @@ def process_group(wanted: Literal["auto", "cpu", "cuda"]) -> Iterator[World]:
         torch.cuda.set_device(device)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo",
+        store=_launchers_store(),
         rank=ranks.rank,
         world_size=ranks.size,
-        timeout=timedelta(minutes=30),
+        timeout=_PATIENCE,
     )
     # After an error the others may be in a collective, and leaving the group could wait for them; the process ends.
     try:
@@ -146,6 +151,15 @@ def process_group(wanted: Literal["auto", "cpu", "cuda"]) -> Iterator[World]:
         _leave()
         raise
     _leave()
+
+
+def _launchers_store() -> Store | None:
+    """This training's part of the store that its launcher serves; None: the first process is to serve one."""
+    meeting = os.environ.get(MEETING)
+    if meeting is None:
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return PrefixStore(meeting, TCPStore(address, port, is_master=False, timeout=_PATIENCE))
 
 
 _left: list[Any] = []

@@ -11,6 +11,11 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 whole group; a training finishes its step, saves and ends."""
 
 
+MEETING = "FUSIONX_MEETING"
+"""The environment variable that names one training among those whose processes meet, one after the other, in the store
+that their launcher serves at MASTER_ADDR and MASTER_PORT. Without it the first process serves one itself."""
+
+
 class Ranks(NamedTuple):
     """rank: among all `size` processes. local_rank: among those of this machine."""
 
