@@ -172,8 +172,7 @@ def _host_meetings(address: str, port: int) -> Any:
     Raises:
         ConfigError: the port is taken.
     """
-    from torch._C._distributed_c10d import TCPStore
-    from torch.distributed import DistNetworkError
+    from torch.distributed import DistNetworkError, TCPStore  # type: ignore[attr-defined]
 
     try:
         return TCPStore(address, port, is_master=True, wait_for_workers=False)
