@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
@@ -126,6 +127,10 @@ PRESETS: dict[str, MethodConfig] = {
 the default."""
 
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""Methods name folders."""
+
+
 class LoraConfig(Config):
     """Low-rank adapters through peft, for targets whose optimizer state does not fit; the export is the merged model.
 
@@ -203,7 +208,8 @@ class TrainConfig(Config):
 
     With `tune` (learning rates) the rate is chosen first: the one at which `ct` reaches its lowest validation bits
     per byte with the first seed; with `tune_each`, every method uses the one that is best for itself. `overrides`
-    changes fields of a method's preset.
+    changes fields of a method's preset. With `preset` it makes a method of a name of its own, so that a preset can be
+    trained in several forms beside each other: `{fusellm-walk: {preset: fusellm, alignment: walk}}`.
     """
 
     methods: list[str] = Field(["fusionx"], min_length=1)
@@ -226,13 +232,22 @@ class TrainConfig(Config):
         return self
 
     def method(self, name: str) -> MethodConfig:
-        """The preset `name` with this run's overrides."""
-        if name not in PRESETS:
-            raise ValueError(f"unknown method '{name}'; known: {', '.join(PRESETS)}")
-        preset, changed = PRESETS[name].model_dump(), self.overrides.get(name, {})
-        selection = changed.get("selection", {})
+        """The method `name`: its preset with this run's overrides."""
+        changed = dict(self.overrides.get(name, {}))
+        preset_name = str(changed.pop("preset", name))
+        if preset_name not in PRESETS:
+            raise ValueError(
+                f"unknown method '{preset_name}'; known: {', '.join(PRESETS)}, and those that train.overrides makes"
+                f" of them ({name}: {{preset: fusellm, alignment: walk}})"
+            )
+        if not _NAME.fullmatch(name) or (name in PRESETS and preset_name != name):
+            raise ValueError(
+                f"'{name}' cannot be the name of a form of '{preset_name}'; take another one, such as"
+                f" {preset_name}-walk"
+            )
+        preset, selection = PRESETS[preset_name].model_dump(), changed.get("selection", {})
         if isinstance(selection, dict):  # what is no mapping is for the validation to refuse
-            changed = {**changed, "selection": {**preset["selection"], **selection}}
+            changed["selection"] = {**preset["selection"], **selection}
         return MethodConfig.model_validate({**preset, **changed})
 
 

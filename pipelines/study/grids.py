@@ -72,7 +72,8 @@ def make_study(name: str, config: FusionConfig, method: str | None = None) -> St
             "This study compares methods and changes none.", field="--method", found=method, expected="no --method"
         )
     method = method or _DEFAULT_METHOD.get(name, "fusionx")
-    selecting = [known for known, preset in PRESETS.items() if preset.teacher == "asn"]
+    known = dict.fromkeys([*PRESETS, *config.train.overrides])
+    selecting = [name for name in known if config.train.method(name).teacher == "asn"]
     if method not in selecting:
         raise ConfigError(
             "Only a method with a selection network can be studied so.",

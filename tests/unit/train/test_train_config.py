@@ -55,9 +55,22 @@ def test_overrides_change_one_method() -> None:
     assert PRESETS["fusionx"].lambda_fuse == 1
 
 
+def test_a_preset_in_two_forms_beside_each_other() -> None:
+    forms = {"fusellm-walk": {"preset": "fusellm", "alignment": "walk", "lambda_fuse": 1}}
+    config = TrainConfig(methods=["fusellm", "fusellm-walk"], overrides=forms)
+    assert config.method("fusellm") == PRESETS["fusellm"]
+    assert config.method("fusellm-walk") == PRESETS["fusellm"].model_copy(
+        update={"alignment": "walk", "lambda_fuse": 1}
+    )
+
+
 @pytest.mark.parametrize(
     ("raw", "named"),
     [
+        ({"overrides": {"mine": {"preset": "fuselm"}}}, "unknown method 'fuselm'"),
+        ({"overrides": {"../mine": {"preset": "fusellm"}}}, "'../mine' cannot be the name"),
+        ({"overrides": {"paper": {"preset": "fusellm"}}}, "'paper' cannot be the name"),
+        ({"overrides": {"mine": {"preset": ["fusellm"]}}}, "unknown method"),
         ({"methods": ["fusionx", "fuzion"]}, "fuzion"),
         ({"overrides": {"nobody": {}}}, "nobody"),
         ({"overrides": {"fusionx": {"lamda_fuse": 3}}}, "lamda_fuse"),
