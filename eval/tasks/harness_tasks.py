@@ -6,8 +6,10 @@ Running them is `eval.benchmark_runner`'s.
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -80,21 +82,34 @@ def load_benchmarks(benchmarks: Sequence[HarnessBenchmark], config: HarnessConfi
         ConfigError: lm-evaluation-harness is not installed, or a task has no local file where `data` is given.
         DataError: a task's data cannot be read, does not fit the task, or has no items.
     """
-    found = []
-    for benchmark in dict.fromkeys(benchmarks):
-        suite = SUITES[benchmark]
-        manager = _task_manager(suite)
-        for name in suite.tasks or manager.all_subtasks:
-            definition = manager.task_index[name].cfg
-            changes: dict[str, Any] = {"num_fewshot": suite.few_shot}
-            if config.data is not None:
-                folder = Path(config.data) / benchmark
-                changes |= local_data(folder, name.removeprefix(suite.prefix), definition, suite.few_shot)
-            if config.max_gen_toks is not None and "generation_kwargs" in definition:
-                settings = {**definition["generation_kwargs"], "max_gen_toks": config.max_gen_toks}
-                changes["generation_kwargs"] = settings
-            found.append(_load_task(manager, benchmark, name, changes, config.limit))
-    return found
+    with _templates_compiled_once():
+        return [task for benchmark in dict.fromkeys(benchmarks) for task in _load_benchmark(benchmark, config)]
+
+
+def _load_benchmark(benchmark: HarnessBenchmark, config: HarnessConfig) -> Iterator[HarnessTask]:
+    suite = SUITES[benchmark]
+    manager = _task_manager(suite)
+    for name in suite.tasks or manager.all_subtasks:
+        definition = manager.task_index[name].cfg
+        changes: dict[str, Any] = {"num_fewshot": suite.few_shot}
+        if config.data is not None:
+            folder = Path(config.data) / benchmark
+            changes |= local_data(folder, name.removeprefix(suite.prefix), definition, suite.few_shot)
+        if config.max_gen_toks is not None and "generation_kwargs" in definition:
+            settings = {**definition["generation_kwargs"], "max_gen_toks": config.max_gen_toks}
+            changes["generation_kwargs"] = settings
+        yield _load_task(manager, benchmark, name, changes, config.limit)
+
+
+@contextmanager
+def _templates_compiled_once() -> Iterator[None]:
+    """The harness compiles a task's templates anew for every item and every worked example: most of the loading."""
+    environment = import_extra("lm_eval.utils", *EXTRA).env
+    environment.from_string = lru_cache(maxsize=1024)(environment.from_string)
+    try:
+        yield
+    finally:
+        del environment.from_string  # the class has its own
 
 
 def _task_manager(suite: Suite) -> Any:
