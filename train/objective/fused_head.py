@@ -17,7 +17,11 @@ from fusionx.train.config import Tail
 from fusionx.train.objective.likelihood_matching import SpanTeacher, span_loss
 from fusionx.train.objective.teacher import Teacher
 
+IGNORED = -100
+"""The label of a position that only fills up a batch: it has no loss and no gradient (as in Hugging Face's losses)."""
+
 _TINY = 1e-9
+_BLOCK, _BLOCK_LOGITS = 1024, 2**28
 Head = Callable[[Tensor], Tensor]
 """Hidden states [n, d] -> logits [n, V]."""
 
@@ -70,7 +74,8 @@ def fused_head(
     head runs twice, and the trunk once.
 
     Args:
-        parameters: what `head` reads and is to get a gradient. hidden: [N, d]. labels: int64 [N].
+        parameters: what `head` reads and is to get a gradient. hidden: [N, d]. labels: int64 [N], `IGNORED` fills up;
+        there the teacher's weights have to be 0.
         lm_scale: one for all positions, or [N].
     """
     if isinstance(teacher, SpanTeacher):
@@ -89,12 +94,21 @@ def fused_head(
 
 @torch.no_grad()
 def label_nll(head: Head, hidden: Tensor, labels: Tensor, block: int) -> Tensor:
-    """-log q(label) at every position, [N], nats; no gradients."""
+    """-log q(label) at every position, [N], nats, 0 where the label is `IGNORED`; no gradients."""
     pieces = [hidden.new_zeros(0, dtype=torch.float32)]
     for at in _blocks(len(labels), block):
         logits = _full_precision(head(hidden[at]))
-        pieces.append(torch.logsumexp(logits, -1) - logits.gather(1, labels[at, None])[:, 0])
+        nll = torch.logsumexp(logits, -1) - logits.gather(1, labels[at, None].clamp(min=0))[:, 0]
+        pieces.append(nll * (labels[at] >= 0))
     return torch.cat(pieces)
+
+
+def head_block(vocab_size: int, device_type: str) -> int:
+    """Positions whose logits exist at a time: on an accelerator as many thousands as fit 2^28 logits (1 GiB in fp32).
+
+    Every block costs some sixty kernels and one pass over the head's gradient, which a CPU does not notice.
+    """
+    return _BLOCK if device_type == "cpu" else _BLOCK * max(1, _BLOCK_LOGITS // vocab_size // _BLOCK)
 
 
 class _FusedHead(torch.autograd.Function):
@@ -168,19 +182,21 @@ def _block_losses(
     tail: Tail,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """loss, L_lm, L_fuse (sums), and the loss's gradients by the logits `z` [n, V] (in z itself), probs and weights."""
-    columns = torch.cat([labels[:, None], ids.flatten(1).clamp(min=0)], 1)  # the label first, then the support
+    columns = torch.cat([labels[:, None], ids.flatten(1)], 1).clamp(min=0)  # the label first, then the support
     picked = z.gather(1, columns)
     highest = z.amax(-1, keepdim=True)
-    total = z.sub_(highest).exp_().sum(-1, keepdim=True)
+    q = torch.softmax(z, -1, out=z)
     with torch.enable_grad():
-        logq, p, w = (leaf.detach().requires_grad_() for leaf in (picked - highest - total.log(), probs, weights))
-        nll = -logq[:, 0]
+        # log q of the likeliest is exact, since it is at least 1 / V, and the others follow from it.
+        logq = (picked - highest + q.amax(-1, keepdim=True).log()).requires_grad_()
+        p, w = (leaf.detach().requires_grad_() for leaf in (probs, weights))
+        nll = -logq[:, 0] * (labels >= 0)
         fuse = (w * cross_entropy(p, logq[:, 1:].reshape(p.shape), tail)).sum()
         loss = (scales[0] * nll).sum() + scales[1] * fuse
     by_logq, by_probs, by_weights = torch.autograd.grad(loss, [logq, p, w])
     # log q_i = z_i - logsumexp(z): every log q pulls its own logit up and all logits down by their share q.
-    z.mul_(-by_logq.sum(-1, keepdim=True) / total).scatter_add_(1, columns, by_logq)
-    return loss.detach(), nll.detach().sum(), fuse.detach(), z, by_probs, by_weights
+    q.mul_(-by_logq.sum(-1, keepdim=True)).scatter_add_(1, columns, by_logq)
+    return loss.detach(), nll.detach().sum(), fuse.detach(), q, by_probs, by_weights
 
 
 def _blocks(n: int, block: int) -> Iterator[slice]:

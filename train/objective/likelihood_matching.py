@@ -46,12 +46,10 @@ def span_loss(teacher: SpanTeacher, label_nll: Tensor) -> tuple[Tensor, Tensor]:
 
     The second is what the head needs: the divergence of a span is no sum over its positions, but its gradient is.
     """
-    lengths = teacher.stops - teacher.starts
-    span_of = torch.repeat_interleave(lengths)  # [T], over the positions of all spans
-    position = torch.arange(len(span_of), device=span_of.device) + (teacher.stops - lengths.cumsum(0))[span_of]
     with torch.enable_grad():
         own = label_nll.detach().double().requires_grad_()
-        target_nll = own.new_zeros(len(lengths)).index_add(0, span_of, own[position])
+        so_far = torch.nn.functional.pad(own.cumsum(0), (1, 0))
+        target_nll = so_far.index_select(0, teacher.stops) - so_far.index_select(0, teacher.starts)
         divergence = binary_divergence(teacher.nll.double(), target_nll, teacher.temperature)
         total = (teacher.weights.double() * divergence).sum()
     (slopes,) = torch.autograd.grad(total, own)

@@ -40,7 +40,8 @@ class Totals(NamedTuple):
 
 
 def local_totals(labels: Sequence[Tensor], selections: Sequence[Selection | None], candidates: int) -> Totals:
-    """Sums over one device's micro-batches; each has `labels` [N] and, where the method has a teacher, a selection."""
+    """Sums over one device's micro-batches; each has `labels` [N], below 0 where they only fill up, and, where the
+    method has a teacher, a selection."""
     made = [selection for selection in selections if selection is not None]
     device = labels[0].device
 
@@ -49,7 +50,7 @@ def local_totals(labels: Sequence[Tensor], selections: Sequence[Selection | None
         return sum((value.detach().double() for value in values), zero)
 
     return Totals(
-        torch.tensor(float(sum(map(len, labels))), dtype=torch.float64, device=device),
+        total([(of_batch >= 0).sum() for of_batch in labels]),
         total([selection.taught.sum(dtype=torch.float64) for selection in made]),
         total([selection.scored for selection in made]),
         total([selection.places for selection in made]),
@@ -64,7 +65,7 @@ def head_scales(method: MethodConfig, totals: Totals) -> tuple[Tensor, Tensor]:
 
 def divisor(total: Tensor) -> Tensor:
     """What a mean divides by: the total, or 1 where there is nothing. (Weights may sum to less than 1.)"""
-    return torch.where(total > 0, total, 1)
+    return total + (total <= 0)
 
 
 def selection_loss(method: MethodConfig, selection: Selection, totals: Totals) -> Tensor:

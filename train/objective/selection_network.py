@@ -109,7 +109,7 @@ def candidate_features(wanted: list[Feature], probs: Tensor, aligned: Tensor, nl
 def pool_by_chunk(features: Tensor, chunk_of: Tensor, chunks: int) -> Tensor:
     """Means of `features` [N, ...] over each chunk's positions, [chunks, ...] (the `sequence` granularity)."""
     sums = features.new_zeros(chunks, *features.shape[1:]).index_add(0, chunk_of, features)
-    counts = torch.bincount(chunk_of, minlength=chunks).clamp(min=1)
+    counts = features.new_zeros(chunks).index_add(0, chunk_of, features.new_ones(len(chunk_of))).clamp(min=1)
     return sums / counts.reshape(-1, *[1] * (features.dim() - 1))
 
 
@@ -136,8 +136,13 @@ def choose(p: Tensor, config: SelectionConfig) -> Tensor:
         best = p.topk(min(config.n, p.shape[-1]), -1).indices
         return torch.zeros_like(p, dtype=torch.bool).scatter(-1, best, True) & (p > 0)
     mask = p > config.tau
-    best = nn.functional.one_hot(p.argmax(-1), p.shape[-1]).bool() & (p > 0)
+    best = one_hot(p.argmax(-1), p.shape[-1]) & (p > 0)
     return torch.where(mask.any(-1, keepdim=True), mask, best)
+
+
+def one_hot(places: Tensor, size: int) -> Tensor:
+    """bool [..., size]; unlike torch's it never asks the device whether the places are valid."""
+    return places[..., None] == torch.arange(size, device=places.device)
 
 
 def normalised(p: Tensor, mask: Tensor, eps: float = 1e-9) -> Tensor:

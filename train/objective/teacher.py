@@ -20,6 +20,7 @@ from fusionx.train.objective.selection_network import (
     choose,
     gate,
     normalised,
+    one_hot,
     pool_by_chunk,
 )
 from fusionx.train.objective.spans import Spans
@@ -35,6 +36,8 @@ class Candidates(NamedTuple):
     ids: int32 [N, M, k], -1 fills up. probs: float32 [N, M, k], descending. label_probs: float32 [N, M], the exact
     probability of the next token, NaN where it is not known. aligned: bool [N, M].
     labels: int64 [N]. nll_per_byte: float32 [chunks, M], NaN where unknown. chunk_of: int64 [N], each position's chunk.
+
+    A position that only fills up a batch is aligned with nobody, and belongs to a chunk that only fills up.
     """
 
     ids: Tensor
@@ -103,6 +106,7 @@ def select(
 def _on_spans(method: MethodConfig, selection: Selection, spans: Spans[Tensor]) -> Selection:
     """The weight of a span is that of its candidate at the position before its text."""
     w = selection.teacher.weights[spans.starts, spans.candidates].detach()
+    w = w * (spans.stops > spans.starts)  # empty ones only fill up
     teacher = SpanTeacher(spans.starts, spans.stops, spans.nll, w, method.temperature)
     return selection._replace(teacher=teacher, taught=w)
 
@@ -273,8 +277,7 @@ def label_probability(candidates: Candidates, vocab_size: int) -> Tensor:
 def min_ce_weights(candidates: Candidates) -> Tensor:
     """FuseLLM's MinCE, [N, M]: all weight on the chunk's candidate with the lowest NLL per byte, where aligned."""
     best = candidates.nll_per_byte.nan_to_num(nan=float("inf")).argmin(-1)[candidates.chunk_of]
-    one_hot = torch.nn.functional.one_hot(best, candidates.aligned.shape[-1])
-    return (one_hot * candidates.aligned).to(candidates.probs.dtype)
+    return (one_hot(best, candidates.aligned.shape[-1]) & candidates.aligned).to(candidates.probs.dtype)
 
 
 def avg_ce_weights(candidates: Candidates) -> Tensor:
