@@ -14,11 +14,15 @@ from fusionx.contract.tokens.tokenizer import adds_bos, count_tokens, load_token
 
 @dataclass(frozen=True)
 class Encoder:
-    """`encode` adds BOS exactly where the tokenizer itself would."""
+    """`encode` adds BOS exactly where the tokenizer itself would.
+
+    `head_size`: ids that the model's config knows; what tokenizers have beyond them stands for nothing in `table`.
+    """
 
     tokenizer: Any
     table: TokenTable
     add_bos: bool
+    head_size: int | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -26,8 +30,8 @@ class Encoder:
 
     @property
     def vocab_size(self) -> int:
-        """Ids that the tokenizer knows; a model's head may be larger."""
-        return self.table.size
+        """Ids that the tokenizer knows and the model, too; its head may be larger."""
+        return self.table.size if self.head_size is None else min(self.table.size, self.head_size)
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         return encode_batch(self.tokenizer, self.table, texts, self.add_bos)
@@ -45,4 +49,19 @@ def load_encoder(path: str, revision: str | None = None) -> Encoder:
         ConfigError: there is no tokenizer at that place.
     """
     tokenizer = load_tokenizer(path, revision)
-    return Encoder(tokenizer, token_table(tokenizer), adds_bos(tokenizer))
+    table, head_size = token_table(tokenizer), _head_size(path, revision)
+    if head_size is not None:
+        table = table.known_to(head_size)
+    return Encoder(tokenizer, table, adds_bos(tokenizer), head_size)
+
+
+def _head_size(path: str, revision: str | None) -> int | None:
+    """The `vocab_size` that the config beside a tokenizer states; None where there is none."""
+    from transformers import PreTrainedConfig
+
+    try:
+        stated = PreTrainedConfig.get_config_dict(path, revision=revision)[0]
+    except (OSError, ValueError):
+        return None
+    size = stated.get("vocab_size", (stated.get("text_config") or {}).get("vocab_size"))
+    return size if isinstance(size, int) else None

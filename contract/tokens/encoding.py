@@ -6,6 +6,7 @@ Cutting documents and aligning tokenizations is left to others.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -151,13 +152,15 @@ def _ends_from_offsets(
 ) -> npt.NDArray[np.int32]:
     """Byte ends from character offsets int64 [T, 2].
 
-    Tokens whose characters overlap (several tokens within one character) form a group. If a group's bytes spell its
-    characters, its ends are exact sums; otherwise all of them are the group's end. The end of a word is that of the
-    white space character after it, if there is one.
+    Tokens whose characters overlap (several tokens within one character, or within one letter and its marks, which
+    normalizers reorder and compose) form a group. As far as its bytes spell its characters, its ends are exact sums;
+    beyond, all of them are the group's end. The end of a word is that of the white space character after it, if there
+    is one.
     """
     byte_at = _byte_at_character(text)
-    char_ends = _with_composed(offsets, text)
-    starts, spelled_ends = byte_at[offsets[:, 0]], byte_at[char_ends]
+    first_of, end_of = _letters_with_marks(text)
+    char_ends = end_of[_with_composed(offsets, text)]
+    starts, spelled_ends = byte_at[first_of[offsets[:, 0]]], byte_at[char_ends]
     ends = byte_at[char_ends + _ends_word_before_space(table, ids, char_ends, text)]
     shares = np.append(starts[1:] < ends[:-1], False)[: len(ends)]  # token i shares characters with token i + 1
     if not shares.any():
@@ -169,9 +172,13 @@ def _ends_from_offsets(
     for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
         group = slice(first, last + 1)
         start, end = int(starts[first]), int(ends[last])
-        exact = _joined_before(table, ids[group], b"") == data[start : int(spelled_ends[last])]
-        lengths = table.byte_lengths[np.asarray(ids[first:last], np.int64)]
-        ends[first:last] = start + np.cumsum(lengths) if exact else end
+        spelled, given = _joined_before(table, ids[group], b""), data[start : int(spelled_ends[last])]
+        pairs = enumerate(zip(spelled, given, strict=False))
+        agreed = start + next((at for at, (one, other) in pairs if one != other), min(len(spelled), len(given)))
+        if spelled != given:  # a character that is spelled in part only is not consumed
+            agreed = int(byte_at[np.searchsorted(byte_at, agreed, side="right") - 1])
+        exact = start + np.cumsum(table.byte_lengths[np.asarray(ids[first:last], np.int64)])
+        ends[first:last] = np.where(exact <= agreed, exact, end)
     return ends.astype(np.int32)
 
 
@@ -196,6 +203,21 @@ def _with_composed(offsets: npt.NDArray[np.int64], text: str) -> npt.NDArray[np.
     spaces = np.array([*(match.start() for match in re.finditer(r"\s", text)), len(text)], np.int64)
     next_space = spaces[np.searchsorted(spaces, ends)]
     return np.maximum(ends, np.minimum(next_start, next_space))
+
+
+def _letters_with_marks(text: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Of every place between characters, int64 [characters + 1], the start and the end of the letter that it is in.
+
+    A letter and its combining marks go together: normal forms put marks into another order and compose the letter with
+    any of them, and the tokenizer's offsets then name other characters than were consumed.
+    """
+    places = np.arange(len(text) + 1)
+    is_mark = np.array([*map(bool, map(unicodedata.combining, text)), False])
+    if not is_mark.any():
+        return places, places
+    first_of = np.maximum.accumulate(np.where(is_mark, 0, places))
+    end_of = np.minimum.accumulate(np.where(is_mark, len(text), places)[::-1])[::-1]
+    return first_of, end_of
 
 
 def _byte_at_character(text: str) -> npt.NDArray[np.int64]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -83,6 +83,19 @@ class TokenTable:
     def role_id(self, role: str) -> int | None:
         """Lowest id that plays `role`, None where there is none."""
         return min((token for token, found in self.special_role.items() if found == role), default=None)
+
+    def known_to(self, head_size: int) -> TokenTable:
+        """The table of a model whose head has so many rows: later ids stand for nothing, and no map leads to them."""
+        if head_size >= self.size:
+            return self
+        beyond = [None] * (self.size - head_size)
+        return replace(
+            self,
+            token_bytes=[*self.token_bytes[:head_size], *beyond],
+            special_role={token: role for token, role in self.special_role.items() if token < head_size},
+            byte_fallback=frozenset(token for token in self.byte_fallback if token < head_size),
+            word_ends=frozenset(token for token in self.word_ends if token < head_size),
+        )
 
     def joined(self, ids: Sequence[int]) -> bytes:
         """The bytes that a sequence of ids stands for; special tokens and holes contribute none."""

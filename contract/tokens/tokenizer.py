@@ -22,6 +22,8 @@ ROLES = ("eos", "bos", "unk", "pad")
 def load_tokenizer(folder_or_hub_id: str | Path, revision: str | None = None) -> Any:
     """Loads a tokenizer (the fast one where there is one); code from the folder is never run.
 
+    What a tokenizer draws by chance in training (BPE-dropout, sampled pieces) is switched off.
+
     A Mistral folder with tekken.json, which transformers hands to mistral-common where that is installed, is converted
     to a fast tokenizer of the same ids.
 
@@ -42,7 +44,7 @@ def load_tokenizer(folder_or_hub_id: str | Path, revision: str | None = None) ->
         name = str(Path(name).expanduser())
     try:
         found = AutoTokenizer.from_pretrained(name, revision=revision, use_fast=True, trust_remote_code=False)
-        return _converted_from_tekken(found, name) if _is_mistral_common(found) else found
+        return _deterministic(_converted_from_tekken(found, name) if _is_mistral_common(found) else found)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and Rust's bare Exception alike
         raise ConfigError(
             "The tokenizer cannot be loaded.",
@@ -51,6 +53,15 @@ def load_tokenizer(folder_or_hub_id: str | Path, revision: str | None = None) ->
             expected="a folder with tokenizer.json (or tokenizer.model) and tokenizer_config.json, or a hub id",
             remedy="check the name and revision; without a network, give a local folder",
         ) from error
+
+
+def _deterministic(tokenizer: Any) -> Any:
+    """The tokenizer with its regularisation off (BPE-dropout, Unigram's sampling): equal texts get equal ids."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    for setting in ("dropout", "alpha", "nbest_size"):
+        if backend is not None and getattr(backend.model, setting, None) is not None:
+            setattr(backend.model, setting, None)
+    return tokenizer
 
 
 def _is_mistral_common(tokenizer: Any) -> bool:

@@ -198,6 +198,27 @@ def test_batches_equal_single_texts() -> None:
             assert found.lossy == alone.lossy
 
 
+def test_no_boundary_inside_marks_that_a_normalizer_puts_into_another_order() -> None:
+    tokenizer, table = made("byte-level-nfc")
+    assert encode(tokenizer, table, "x\u0645\u0651\u064e", False).ends.tolist()[-6:] == [2, 3, 7, 7, 7, 7]
+    assert set(encode(tokenizer, table, "a\u0316\u0301b", False).ends.tolist()) == {5, 6}
+
+
+@relaxed
+@given(
+    text=st.text(st.sampled_from("ab e\u0301\u0316\u0651\u0645\u064e\u0302\u0323éé\u1100\u1161\u11a8가\n"), max_size=20)
+)
+def test_what_a_normalizer_reorders_or_composes_is_consumed_as_a_whole(text: str) -> None:
+    """At every boundary the tokens so far spell the normal form of the text so far."""
+    tokenizer, table = made("byte-level-nfc")
+    found, data = encode(tokenizer, table, text, False), text.encode()
+    for position in last_of_equal(found.ends).tolist():
+        so_far = data[: found.ends[position]].decode("utf-8", "replace")
+        spelled = table.joined(found.ids[: position + 1])
+        if "\ufffd" not in so_far:
+            assert spelled.removeprefix(b" ") == unicodedata.normalize("NFC", so_far).encode().removeprefix(b" ")
+
+
 def test_spelled_special_tokens_are_text_to_a_slow_tokenizer_too() -> None:
     tokenizer, table = made("slow-sentencepiece")
     found = encode(tokenizer, table, "a</s><s>", False)

@@ -36,6 +36,20 @@ def test_fingerprint_survives_a_round_trip(name: str, tmp_path: Path) -> None:
     assert token_table(load_tokenizer(tmp_path / "twice")) == table
 
 
+def test_what_a_tokenizer_draws_by_chance_is_switched_off(tmp_path: Path) -> None:
+    for name, setting in (("byte-level", {"dropout": 0.5}), ("unigram", {"alpha": 0.1, "nbest_size": 8})):
+        folder = tmp_path / name
+        made(name)[0].save_pretrained(folder)
+        state = json.loads((folder / "tokenizer.json").read_text())
+        state["model"] |= setting
+        (folder / "tokenizer.json").write_text(json.dumps(state))
+        tokenizer, table = load_tokenizer(folder), made(name)[1]
+        text = "The quick brown fox jumps over the lazy dog. " * 20
+        expected = encode(*made(name), text, False).ids.tolist()
+        assert all(encode(tokenizer, table, text, False).ids.tolist() == expected for _ in range(5))
+        assert tokenizer_fingerprint(tokenizer) == table.fingerprint
+
+
 def test_fingerprint_is_the_same_in_another_process(tmp_path: Path) -> None:
     tokenizer, table = made("sentencepiece")
     tokenizer.save_pretrained(tmp_path)
