@@ -28,7 +28,8 @@ from fusionx.contract.tokens.encoder import load_encoder
 from fusionx.precompute.chunks.chunk_stage import ChunkStage
 from fusionx.precompute.config import ChunkConfig, CorpusConfig, ModelConfig, PrecomputeConfig
 from fusionx.precompute.corpus.documents import read_corpus
-from fusionx.precompute.logits.logits_stage import LogitsStage, LogitsWorker, batches_by_length
+from fusionx.precompute.logits.batches import batches_by_length
+from fusionx.precompute.logits.logits_stage import LogitsStage, LogitsWorker
 from fusionx.precompute.logits.source_model import load_model, split_model
 from fusionx.precompute.logits.top_k import top_k_statistics
 

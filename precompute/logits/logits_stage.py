@@ -24,12 +24,14 @@ from fusionx.contract.tokens.encoder import Encoder, load_encoder
 from fusionx.contract.tokens.encoding import Encoding
 from fusionx.contract.weights import weights_identity
 from fusionx.precompute.config import ModelConfig, PrecomputeConfig
+from fusionx.precompute.logits.batches import UnitTokens, Window, alike, batches_by_length, windows_of
 from fusionx.precompute.logits.source_model import (
     SourceModel,
     choose_device,
     context_length,
     load_model_config,
     load_source,
+    rotary_switch,
 )
 from fusionx.precompute.logits.top_k import TopK, top_k_statistics
 
@@ -40,9 +42,6 @@ if TYPE_CHECKING:
 _CONTENT = ("k", "mass", "mantissa_bits", "batch_tokens", "threads")
 _UNITS_AT_ONCE = 3
 """One is read and tokenized, one computed, one encoded and written."""
-
-_BATCH_OVERHEAD = 256
-"""Padded tokens that a batch more may save at least: about what its launching costs a small model on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,8 @@ class LogitsStage:
                 windows, or windows that do not advance.
         """
         context = source_context(self.model)
-        size = load_encoder(self.model.path, self.model.revision).vocab_size
+        encoder = load_encoder(self.model.path, self.model.revision)
+        size = encoder.vocab_size
         if self.config.k > size:
             raise ConfigError(
                 "k is larger than a vocabulary.",
@@ -107,12 +107,13 @@ class LogitsStage:
                 expected=f"at most {context}, the context of '{self.model.id}'",
                 remedy="lower chunk.block_size, or set window_overlap for this model",
             )
-        if context is not None and overlap is not None and overlap >= context:
+        if context is not None and overlap is not None and overlap >= context - encoder.add_bos:
+            room = f"{context}, its context" + (" (one less for the BOS of every window)" if encoder.add_bos else "")
             raise ConfigError(
                 "Windows that share their whole length do not advance.",
                 field=f"window_overlap of model '{self.model.id}'",
                 found=overlap,
-                expected=f"less than {context}, its context",
+                expected=f"less than {room}",
                 remedy="half the context gives every position at least that much to look back on",
             )
 
@@ -135,7 +136,7 @@ class LogitsStage:
         _hold_threads(device, self.config.threads)
         encoder = load_encoder(self.model.path, self.model.revision)
         source = load_source(self.model, encoder.vocab_size, device, self.config.num_gpus)
-        return LogitsWorker(self, encoder, source, source_context(self.model))
+        return LogitsWorker(self, encoder, source, *source_lengths(self.model))
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ class LogitsWorker:
     encoder: Encoder
     source: SourceModel
     context: int | None
+    rotary_switch: int | None = None
     device_lock: Lock = field(default_factory=Lock)
 
     def __call__(self, unit: Unit) -> PartEntry:
@@ -166,8 +168,10 @@ class LogitsWorker:
     def read(self, encodings: list[Encoding], file: str) -> tuple[Distributions, Distributions, np.ndarray]:
         """What the model says of every token's successor: exactly, as shards keep it, and the NLL of the text's own
         next token, float32 [N], nats. `file`: where the texts come from."""
-        results = self._run(UnitTokens.of(encodings))
-        _refuse_invalid(results, self.stage.model.id, file)
+        tokens = UnitTokens.of(encodings)
+        self._refuse_unknown(tokens, file)
+        results = self._run(tokens)
+        self._refuse_invalid(results, tokens, file)
         config = self.stage.config
         ids, logprobs, token_nll, tail = (values.numpy() for values in results)
         exact = stored = Distributions.from_top_k(ids, logprobs, tail, config.mass)
@@ -179,13 +183,15 @@ class LogitsWorker:
         """The statistics of every token of the unit, in its order."""
         import torch
 
-        windows = list(windows_of(np.diff(tokens.offsets).tolist(), self.context, self.stage.model.window_overlap))
+        row_lengths, overlap = np.diff(tokens.offsets).tolist(), self.stage.model.window_overlap
+        windows = list(windows_of(row_lengths, self.context, overlap, self.encoder.add_bos))
         done = None
         finished: list[tuple[torch.Tensor, TopK]] = []
         with self.device_lock, torch.inference_mode():
             _hold_threads(self.source.device, self.stage.config.threads)
-            for batch in batches_by_length([w.stop - w.start for w in windows], self.stage.config.batch_tokens):
-                finished += self._batch(tokens, [windows[number] for number in batch])
+            for group in alike(windows, self.rotary_switch):
+                for batch in batches_by_length([window.length for window in group], self.stage.config.batch_tokens):
+                    finished += self._batch(tokens, [group[number] for number in batch])
             if self.source.head_device.type == "cuda":
                 done = torch.cuda.current_stream(self.source.head_device).record_event()
         if done is not None:
@@ -198,16 +204,20 @@ class LogitsWorker:
 
         firsts = [int(tokens.offsets[window.row]) for window in windows]
         rows = [tokens.ids[first + w.start : first + w.stop] for first, w in zip(firsts, windows, strict=True)]
+        if self.encoder.add_bos:
+            bos = torch.tensor([self.encoder.tokenizer.bos_token_id])
+            rows = [torch.cat([bos, row]) if w.lead else row for row, w in zip(rows, windows, strict=True)]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         places = [torch.arange(first + w.fresh, first + w.stop) for first, w in zip(firsts, windows, strict=True)]
         positions = [
-            torch.arange(w.fresh - w.start, w.stop - w.start) + row * ids.shape[1] for row, w in enumerate(windows)
+            torch.arange(w.lead + w.fresh - w.start, w.length) + row * ids.shape[1] for row, w in enumerate(windows)
         ]
         start, flat = 0, torch.cat(places)
         labels = tokens.labels[flat].to(self.source.head_device)
+        vocab_size = min(self.encoder.vocab_size, self.source.vocab_size)
         for logits in self.source.logits(ids, torch.cat(positions)):
             stop = start + len(logits)
-            found = top_k_statistics(logits, labels[start:stop], self.stage.config.k, self.encoder.vocab_size)
+            found = top_k_statistics(logits, labels[start:stop], self.stage.config.k, vocab_size)
             # From a GPU this goes into pinned memory and does not wait.
             yield flat[start:stop], TopK(*(values.to("cpu", non_blocking=True) for values in found))
             start = stop
@@ -225,81 +235,61 @@ class LogitsWorker:
                 remedy="this source joined after the corpus was cut: run `fusionx chunk --overwrite` with it",
             )
 
+    def _refuse_unknown(self, tokens: UnitTokens, file: str) -> None:
+        """Tokenizers may have more ids than their model has rows, as long as no text holds one of them."""
+        unknown = (tokens.ids >= self.source.vocab_size).nonzero().flatten()
+        if len(unknown):
+            place = int(unknown[0])
+            raise DataError(
+                f"The text holds a token that the model '{self.stage.model.id}' does not know.",
+                file=file,
+                found=f"id {int(tokens.ids[place])}, {self._shown(tokens, place)}",
+                expected=f"ids below {self.source.vocab_size}, the rows of its embedding and head",
+                remedy="give the tokenizer that the model was trained with, or take this text out of the corpus",
+            )
 
-@dataclass(frozen=True)
-class UnitTokens:
-    """A unit's tokens, chunk after chunk.
+    def _refuse_invalid(self, results: TopK, tokens: UnitTokens, file: str) -> None:
+        source, count = self.stage.model.id, len(results.tail)
+        undefined = results.tail.isnan().nonzero().flatten()
+        if len(undefined):
+            place = int(undefined[0])
+            raise DataError(
+                f"The source '{source}' gives no valid distribution at {len(undefined)} of {count} positions.",
+                file=file,
+                found=f"NaN or infinite logits, first after id {int(tokens.ids[place])}, {self._shown(tokens, place)}",
+                expected="finite logits",
+                remedy="use another dtype for this source (bfloat16 or float32)",
+            )
+        impossible = results.label_nll.isinf().nonzero().flatten()
+        if len(impossible):
+            place = int(impossible[0]) + 1
+            raise DataError(
+                f"The source '{source}' rules out {len(impossible)} of the text's {count} tokens.",
+                file=file,
+                found=f"probability 0 for id {int(tokens.ids[place])}, {self._shown(tokens, place)}",
+                expected="a finite logit for every token of the text",
+                remedy="use the weights that belong to this tokenizer: this head masks ids that its tokenizer writes",
+            )
 
-    ids: int64 [N]. labels: int64 [N], the next token of the same chunk, -1 at its end. offsets: int64 [rows + 1].
-    """
-
-    ids: torch.Tensor
-    labels: torch.Tensor
-    offsets: np.ndarray
-
-    @classmethod
-    def of(cls, encodings: list[Encoding]) -> UnitTokens:
-        import torch
-
-        offsets = np.cumsum([0, *(len(encoding.ids) for encoding in encodings)])
-        ids = np.concatenate([np.zeros(0, np.int64), *(encoding.ids for encoding in encodings)])
-        labels = np.append(ids[1:], -1)[: len(ids)]
-        labels[offsets[1:][offsets[1:] > 0] - 1] = -1
-        return cls(torch.from_numpy(ids), torch.from_numpy(labels), offsets)
-
-
-@dataclass(frozen=True)
-class Window:
-    """Tokens `start` to `stop` of a row go through the model; the distributions from `fresh` on are kept."""
-
-    row: int
-    start: int
-    fresh: int
-    stop: int
-
-
-def windows_of(lengths: list[int], context: int | None, overlap: int | None) -> Iterator[Window]:
-    """One window per row that has tokens; of a row longer than `context` as many as it takes.
-
-    Consecutive windows share `overlap` tokens; these are kept from the earlier one, where more precedes them.
-    """
-    for row, length in enumerate(lengths):
-        start = fresh = 0
-        while fresh < length:
-            stop = length if context is None or overlap is None else min(length, start + context)
-            yield Window(row, start, fresh, stop)
-            start, fresh = stop - (overlap or 0), stop
+    def _shown(self, tokens: UnitTokens, place: int) -> str:
+        """A token of the unit with the text before it, for errors."""
+        row = int(np.searchsorted(tokens.offsets, place, side="right")) - 1
+        before = tokens.ids[max(int(tokens.offsets[row]), place - 12) : place].tolist()
+        token, text = (self.encoder.tokenizer.decode(ids) for ids in ([int(tokens.ids[place])], before))
+        return f"{token!r} behind {text!r}"
 
 
-def batches_by_length(lengths: list[int], batch_tokens: int) -> list[list[int]]:
-    """Row numbers in batches of similar length whose padded size stays within `batch_tokens` (at least one row).
-
-    Of all ways to cut the rows in order of length it is the cheapest in padded tokens, a batch counting as
-    `_BATCH_OVERHEAD` more. What is left as padding (2.3 % of a part of a megabyte) is not worth packing rows together.
-    """
-    rows = sorted((row for row in range(len(lengths)) if lengths[row]), key=lambda row: (-lengths[row], row))
-    costs, starts = [0], [0]
-    for stop in range(1, len(rows) + 1):
-        choices: list[tuple[int, int]] = []
-        for start in range(stop - 1, -1, -1):
-            size = (stop - start) * lengths[rows[start]]
-            if choices and size > batch_tokens:
-                break
-            choices.append((costs[start] + size + _BATCH_OVERHEAD, start))
-        cost, start = min(choices)
-        costs.append(cost)
-        starts.append(start)
-    batches = []
-    stop = len(rows)
-    while stop:
-        batches.append(rows[starts[stop] : stop])
-        stop = starts[stop]
-    return batches[::-1]
+def source_lengths(model: ModelConfig) -> tuple[int | None, int | None]:
+    """`context_length` and `rotary_switch` of the model's config."""
+    if model.kind == "fake":
+        return None, None
+    config = load_model_config(model)
+    return context_length(config), rotary_switch(config)
 
 
 def source_context(model: ModelConfig) -> int | None:
     """Tokens that the model can look back on, None where nothing limits them."""
-    return None if model.kind == "fake" else context_length(load_model_config(model))
+    return source_lengths(model)[0]
 
 
 def _weights(model: ModelConfig) -> str:
@@ -328,18 +318,6 @@ def _gathered(finished: list[tuple[torch.Tensor, TopK]], tokens: int, k: int) ->
         for values, some in zip(whole, part, strict=True):
             values[places] = some
     return whole
-
-
-def _refuse_invalid(results: TopK, source: str, file: str) -> None:
-    invalid = int(results.tail.isnan().sum())
-    if invalid:
-        raise DataError(
-            f"The source '{source}' gives no valid distribution at {invalid} of {len(results.tail)} positions.",
-            file=file,
-            found="NaN or infinite logits",
-            expected="finite logits",
-            remedy="use another dtype for this source (bfloat16 or float32)",
-        )
 
 
 def _table(

@@ -35,7 +35,7 @@ class SourceModel:
     Attributes:
         trunk: token ids int64 [B, T], padded on the right -> hidden states [B, T, H].
         head: hidden states [N, H] -> logits [N, V].
-        head_size: V; at least the tokenizer's vocabulary, more where the head is padded.
+        head_size: V; more than the tokenizer's vocabulary where the head is padded, less where ids were added to it.
         by_rows: the head could not be parted from the trunk, which gives logits and takes one row at a time.
         device: where token ids go. head_device: where logits come out.
     """
@@ -46,6 +46,12 @@ class SourceModel:
     by_rows: bool
     device: torch.device
     head_device: torch.device
+    embedding_size: int
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids below this can be read and predicted."""
+        return min(self.head_size, self.embedding_size)
 
     def logits(self, ids: torch.Tensor, positions: torch.Tensor) -> Iterator[torch.Tensor]:
         """Logits [n, V] of the chosen positions, block after block in their order.
@@ -76,7 +82,7 @@ def load_source(model: ModelConfig, vocab_size: int, device: torch.device, num_g
     """
     if model.kind == "fake":
         trunk, head = fake_model(vocab_size, device, model.delay)
-        return SourceModel(trunk, head, vocab_size, False, device, device)
+        return SourceModel(trunk, head, vocab_size, False, device, device, vocab_size)
     return split_model(model.id, load_model(model, device, num_gpus), vocab_size)
 
 
@@ -84,28 +90,27 @@ def split_model(name: str, model: Any, vocab_size: int) -> SourceModel:
     """Parts a causal language model into trunk and head, as far as it can be parted.
 
     Raises:
-        ConfigError: the model looks ahead, or its head is smaller than the vocabulary.
+        ConfigError: the model looks ahead.
     """
     import torch
 
-    device = model.get_input_embeddings().weight.device
-    ids = torch.arange(1, 1 + sum(_PROBE_LENGTHS), device=device) * 7 % vocab_size
+    embedding = model.get_input_embeddings().weight
+    device, embedding_size = embedding.device, embedding.shape[0]
+    ids = torch.arange(1, 1 + sum(_PROBE_LENGTHS), device=device) * 7 % min(vocab_size, embedding_size)
     rows = ids.split(list(_PROBE_LENGTHS))
     positions = torch.cat([row * max(_PROBE_LENGTHS) + torch.arange(size) for row, size in enumerate(_PROBE_LENGTHS)])
     padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
     with torch.inference_mode():
         own = torch.cat([_whole_logits(model, row[None])[0] for row in rows])
-        if own.shape[-1] < vocab_size:
-            raise _head_too_small(name, own.shape[-1], vocab_size)
-        size, devices = own.shape[-1], (device, own.device)
+        size, places = own.shape[-1], (device, own.device, embedding_size)
         try:
-            parted = SourceModel(_trunk(model), _head(model, _output_type(model, padded)), size, False, *devices)
+            parted = SourceModel(_trunk(model), _head(model, _output_type(model, padded)), size, False, *places)
             if _agrees(parted, padded, positions, own):
                 return parted
             why = "they give other logits than the model"
         except Exception as error:  # whatever a stranger's forward pass raises at a trunk that is none
             why = f"{type(error).__name__}: {error}"
-        whole = SourceModel(lambda part: _whole_logits(model, part), lambda logits: logits, size, True, *devices)
+        whole = SourceModel(lambda part: _whole_logits(model, part), lambda logits: logits, size, True, *places)
         if _agrees(whole, padded, positions, own):
             message = f"[precompute/{name}] trunk and head cannot be parted ({why}); row by row, with whole logits"
             print(message, file=sys.stderr, flush=True)
@@ -288,6 +293,15 @@ def context_length(config: Any) -> int | None:
     return None
 
 
+def rotary_switch(config: Any) -> int | None:
+    """The length beyond which the model turns all positions of a batch by other frequencies (LongRoPE), if any."""
+    config = config.get_text_config(decoder=True)
+    found = getattr(config, "rope_parameters", None) or {}
+    kinds = [found, *(value for value in found.values() if isinstance(value, dict))]  # some have one per layer type
+    switches = {kind.get("original_max_position_embeddings") for kind in kinds if kind.get("rope_type") == "longrope"}
+    return next(iter(switches), None)
+
+
 def _has_alibi(config: Any) -> bool:
     """Linear biases go on beyond the length seen in training."""
     attention = getattr(config, "attn_config", None)
@@ -299,16 +313,6 @@ def _stretch_alibi(config: Any, length: int) -> None:
     """MPT builds its biases for the stated length only, and fails beyond it; longer ones begin with the same values."""
     if _has_alibi(config) and getattr(config, "max_seq_len", length) < length:
         config.max_seq_len = length
-
-
-def _head_too_small(name: str, found: int, expected: int) -> ConfigError:
-    return ConfigError(
-        f"The head of '{name}' is smaller than its tokenizer's vocabulary.",
-        field=f"path of model '{name}'",
-        found=f"{found} logits",
-        expected=f"at least {expected}",
-        remedy="give the tokenizer that the model was trained with",
-    )
 
 
 def _not_loadable(model: ModelConfig, error: Exception) -> ConfigError:

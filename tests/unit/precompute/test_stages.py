@@ -21,7 +21,8 @@ from fusionx.contract.shards.parts import read_part
 from fusionx.contract.tokens.encoder import load_encoder
 from fusionx.precompute.chunks.chunk_stage import ChunkStage
 from fusionx.precompute.config import ChunkConfig, CorpusConfig, ModelConfig, PrecomputeConfig
-from fusionx.precompute.logits.logits_stage import LogitsStage, batches_by_length
+from fusionx.precompute.logits.batches import batches_by_length
+from fusionx.precompute.logits.logits_stage import LogitsStage
 from fusionx.precompute.logits.source_model import load_model
 
 K, BLOCK = 5, 48

@@ -3,75 +3,35 @@
 from __future__ import annotations
 
 import copy
-import shutil
-from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
+from source_models import (
+    ARCHITECTURES,
+    BLOCK,
+    CPU,
+    TEXTS,
+    VOCAB,
+    K,
+    assert_stored,
+    log_softmax,
+    run,
+    save_model,
+    stage_of,
+    write_chunks,
+)
 
 from fusionx.contract.errors import ConfigError, DataError
-from fusionx.contract.shards.codec import read_distributions, read_token_nll, read_tokens
-from fusionx.contract.shards.manifest import build_manifest, write_manifest
-from fusionx.contract.shards.parts import PartEntry, Provenance, read_part, write_part
-from fusionx.contract.shards.schema import CHUNKS, text_hash
 from fusionx.contract.tokens.encoder import load_encoder
-from fusionx.precompute.config import ModelConfig, PrecomputeConfig
+from fusionx.precompute.config import ModelConfig
 from fusionx.precompute.logits import source_model
-from fusionx.precompute.logits.logits_stage import LogitsStage, UnitTokens, Window, windows_of
+from fusionx.precompute.logits.batches import UnitTokens, Window, windows_of
 from fusionx.precompute.logits.source_model import context_length, load_model, load_source, split_model
-
-K, BLOCK, VOCAB = 6, 96, 300
-TEXTS = [
-    "The quick brown fox jumps over the lazy dog. " * 2,
-    "naïve café, 你好世界",
-    "x",
-    "def f():\n    return 1\n\n" * 3,
-    "a",
-    "",
-]
-CPU = torch.device("cpu")
-
-_WIDE = {"hidden_size": 32, "num_attention_heads": 2, "max_position_embeddings": 128, "num_hidden_layers": 2}
-_USUAL = {**_WIDE, "intermediate_size": 64}
-_GROUPED = {**_USUAL, "num_key_value_heads": 1, "head_dim": 16}
-ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("llama", _USUAL),  # Yi is a Llama, too
-    "mistral": ("mistral", {**_GROUPED, "sliding_window": 12}),
-    "gpt_neox": ("gpt_neox", _USUAL),
-    "gpt_neo": (
-        "gpt_neo",
-        {
-            "hidden_size": 32,
-            "num_heads": 2,
-            "num_layers": 2,
-            "attention_types": [[["global", "local"], 1]],
-            "window_size": 12,
-            "max_position_embeddings": 128,
-        },
-    ),
-    "gpt_bigcode": ("gpt_bigcode", {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128}),
-    "gpt2": ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128}),
-    "starcoder2": ("starcoder2", _USUAL | {"num_key_value_heads": 1}),
-    "mpt": ("mpt", {"d_model": 32, "n_heads": 2, "n_layers": 2, "max_seq_len": 32}),  # linear biases: goes beyond
-    "bloom": ("bloom", {"hidden_size": 32, "n_head": 2, "n_layer": 2}),
-    "gemma": ("gemma", _GROUPED),
-    "gemma2": ("gemma2", {**_GROUPED, "sliding_window": 12, "final_logit_softcapping": 2.0}),
-    "qwen2": ("qwen2", _USUAL | {"num_key_value_heads": 1}),
-    "qwen3": ("qwen3", _GROUPED),
-    "cohere": ("cohere", {**_USUAL, "logit_scale": 0.25}),
-    "granite": ("granite", {**_USUAL, "logits_scaling": 3.0}),
-    "phi": ("phi", _USUAL),  # the head has a bias
-    "opt": ("opt", _WIDE | {"ffn_dim": 64, "word_embed_proj_dim": 32}),  # calls `model.decoder`
-    "mixtral": ("mixtral", _USUAL | {"num_key_value_heads": 1, "num_local_experts": 4}),
-    "mamba": ("mamba", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
-}
 
 
 @pytest.fixture(scope="module")
@@ -82,97 +42,6 @@ def root(tmp_path_factory: pytest.TempPathFactory, make_tokenizer: Any) -> Path:
     make_tokenizer(root / "bos", VOCAB, bos=True)
     write_chunks(root / "chunks", TEXTS)
     return root
-
-
-def write_chunks(folder: Path, texts: list[str], block_size: int = BLOCK, parts: int = 2) -> None:
-    entries = []
-    provenance = Provenance("chunks", "train", {"block_size": block_size}, {})
-    for part in range(parts):
-        rows = [(doc, 0, text_hash(text), "d", text) for doc, text in enumerate(texts) if doc % parts == part]
-        table = pa.table(dict(zip(CHUNKS.names, map(list, zip(*rows, strict=True)), strict=True)), schema=CHUNKS)
-        entries.append(write_part(str(folder / f"part-{part:05d}.parquet"), table, provenance, tokens=0))
-    write_manifest(str(folder), build_manifest("chunks", provenance.config, {}, entries))
-
-
-def save_model(
-    folder: Path,
-    tokenizer: Path,
-    architecture: str,
-    dtype: torch.dtype = torch.float32,
-    padding: int = 7,
-    prepare: Callable[[Any], None] | None = None,
-    **changes: Any,
-) -> Path:
-    """Random weights with a spread that gives peaked distributions; the head is `padding` places too large."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    kind, sizes = ARCHITECTURES[architecture]
-    special = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
-    torch.manual_seed(1)
-    config = AutoConfig.for_model(kind, vocab_size=VOCAB + padding, **special, **(sizes | changes))
-    model = AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0, 0.2)
-            elif parameter.abs().max() == 0:
-                parameter.normal_(0, 0.5)  # biases
-    if prepare is not None:
-        prepare(model)
-    shutil.copytree(tokenizer, folder)
-    model.to(dtype).save_pretrained(folder)
-    return folder
-
-
-def stage_of(root: Path, folder: Path, options: dict[str, Any] | None = None, **config: Any) -> LogitsStage:
-    model = ModelConfig(id="m", path=str(folder), **(options or {}))
-    settings = PrecomputeConfig(**{"k": K, "batch_tokens": 256, "device": "cpu", **config})
-    return LogitsStage(model, settings, str(root / "chunks"), str(folder) + "-logits")
-
-
-def run(stage: LogitsStage) -> list[PartEntry]:
-    worker = stage.worker()
-    return [worker(unit) for unit in stage.units()]
-
-
-def stored(stage: LogitsStage, entry: PartEntry) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Per row of a part: ids int [T, k], logprobs float16 [T, k], nll [T] (0 at the end)."""
-    table, _ = read_part(f"{stage.output}/{entry.name}", "logits")
-    distributions = read_distributions(table)
-    whole = (*distributions.padded(K), read_token_nll(table, distributions))
-    offsets = read_tokens(table)[0].offsets
-    return [tuple(values[start:stop] for values in whole) for start, stop in pairwise(offsets)]
-
-
-def log_softmax(model: Any, tokens: np.ndarray) -> np.ndarray:
-    """float64 [T, V] of one text alone: no batch, no padding, no mask."""
-    with torch.inference_mode():
-        logits = model(input_ids=torch.from_numpy(tokens.astype(np.int64))[None], use_cache=False).logits[0]
-    return torch.log_softmax(logits.double(), dim=-1).numpy()
-
-
-def assert_stored(root: Path, stage: LogitsStage, says: Callable[[np.ndarray], np.ndarray]) -> None:
-    """What the parts hold, in fp16, against `says` (tokens -> log-probabilities float64 [T, V])."""
-    encoder = load_encoder(stage.model.path)
-    for entry in run(stage):
-        chunks, _ = read_part(str(root / "chunks" / entry.name), "chunks")
-        nll_sum = 0.0
-        for text, (ids, logprobs, nll) in zip(chunks.column("text").to_pylist(), stored(stage, entry), strict=True):
-            tokens = encoder.encode([text])[0].ids
-            assert len(ids) == len(tokens)
-            if not len(tokens):
-                continue
-            expected = says(tokens)
-            exact_nll = -np.take_along_axis(expected[:-1], tokens[1:, None].astype(np.int64), 1)[:, 0]
-            nll_sum += exact_nll.sum()
-            known = expected[:, : encoder.vocab_size]
-            assert ids.max() < encoder.vocab_size
-            assert all(len(set(row)) == K for row in ids.tolist())
-            close = {"rtol": 2**-11, "atol": 1e-4}
-            np.testing.assert_allclose(nll, np.append(exact_nll, 0), **close)
-            np.testing.assert_allclose(logprobs, -np.sort(-known)[:, :K], **close)
-            np.testing.assert_allclose(logprobs, np.take_along_axis(known, ids, 1), **close)
-        assert entry.stats["nll"] == pytest.approx(nll_sum, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -234,20 +103,27 @@ def test_what_is_not_installed_or_not_there_is_named(root: Path, tmp_path: Path,
             load_model(ModelConfig(id="m", path=str(folder), **options), torch.device(device), gpus)
 
 
-@pytest.mark.parametrize("overlap", [0, 9, 31])
-@pytest.mark.parametrize("name", ["gpt_neo", "llama"])
-def test_windows_equal_each_window_run_alone(root: Path, tmp_path: Path, name: str, overlap: int) -> None:
-    folder = save_model(tmp_path / name, root / "bos", name, max_position_embeddings=32)
+@pytest.mark.parametrize("overlap", [0, 9, 30])
+@pytest.mark.parametrize(("name", "tokenizer"), [("gpt_neo", "plain"), ("llama", "bos")])
+def test_windows_equal_each_window_run_alone(
+    root: Path, tmp_path: Path, name: str, tokenizer: str, overlap: int
+) -> None:
+    """Each begins as the model was trained to begin: with a BOS where the tokenizer puts one first."""
+    folder = save_model(tmp_path / name, root / tokenizer, name, max_position_embeddings=32)
     stage = stage_of(root, folder, {"window_overlap": overlap})
     stage.check(BLOCK)
     model = load_model(stage.model, CPU)
+    lead = [0] if tokenizer == "bos" else []
+    room = 32 - len(lead)
 
     def says(tokens: np.ndarray) -> np.ndarray:
         rows: list[np.ndarray] = []
-        for position in range(len(tokens)):
+        text = tokens[len(lead) :]
+        for position in range(-len(lead), len(text)):
             # Of all windows with this position: the one that begins first.
-            starts = [start for start in range(0, len(tokens), 32 - overlap) if start <= position < start + 32]
-            rows.append(log_softmax(model, tokens[starts[0] : starts[0] + 32])[position - starts[0]])
+            starts = [at for at in range(0, max(1, len(text)), room - overlap) if position < at + room]
+            window = np.array([*lead, *text[starts[0] : starts[0] + room]])
+            rows.append(log_softmax(model, window)[position - starts[0] + len(lead)])
         return np.stack(rows)
 
     assert_stored(root, stage, says)
@@ -260,6 +136,11 @@ def test_windows_cover_every_position_once() -> None:
         Window(2, 0, 0, 4),
         Window(2, 3, 4, 7),
         Window(2, 6, 7, 10),
+    ]
+    assert list(windows_of([9], 5, 1, add_bos=True)) == [
+        Window(0, 0, 0, 5),
+        Window(0, 4, 5, 8, 1),
+        Window(0, 7, 8, 9, 1),
     ]
     assert list(windows_of([5], None, 1)) == list(windows_of([5], 5, None)) == [Window(0, 0, 0, 5)]
 
@@ -322,10 +203,70 @@ def test_a_model_that_looks_ahead_is_refused(root: Path, tmp_path: Path) -> None
         split_model("bert", model, VOCAB)
 
 
-def test_a_head_smaller_than_the_vocabulary_is_refused(root: Path, tmp_path: Path) -> None:
+def test_ids_that_a_head_lacks_are_refused_where_the_text_holds_them(root: Path, tmp_path: Path) -> None:
     folder = save_model(tmp_path / "small", root / "plain", "llama", padding=-20)
-    with pytest.raises(ConfigError, match=r"(?s)smaller than its tokenizer.*280 logits"):
-        stage_of(root, folder).worker()
+    with pytest.raises(DataError, match=r"(?s)does not know.*id 2[89].*behind.*ids below 280"):
+        run(stage_of(root, folder))
+
+
+def test_ids_that_a_head_lacks_do_no_harm_where_no_text_holds_them(root: Path, tmp_path: Path) -> None:
+    """As Gemma 3's <image_soft_token>: one id more than the head has rows."""
+    from transformers import AutoTokenizer
+
+    folder = save_model(tmp_path / "small", root / "plain", "llama", padding=0)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<image_soft_token>"], special_tokens=True)
+    tokenizer.add_tokens(["zxzx"])
+    tokenizer.save_pretrained(folder)
+    stage = stage_of(root, folder)
+    encoder = load_encoder(str(folder))
+    assert (encoder.vocab_size, len(encoder.tokenizer)) == (VOCAB, VOCAB + 2)
+    assert b"zxzx" not in encoder.table.by_bytes
+    with pytest.raises(ConfigError, match="k is larger"):
+        stage_of(root, folder, k=VOCAB + 1).check(BLOCK)
+    model = load_model(stage.model, CPU)
+    assert_stored(root, stage, lambda tokens: log_softmax(model, tokens))
+    write_chunks(tmp_path / "chunks", ["a zxzx b"], parts=1)
+    with pytest.raises(DataError, match=r"(?s)id 301, 'zxzx' behind 'a '.*ids below 300"):
+        run(stage_of(tmp_path, folder))
+
+
+def test_tokens_of_the_text_that_a_head_rules_out_are_named(root: Path, tmp_path: Path) -> None:
+    def mask(model: Any) -> None:
+        model.lm_head.bias.data[3:100] = -torch.inf
+
+    folder = save_model(tmp_path / "masked", root / "plain", "phi", prepare=mask)
+    with pytest.raises(DataError, match=r"(?s)rules out \d+ of the text's.*probability 0 for id \d+, '.' behind '"):
+        run(stage_of(root, folder))
+
+
+def test_what_a_head_rules_out_besides_has_no_probability(root: Path, tmp_path: Path) -> None:
+    def mask(model: Any) -> None:
+        used = {token for text in TEXTS for token in load_encoder(str(root / "plain")).encode([text])[0].ids.tolist()}
+        model.lm_head.bias.data[[token for token in range(VOCAB) if token not in used]] = -torch.inf
+
+    folder = save_model(tmp_path / "masked", root / "plain", "phi", prepare=mask)
+    for entry in run(stage_of(root, folder)):
+        assert np.isfinite(entry.stats["nll"])
+
+
+@pytest.mark.parametrize("batch_tokens", [64, 2048])
+def test_rotary_frequencies_of_a_text_do_not_depend_on_its_batch(root: Path, tmp_path: Path, batch_tokens: int) -> None:
+    """LongRoPE takes others for the whole batch when its longest row is beyond the length of pretraining."""
+    scaling = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 8,
+        "long_factor": [4.0] * 8,
+        "original_max_position_embeddings": 32,
+        "factor": 8.0,
+    }
+    folder = save_model(tmp_path / "phi3", root / "plain", "phi3", rope_parameters=scaling, max_position_embeddings=256)
+    stage = stage_of(root, folder, batch_tokens=batch_tokens)
+    model = load_model(stage.model, CPU)
+    lengths = [len(encoding.ids) for encoding in load_encoder(str(folder)).encode(TEXTS)]
+    assert min(lengths) < 32 < max(lengths)
+    assert_stored(root, stage, lambda tokens: log_softmax(model, tokens))
 
 
 def test_a_source_that_joined_later_with_longer_chunks_is_refused(root: Path, tmp_path: Path) -> None:
