@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operations import Operations
 
-from fusionx.precompute.logits.top_k import TopK, top_k_statistics
+from fusionx.precompute.logits.top_k import TopK, statistics_as_given, top_k_statistics
 
 
 def statistics(logits: torch.Tensor, labels: torch.Tensor, k: int, vocab: int | None = None) -> TopK:
@@ -36,6 +37,8 @@ def test_statistics_equal_the_float64_definition(n: int, vocab: int, data: st.Da
     tail = exact.scatter(1, found.ids.long(), -torch.inf).exp().sum(-1)
     assert torch.allclose(found.tail.double(), tail, rtol=1e-4, atol=0)
     assert [values.dtype for values in found] == [torch.int32] + [torch.float32] * 3
+    as_given = statistics_as_given(logits.clone(), labels, k, vocab)  # what a GPU runs
+    assert all(torch.equal(left, right) for left, right in zip(found, as_given, strict=True))
 
 
 @pytest.mark.parametrize("vocab", [20, 100, 1000, 5001])
@@ -46,6 +49,27 @@ def test_of_equal_values_the_lower_ids_come_first(vocab: int, values: int) -> No
     logits[0, ::2] = -0.0
     found = statistics(logits, torch.zeros(9, dtype=torch.long), 8)
     assert found.ids.tolist() == ordered(logits, 8)
+    for dtype in (torch.bfloat16, torch.float16):
+        narrow = logits.to(dtype)
+        found = statistics_as_given(narrow.clone(), torch.zeros(9, dtype=torch.long), 8, vocab)
+        assert found.ids.tolist() == ordered(narrow, 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("padding", [0, 100])
+def test_statistics_of_a_block_take_few_launches_and_wait_for_nothing(dtype: torch.dtype, padding: int) -> None:
+    logits, labels = torch.randn(64, 5000 + padding).to(dtype), torch.zeros(64, dtype=torch.long)
+    with Operations() as counted:
+        statistics_as_given(logits, labels, 32, 5000)
+    assert len(counted.launched) <= 54, counted.launched
+    assert [counted.launched.count(name) for name in ("amax", "exp_", "topk", "sort")] == [1 + (padding > 0), 1, 2, 1]
+
+
+def test_a_value_that_the_host_asks_for_is_noticed() -> None:
+    with pytest.raises(AssertionError, match="waits for the device"), Operations():
+        torch.ones(3).sum().item()
+    with pytest.raises(AssertionError, match="by a mask waits"), Operations():
+        torch.ones(3)[torch.ones(3) > 0]
 
 
 def test_a_tail_that_one_minus_the_top_would_lose_keeps_its_digits() -> None:
