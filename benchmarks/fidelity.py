@@ -1,7 +1,7 @@
 """What alignment costs between real models: bits per byte of the target's text under what each source is taken to say.
 
-The models and the text are `benchmarks.real_trio` and `benchmarks.measuring.real_text`, of which every domain's first
-documents are read; distributions are computed once and kept under `data/`. Figures without a domain are means over
+The models and the text are `pipelines.real.models` and `pipelines.real.text`, of which every domain's first documents
+are read; distributions are computed once and kept under `data/`. Figures without a domain are means over
 domains. `own` is the source on its own tokens, `aligned` the target's next tokens with nothing but the source (what it
 does not say is shared evenly), `cost` the difference, `filled` as the trainer gets them.
 """
@@ -23,19 +23,21 @@ from fusionx.align.fidelity import Calibration, Fidelity, calibration, fidelity,
 from fusionx.align.tokens_stage import TokensStage
 from fusionx.benchmarks.align import aligned_stage
 from fusionx.benchmarks.measuring.figure import Figure
-from fusionx.benchmarks.measuring.real_text import real_text
-from fusionx.benchmarks.real_trio import model_folder
 from fusionx.contract.shards.codec import Distributions
 from fusionx.contract.shards.next_token import next_tokens
 from fusionx.contract.stage import Stage
 from fusionx.pipelines.config import ExecutorConfig
 from fusionx.pipelines.execution.executor import make_executor
 from fusionx.pipelines.execution.stage_runner import run_stages
+from fusionx.pipelines.real.config import RealModelName
+from fusionx.pipelines.real.models import model_folder
+from fusionx.pipelines.real.text import real_text
 from fusionx.precompute.chunks.chunk_stage import ChunkStage
 from fusionx.precompute.config import ChunkConfig, CorpusConfig, ModelConfig, PrecomputeConfig
 from fusionx.precompute.logits.logits_stage import LogitsStage
 
-TARGET, SOURCES = "smollm2", ("smollm2", "qwen", "gemma")
+TARGET: RealModelName = "smollm2"
+SOURCES: tuple[RealModelName, ...] = ("smollm2", "qwen", "gemma")
 KEPT = Path("data/benchmarks/real")
 DOCUMENTS, BLOCK, RANKS = 4, 1024, (32, 10)
 

@@ -2,7 +2,7 @@
 
 Case 50k-32k is a byte-level BPE trained once on the installed standard library, onto a 32k SentencePiece model; case
 128k-131k a large tiktoken vocabulary onto another. Both come from development packages. Case 262k-49k, Gemma 3's
-SentencePiece vocabulary onto SmolLM2's byte-level BPE, comes last, as `real_trio` may have to download the two.
+SentencePiece vocabulary onto SmolLM2's byte-level BPE, comes last, as `pipelines.real` may have to download the two.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from fusionx.benchmarks.measuring.figure import Figure, cpu_seconds
 from fusionx.contract.errors import ConfigError
 from fusionx.contract.tokens.token_table import TokenTable, token_table
 from fusionx.contract.tokens.tokenizer import load_tokenizer
+from fusionx.pipelines.real.config import RealModelName
 
 SAMPLE = 24
 ROUNDS = 3
@@ -94,8 +95,8 @@ def smollm2_49k() -> Any:
     return _of_real_model("smollm2")
 
 
-def _of_real_model(name: str) -> Any:
-    from fusionx.benchmarks.real_trio import model_folder
+def _of_real_model(name: RealModelName) -> Any:
+    from fusionx.pipelines.real.models import model_folder
 
     return load_tokenizer(str(model_folder(name)))
 

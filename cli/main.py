@@ -54,5 +54,6 @@ for _command in (
     reports.study,
     reports.bench,
     demo.demo_inputs,
+    demo.real_inputs,
 ):
     main.add_command(_command)

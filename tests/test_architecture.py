@@ -224,11 +224,12 @@ def test_run_configs_are_what_the_run_reads(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", INPUT_CONFIGS, ids=lambda path: path.name)
-def test_input_configs_are_what_the_demo_reads(path: Path) -> None:
+def test_input_configs_are_what_the_demos_read(path: Path) -> None:
     from fusionx.contract.config import load_config
     from fusionx.pipelines.demo.config import DemoInputs
+    from fusionx.pipelines.real.config import RealInputs
 
-    load_config(DemoInputs, path)
+    load_config(RealInputs if path.stem == "real" else DemoInputs, path)
 
 
 OTHER_YAMLS = [

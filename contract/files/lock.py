@@ -1,4 +1,4 @@
-"""One training at a time in a folder, by a lock that ends with its process."""
+"""One process at a time in a folder, by a lock that ends with it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from fusionx.contract.files.storage import explained
 
 
 @contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Holds `folder` while the context lasts. The lock ends with its process, however that ends.
+def folder_lock(folder: Path, work: str = "training", wait: bool = False) -> Iterator[None]:
+    """Holds `folder` for some `work` while the context lasts. The lock ends with its process, however that ends.
 
     The file itself stays: deleted under another process that has just opened it, it would guard nothing.
+
+    Args:
+        wait: for a process that holds it, instead of refusing to be the second.
 
     Raises:
         DataError: another process holds it, or it cannot be written.
@@ -28,11 +31,11 @@ def folder_lock(folder: Path) -> Iterator[None]:
         file = path.open("a+")
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             raise DataError(
-                "Another training is writing to this folder.",
+                f"Another {work} is writing to this folder.",
                 file=folder,
                 found=file.read() or None,
                 remedy="wait for it, or send that process SIGTERM: it saves and ends, and the same command goes on",

