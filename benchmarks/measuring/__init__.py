@@ -1,4 +1,4 @@
-"""What every benchmark is made with: figures and medians, memory peaks, random shards, a real text.
+"""What every benchmark is made with: figures and medians, memory peaks, random shards.
 
 `run` runs a benchmark by name.
 """
