@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from fusionx.contract.errors import ConfigError
 from fusionx.precompute.config import ModelConfig
+from fusionx.precompute.logits.cpu_dtype import in_fast_dtype
 from fusionx.precompute.logits.fake_model import fake_model
 
 if TYPE_CHECKING:
@@ -237,6 +238,8 @@ def load_model(model: ModelConfig, device: torch.device, num_gpus: float = 0.0) 
         )
     except (OSError, ValueError, ImportError) as error:
         raise _not_loadable(model, error) from None
+    if model.dtype == "auto" and device.type == "cpu":
+        loaded = in_fast_dtype(model.id, loaded)
     if "device_map" not in options:
         loaded.to(device)  # type: ignore[arg-type]  # transformers' stub hides Module.to
     return loaded.eval()

@@ -65,6 +65,14 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi": ("phi", _USUAL),  # the head has a bias
     "opt": ("opt", _WIDE | {"ffn_dim": 64, "word_embed_proj_dim": 32}),  # calls `model.decoder`
     "mixtral": ("mixtral", _USUAL | {"num_key_value_heads": 1, "num_local_experts": 4}),
+    "gemma3_text": (
+        "gemma3_text",
+        {**_GROUPED, "sliding_window": 12, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "falcon": ("falcon", _WIDE),
+    "olmo2": ("olmo2", _USUAL),
+    "smollm3": ("smollm3", _USUAL | {"num_key_value_heads": 1, "no_rope_layers": [1, 0]}),
+    "lfm2": ("lfm2", _USUAL | {"num_key_value_heads": 1, "layer_types": ["conv", "full_attention"]}),
     "mamba": ("mamba", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
 }
 

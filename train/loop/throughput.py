@@ -114,8 +114,9 @@ def flops_per_token(model: Any, length: float) -> float:
         if id(parameter) not in embeddings or id(parameter) == head:
             flops += _size(parameter) * (6 if parameter.requires_grad else 4)
     config = model.config.get_text_config(decoder=True)
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return flops + 12 * config.num_hidden_layers * config.num_attention_heads * head_size * length
+    heads = getattr(config, "num_attention_heads", 0)  # Mamba has none
+    head_size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
+    return flops + 12 * config.num_hidden_layers * heads * head_size * length
 
 
 def peak_flops(device_name: str) -> float | None:

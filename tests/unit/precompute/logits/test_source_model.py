@@ -29,7 +29,7 @@ from source_models import (
 from fusionx.contract.errors import ConfigError, DataError
 from fusionx.contract.tokens.encoder import load_encoder
 from fusionx.precompute.config import ModelConfig
-from fusionx.precompute.logits import source_model
+from fusionx.precompute.logits import cpu_dtype, source_model
 from fusionx.precompute.logits.batches import UnitTokens, Window, windows_of
 from fusionx.precompute.logits.source_model import context_length, load_model, load_source, split_model
 
@@ -60,7 +60,8 @@ def test_what_is_stored_is_what_the_model_says(root: Path, tmp_path: Path, name:
 def test_statistics_of_half_precision_weights_are_fp32(root: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     """One text alone: the same logits as the model's own, and a precision that neither dtype could tell apart."""
     folder = save_model(tmp_path / "half", root / "plain", "llama", dtype)
-    worker: Any = stage_of(root, folder).worker()
+    options = {"dtype": str(dtype).removeprefix("torch.")}
+    worker: Any = stage_of(root, folder, options).worker()
     model = load_model(worker.stage.model, CPU)
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     encodings = worker.encoder.encode(TEXTS[:1])
@@ -69,6 +70,19 @@ def test_statistics_of_half_precision_weights_are_fp32(root: Path, tmp_path: Pat
     assert np.abs(found.logprobs.numpy() - -np.sort(-exact)[:, :K]).max() < 1e-5
     tail = 1 - np.exp(log_softmax(model, encodings[0].ids))[np.arange(len(exact))[:, None], found.ids].sum(1)
     assert np.abs(found.tail.numpy() - tail).max() < 1e-5
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_half_precision_is_used_where_the_cpu_has_it(
+    root: Path, tmp_path: Path, has: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_model(tmp_path / "half", root / "plain", "llama", torch.bfloat16)
+    monkeypatch.setattr(cpu_dtype, "cpu_capabilities", lambda: {"avx512_bf16": has})
+    model: Any = load_model(ModelConfig(id="m", path=str(folder)), CPU)
+    used = "bfloat16" if has else "float32"
+    assert {str(parameter.dtype) for parameter in model.parameters()} == {f"torch.{used}"}
+    assert f"stored in bfloat16, computed in {used}: this CPU has" in capsys.readouterr().err
+    assert "avx512_bf16" in cpu_dtype.cpu_capabilities()
 
 
 def test_other_dtype_than_the_folders(root: Path, tmp_path: Path) -> None:
