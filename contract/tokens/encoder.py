@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from fusionx.contract.models.place import loadable
 from fusionx.contract.tokens.encoding import Encoding, encode_batch
 from fusionx.contract.tokens.token_table import TokenTable, token_table
 from fusionx.contract.tokens.tokenizer import adds_bos, count_tokens, load_tokenizer
@@ -43,13 +44,14 @@ class Encoder:
 
 @lru_cache(maxsize=16)
 def load_encoder(path: str, revision: str | None = None) -> Encoder:
-    """The tokenizer of a model folder or hub id.
+    """The tokenizer of a model folder, hub id or GGUF file.
 
     Raises:
         ConfigError: there is no tokenizer at that place.
     """
-    tokenizer = load_tokenizer(path, revision)
-    table, head_size = token_table(tokenizer), _head_size(path, revision)
+    place = loadable(path, revision)
+    tokenizer = load_tokenizer(place, revision)
+    table, head_size = token_table(tokenizer), _head_size(place, revision)
     if head_size is not None:
         table = table.known_to(head_size)
     return Encoder(tokenizer, table, adds_bos(tokenizer), head_size)

@@ -14,13 +14,14 @@ from threading import Lock
 from typing import Any
 
 from fusionx.contract.errors import ConfigError
+from fusionx.contract.models.place import loadable
 
 # Where one id plays several roles (GPT-2's <|endoftext|> is bos, eos and unk), the one a model can *predict* wins.
 ROLES = ("eos", "bos", "unk", "pad")
 
 
 def load_tokenizer(folder_or_hub_id: str | Path, revision: str | None = None) -> Any:
-    """Loads a tokenizer (the fast one where there is one); code from the folder is never run.
+    """Loads a tokenizer (the fast one where there is one) of a folder, hub id or GGUF file; code there is never run.
 
     What a tokenizer draws by chance in training (BPE-dropout, sampled pieces) is switched off.
 
@@ -32,7 +33,7 @@ def load_tokenizer(folder_or_hub_id: str | Path, revision: str | None = None) ->
     """
     from transformers import AutoTokenizer
 
-    name = str(folder_or_hub_id)
+    name = loadable(folder_or_hub_id, revision)
     looks_local = isinstance(folder_or_hub_id, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_local and not Path(name).expanduser().is_dir():
         raise ConfigError(

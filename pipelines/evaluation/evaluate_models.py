@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fusionx.contract.errors import DataError
 from fusionx.contract.files.storage import join
+from fusionx.contract.models.place import loadable
 from fusionx.contract.shards.manifest import read_manifest
 from fusionx.contract.shards.parts import read_part
 from fusionx.eval.benchmark_runner import check_benchmarks, run_benchmarks
@@ -36,8 +37,8 @@ class EvaluationJob:
 
     @property
     def model(self) -> str:
-        """Its folder; a hub model is fetched first."""
-        return self.source if isinstance(self.source, str) else local_folder(self.source)
+        """Its folder; a hub model is fetched first, a GGUF file read."""
+        return loadable(self.source) if isinstance(self.source, str) else local_folder(self.source)
 
 
 def evaluate_all(config: FusionConfig, layout: Layout) -> int:
@@ -108,11 +109,12 @@ def all_models(config: FusionConfig, layout: Layout, jobs: Sequence[TrainJob]) -
 
 def local_folder(model: ModelConfig) -> str:
     """The model's folder; a hub model is fetched into the hub's cache first (weights as safetensors only)."""
-    if Path(model.path).is_dir():
-        return model.path
+    place = loadable(model.path, model.revision)
+    if Path(place).is_dir():
+        return place
     from huggingface_hub import snapshot_download
 
-    return snapshot_download(model.path, revision=model.revision, allow_patterns=_MODEL_FILES)
+    return snapshot_download(place, revision=model.revision, allow_patterns=_MODEL_FILES)
 
 
 def evaluation_of(layout: Layout, job: TrainJob, step: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fusionx.align.fidelity import held_out, ratios, shares
 from fusionx.contract.files.storage import write_bytes
+from fusionx.contract.models.place import loadable
 from fusionx.contract.shards.manifest import read_manifest
 from fusionx.eval.report.card_section import evaluation_section, with_evaluation
 from fusionx.eval.report.inputs import STEPS, MethodRun, ReportInputs, SourceFigures, Step
@@ -131,7 +132,7 @@ def _source(config: FusionConfig, layout: Layout, model: ModelConfig) -> SourceF
     return SourceFigures(
         id=model.id,
         architecture=(model_config.architectures or [model_config.model_type])[0],
-        parameters=_parameters(model.path),
+        parameters=_parameters(loadable(model.path, model.revision)),
         vocab_size=model_config.vocab_size,
         evaluation=load_evaluation(config, layout, layout.evaluation("models", model.id)) if evaluated else None,
     )

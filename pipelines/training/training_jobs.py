@@ -14,6 +14,8 @@ from typing import Any
 
 from fusionx.contract.errors import EXIT_COMPLETE, EXIT_STOPPED, ConfigError, DataError, IncompleteError, StoppedError
 from fusionx.contract.files.storage import is_local
+from fusionx.contract.models.gguf_folder import dequantised_from
+from fusionx.contract.models.place import loadable
 from fusionx.contract.shards.manifest import read_manifest
 from fusionx.contract.weights import weights_identity
 from fusionx.pipelines.config import FusionConfig
@@ -54,6 +56,9 @@ def train_all(config: FusionConfig, layout: Layout, overwrite: bool = False, res
         StoppedError: a signal asked for it.
     """
     refuse_object_store(layout)
+    packed = dequantised_from(loadable(config.target.path, config.target.revision))
+    if packed is not None and is_main_process():
+        print(f"[train] the target is unpacked from {packed}; what is trained is not quantised", file=sys.stderr)
     if resume is not None:
         _verify_checkpoint(resume, config, layout)
     searches = tuning_jobs(config, layout)

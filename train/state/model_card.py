@@ -13,6 +13,9 @@ from typing import Any
 import torch
 import yaml
 
+from fusionx.contract.models.gguf_folder import dequantised_from, stated_licence
+from fusionx.contract.models.gguf_header import read_header
+from fusionx.contract.models.place import gguf_file, loadable
 from fusionx.train.config import TrainJob
 
 _log = logging.getLogger(__name__)
@@ -96,7 +99,14 @@ def _models(job: TrainJob, outcome: TrainingOutcome) -> list[list[str]]:
 
 
 def _data(job: TrainJob, outcome: TrainingOutcome) -> dict[str, str]:
-    return {"Corpus": job.corpus or "not stated", "Tokens seen": f"{outcome.tokens:,}", "Seed": str(job.seed)}
+    packed = dequantised_from(loadable(job.target_path, job.target_revision))
+    weights = {} if packed is None else {"Target's weights": f"unpacked from {packed}; these are not quantised"}
+    return {
+        **weights,
+        "Corpus": job.corpus or "not stated",
+        "Tokens seen": f"{outcome.tokens:,}",
+        "Seed": str(job.seed),
+    }
 
 
 def _method(job: TrainJob) -> dict[str, str]:
@@ -175,6 +185,9 @@ def _licence_fields(path: str, revision: str | None) -> dict[str, str]:
     A card is a courtesy: whatever goes wrong with one is said, and never ends a training.
     """
     try:
+        packed = gguf_file(path, revision)
+        if packed is not None:
+            return stated_licence(read_header(packed))
         if Path(path).is_dir():
             file = Path(path) / "README.md"
             if not file.exists():
