@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from fusionx.benchmarks.measuring.figure import Figure, interleaved_seconds
 from fusionx.benchmarks.measuring.memory import peak_of_a_process, resident
@@ -25,10 +24,11 @@ from fusionx.contract.shards.manifest import build_manifest, write_manifest
 from fusionx.contract.shards.parts import read_part
 from fusionx.contract.stage import Unit
 from fusionx.contract.tokens.encoder import load_encoder
+from fusionx.contract.tokens.encoding import Encoding
 from fusionx.precompute.chunks.chunk_stage import ChunkStage
 from fusionx.precompute.config import ChunkConfig, CorpusConfig, ModelConfig, PrecomputeConfig
 from fusionx.precompute.corpus.documents import read_corpus
-from fusionx.precompute.logits.batches import batches_by_length
+from fusionx.precompute.logits.batches import UnitTokens
 from fusionx.precompute.logits.logits_stage import LogitsStage, LogitsWorker
 from fusionx.precompute.logits.source_model import load_model, split_model
 from fusionx.precompute.logits.top_k import top_k_statistics
@@ -100,11 +100,11 @@ class _Contest:
     units: list[Unit]
     block_size: int
 
-    def rows(self) -> Iterator[list[torch.Tensor]]:
-        """The token ids of every text, unit by unit."""
+    def encodings(self) -> Iterator[list[Encoding]]:
+        """Every text's tokens, unit by unit."""
         for unit in self.units:
             texts = read_part(unit.inputs["chunks"], "chunks")[0].column("text").to_pylist()
-            yield [torch.from_numpy(e.ids.astype(np.int64)) for e in self.worker.encoder.encode(texts)]
+            yield self.worker.encoder.encode(texts)
 
     def ours(self) -> None:
         with ThreadPoolExecutor(self.worker.stage.resources.concurrency) as threads:
@@ -112,12 +112,8 @@ class _Contest:
 
     def batches(self) -> list[torch.Tensor]:
         """The very batches that our worker forms."""
-        budget = self.worker.stage.config.batch_tokens
-        return [
-            pad_sequence([unit[row] for row in batch], batch_first=True)
-            for unit in self.rows()
-            for batch in batches_by_length([len(row) for row in unit], budget)
-        ]
+        plans = (self.worker.plan(UnitTokens.of(encodings)) for encodings in self.encodings())
+        return [ids for plan in plans for ids, _ in plan.batches()]
 
     @torch.inference_mode()
     def bare(self, batches: list[torch.Tensor], forward: Callable[..., Any]) -> None:
@@ -142,7 +138,10 @@ class _Contest:
 
 def _contest(case: str, contests: list[_Contest], n: int, share: int) -> Iterator[Figure]:
     """Tokens per second of every way. The reference runs over every `share`-th text only, for it takes long."""
-    rows = [[row for unit in contest.rows() for row in unit] for contest in contests]
+    rows = [
+        [torch.from_numpy(encoding.ids.astype(np.int64)) for unit in contest.encodings() for encoding in unit]
+        for contest in contests
+    ]
     batches = [contest.batches() for contest in contests]
     some = [texts[::share] for texts in rows]
     tokens = {name: sum(len(row) for texts in rows for row in texts) for name in ("ours", "bare", "trunk")}
@@ -231,7 +230,7 @@ def peak_megabytes(vocab: int, parted: bool) -> float:
     labels = torch.zeros(1 << 13, dtype=torch.long)
     before = resident("VmRSS")
     if parted:
-        for logits in source.logits(ids, torch.arange(8192)):
+        for logits in source.logits([(ids, torch.arange(8192))]):
             top_k_statistics(logits, labels[: len(logits)], K, vocab)
     else:
         model(input_ids=ids, use_cache=False)

@@ -1,20 +1,21 @@
-"""How a unit's tokens go through a model: in windows of its context, and windows of similar length in batches."""
+"""How a unit's tokens go through a model: in windows of its context, and windows of similar length in batches.
+
+Everything that follows from the text alone is settled here, before a device is asked for: `Plan`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fusionx.contract.shapes import Shapes, batches_by_length
 from fusionx.contract.tokens.encoding import Encoding
 
 if TYPE_CHECKING:
     import torch
-
-_BATCH_OVERHEAD = 256
-"""Padded tokens that a batch more may save at least: about what its launching costs a small model on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -71,34 +72,89 @@ def windows_of(lengths: list[int], context: int | None, overlap: int | None, add
             start, fresh, lead = stop - (overlap or 0), stop, int(add_bos)
 
 
-def alike(windows: list[Window], rotary_switch: int | None) -> list[list[Window]]:
-    """Windows that may share a batch: models of LongRoPE turn a whole batch by what its longest row asks for."""
-    if rotary_switch is None:
-        return [windows]
-    return [[w for w in windows if (w.length > rotary_switch) == beyond] for beyond in (False, True)]
+@dataclass(frozen=True)
+class WindowBatch:
+    """Windows of one forward pass, padded to the shape [rows, length]."""
+
+    windows: list[Window]
+    shape: tuple[int, int]
 
 
-def batches_by_length(lengths: list[int], batch_tokens: int) -> list[list[int]]:
-    """Row numbers in batches of similar length whose padded size stays within `batch_tokens` (at least one row).
+def batches_of(
+    windows: list[Window], batch_tokens: int, shapes: Shapes, context: int | None = None, switch: int | None = None
+) -> Iterator[WindowBatch]:
+    """The windows, in batches of similar length.
 
-    Of all ways to cut the rows in order of length it is the cheapest in padded tokens, a batch counting as
-    `_BATCH_OVERHEAD` more. What is left as padding (2.3 % of a part of a megabyte) is not worth packing rows together.
+    Models of LongRoPE turn a whole batch by what its longest row asks for, padding included: windows within and beyond
+    the `switch` never share one.
     """
-    rows = sorted((row for row in range(len(lengths)) if lengths[row]), key=lambda row: (-lengths[row], row))
-    costs, starts = [0], [0]
-    for stop in range(1, len(rows) + 1):
-        choices: list[tuple[int, int]] = []
-        for start in range(stop - 1, -1, -1):
-            size = (stop - start) * lengths[rows[start]]
-            if choices and size > batch_tokens:
-                break
-            choices.append((costs[start] + size + _BATCH_OVERHEAD, start))
-        cost, start = min(choices)
-        costs.append(cost)
-        starts.append(start)
-    batches = []
-    stop = len(rows)
-    while stop:
-        batches.append(rows[starts[stop] : stop])
-        stop = starts[stop]
-    return batches[::-1]
+    within, beyond = windows, list[Window]()
+    if switch is not None:
+        within, beyond = ([w for w in windows if (w.length > switch) == longer] for longer in (False, True))
+    for group, most in ((within, context if switch is None else switch), (beyond, context)):
+        for batch in batches_by_length([window.length for window in group], batch_tokens, shapes, most):
+            yield WindowBatch([group[number] for number in batch.rows], (batch.size, batch.length))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A unit's way through a model.
+
+    Attributes:
+        shapes: [rows, length] of every batch.
+        counts: how many positions of every batch are kept; of these there are N in all.
+        ids: int64 [sum of rows * length], the batches' padded tokens, one batch behind the other.
+        positions: int64 [N], where a kept position is in its own, flattened batch.
+        places: int64 [N], where it is in the unit.
+        labels: int64 [N], its next token, -1 where there is none.
+    """
+
+    shapes: list[tuple[int, int]]
+    counts: list[int]
+    ids: torch.Tensor
+    positions: torch.Tensor
+    places: torch.Tensor
+    labels: torch.Tensor
+
+    @classmethod
+    def of(cls, tokens: UnitTokens, batches: Iterable[WindowBatch], bos: int | None = None) -> Plan:
+        """`bos` is the token that leads windows whose own is cut off."""
+        import torch
+
+        laid = [(batch.shape, *_laid_out(tokens, batch, bos)) for batch in batches]
+        columns = zip(*(arrays for _, *arrays in laid), strict=True) if laid else ([np.zeros(0, np.int64)],) * 3
+        ids, positions, places = (torch.from_numpy(np.concatenate(list(column))) for column in columns)
+        counts = [len(positions) for _, _, positions, _ in laid]
+        return cls([shape for shape, *_ in laid], counts, ids, positions, places, tokens.labels[places])
+
+    def to(self, device: torch.device) -> Plan:
+        """On the device, by one copy that the host does not wait for."""
+        import torch
+
+        if device.type == "cpu":
+            return self
+        parts = (self.ids, self.positions, self.places, self.labels)
+        sent = torch.cat(parts).pin_memory().to(device, non_blocking=True)
+        return Plan(self.shapes, self.counts, *sent.split([len(part) for part in parts]))
+
+    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Token ids int64 [B, T] and kept positions int64 [n] of every batch."""
+        ids = self.ids.split([rows * length for rows, length in self.shapes])
+        for shape, batch, positions in zip(self.shapes, ids, self.positions.split(self.counts), strict=True):
+            yield batch.view(shape), positions
+
+
+def _laid_out(tokens: UnitTokens, batch: WindowBatch, bos: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A batch's padded ids int64 [rows * length], its kept positions and their places in the unit, both int64 [n]."""
+    size, length = batch.shape
+    columns = np.arange(length)
+    ids = np.zeros((size, length), np.int64)
+    windows = np.array([(tokens.offsets[w.row], w.start, w.fresh, w.lead, w.length) for w in batch.windows], np.int64)
+    first, start, fresh, lead, filled = windows.T[:, :, None]
+    inside = columns < filled
+    places = first + start - lead + columns
+    ids[: len(windows)][inside] = tokens.ids.numpy()[places[inside]]
+    if bos is not None:
+        ids[: len(windows), 0][lead[:, 0] > 0] = bos
+    kept = inside & (columns >= lead + fresh - start)
+    return ids.reshape(-1), np.flatnonzero(kept), places[kept]

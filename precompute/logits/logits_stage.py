@@ -5,7 +5,6 @@ Batches are formed inside a unit, by length, so that a part's bytes depend on th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
@@ -24,7 +23,7 @@ from fusionx.contract.tokens.encoder import Encoder, load_encoder
 from fusionx.contract.tokens.encoding import Encoding
 from fusionx.contract.weights import weights_identity
 from fusionx.precompute.config import ModelConfig, PrecomputeConfig
-from fusionx.precompute.logits.batches import UnitTokens, Window, alike, batches_by_length, windows_of
+from fusionx.precompute.logits.batches import Plan, UnitTokens, batches_of, windows_of
 from fusionx.precompute.logits.source_model import (
     SourceModel,
     choose_device,
@@ -33,7 +32,7 @@ from fusionx.precompute.logits.source_model import (
     load_source,
     rotary_switch,
 )
-from fusionx.precompute.logits.top_k import TopK, top_k_statistics
+from fusionx.precompute.logits.top_k import TopK, shared_memory, statistics_in, top_k_statistics
 
 if TYPE_CHECKING:
     import torch
@@ -180,47 +179,48 @@ class LogitsWorker:
         return exact, stored, token_nll
 
     def _run(self, tokens: UnitTokens) -> TopK:
-        """The statistics of every token of the unit, in its order."""
+        """The statistics of every token of the unit, in its order.
+
+        What can be done without the device is done outside the lock. Inside, work is only handed to it: nothing there
+        waits for a result, and the results of the whole unit leave in one copy.
+        """
         import torch
 
-        row_lengths, overlap = np.diff(tokens.offsets).tolist(), self.stage.model.window_overlap
-        windows = list(windows_of(row_lengths, self.context, overlap, self.encoder.add_bos))
-        done = None
-        finished: list[tuple[torch.Tensor, TopK]] = []
+        plan = self.plan(tokens).to(self.source.device)
+        done, k = None, self.stage.config.k
         with self.device_lock, torch.inference_mode():
             _hold_threads(self.source.device, self.stage.config.threads)
-            for group in alike(windows, self.rotary_switch):
-                for batch in batches_by_length([window.length for window in group], self.stage.config.batch_tokens):
-                    finished += self._batch(tokens, [group[number] for number in batch])
+            memory = self._results(plan).to("cpu", non_blocking=True)  # from a GPU into pinned memory
             if self.source.head_device.type == "cuda":
                 done = torch.cuda.current_stream(self.source.head_device).record_event()
         if done is not None:
-            done.synchronize()  # outside the lock: the next unit computes while the last results arrive
-        return _gathered(finished, len(tokens.ids), self.stage.config.k)
+            done.synchronize()
+        return statistics_in(memory, k)
 
-    def _batch(self, tokens: UnitTokens, windows: list[Window]) -> Iterator[tuple[torch.Tensor, TopK]]:
-        """(places in the unit int64 [n], their statistics) of one forward pass, on their way to the host."""
-        import torch
+    def plan(self, tokens: UnitTokens) -> Plan:
+        """How the model goes through a unit."""
+        source, config, bos = self.source, self.stage.config, self.encoder.add_bos
+        lengths = np.diff(tokens.offsets).tolist()
+        windows = list(windows_of(lengths, self.context, self.stage.model.window_overlap, bos))
+        batch_tokens = 1 if source.by_rows else config.batch_tokens
+        batches = batches_of(windows, batch_tokens, source.shapes, self.context, self.rotary_switch)
+        return Plan.of(tokens, batches, self.encoder.tokenizer.bos_token_id if bos else None)
 
-        firsts = [int(tokens.offsets[window.row]) for window in windows]
-        rows = [tokens.ids[first + w.start : first + w.stop] for first, w in zip(firsts, windows, strict=True)]
-        if self.encoder.add_bos:
-            bos = torch.tensor([self.encoder.tokenizer.bos_token_id])
-            rows = [torch.cat([bos, row]) if w.lead else row for row, w in zip(rows, windows, strict=True)]
-        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        places = [torch.arange(first + w.fresh, first + w.stop) for first, w in zip(firsts, windows, strict=True)]
-        positions = [
-            torch.arange(w.lead + w.fresh - w.start, w.length) + row * ids.shape[1] for row, w in enumerate(windows)
-        ]
-        start, flat = 0, torch.cat(places)
-        labels = tokens.labels[flat].to(self.source.head_device)
+    def _results(self, plan: Plan) -> torch.Tensor:
+        """The unit's statistics where its head is, as `shared_memory`."""
+        k, device = self.stage.config.k, self.source.head_device
         vocab_size = min(self.encoder.vocab_size, self.source.vocab_size)
-        for logits in self.source.logits(ids, torch.cat(positions)):
+        places, labels = (values.to(device, non_blocking=True) for values in (plan.places, plan.labels))
+        memory = shared_memory(len(places), k, device)
+        kept = statistics_in(memory, k)
+        start = 0
+        for logits in self.source.logits(plan.batches()):
             stop = start + len(logits)
-            found = top_k_statistics(logits, labels[start:stop], self.stage.config.k, vocab_size)
-            # From a GPU this goes into pinned memory and does not wait.
-            yield flat[start:stop], TopK(*(values.to("cpu", non_blocking=True) for values in found))
+            found = top_k_statistics(logits, labels[start:stop], k, vocab_size)
+            for whole, part in zip(kept, found, strict=True):
+                whole.index_copy_(0, places[start:stop], part)
             start = stop
+        return memory
 
     def _refuse_long(self, encodings: list[Encoding], block_size: int, unit: Unit) -> None:
         """Chunks are cut for the tokenizers known then; a source that joined later may need more tokens."""
@@ -302,22 +302,6 @@ def _hold_threads(device: torch.device, threads: int) -> None:
 
     if device.type == "cpu":
         torch.set_num_threads(threads)
-
-
-def _gathered(finished: list[tuple[torch.Tensor, TopK]], tokens: int, k: int) -> TopK:
-    """The batches' statistics in the unit's order."""
-    import torch
-
-    whole = TopK(
-        torch.empty((tokens, k), dtype=torch.int32),
-        torch.empty((tokens, k)),
-        torch.empty(tokens),
-        torch.empty(tokens),
-    )
-    for places, part in finished:
-        for values, some in zip(whole, part, strict=True):
-            values[places] = some
-    return whole
 
 
 def _table(

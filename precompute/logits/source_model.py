@@ -9,14 +9,16 @@ Weights come from safetensors only.
 from __future__ import annotations
 
 import copy
-import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from fusionx.contract.errors import ConfigError
+from fusionx.contract.models.place import loadable
+from fusionx.contract.shapes import EXACT, Shapes, shapes_of
 from fusionx.precompute.config import ModelConfig
 from fusionx.precompute.logits.cpu_dtype import in_fast_dtype
 from fusionx.precompute.logits.fake_model import fake_model
@@ -38,7 +40,7 @@ class SourceModel:
         head: hidden states [N, H] -> logits [N, V].
         head_size: V; more than the tokenizer's vocabulary where the head is padded, less where ids were added to it.
         by_rows: the head could not be parted from the trunk, which gives logits and takes one row at a time.
-        device: where token ids go. head_device: where logits come out.
+        device: where token ids go. head_device: where logits come out. shapes: what serves the device best.
     """
 
     trunk: Callable[[torch.Tensor], torch.Tensor]
@@ -48,29 +50,42 @@ class SourceModel:
     device: torch.device
     head_device: torch.device
     embedding_size: int
+    shapes: Shapes = EXACT
 
     @property
     def vocab_size(self) -> int:
         """Ids below this can be read and predicted."""
         return min(self.head_size, self.embedding_size)
 
-    def logits(self, ids: torch.Tensor, positions: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Logits [n, V] of the chosen positions, block after block in their order.
+    def logits(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[torch.Tensor]:
+        """Logits [n, V] of the chosen positions of all batches, block after block in their order.
+
+        Blocks have one size, whatever the batches': a short one would be a slow matrix product, and on an accelerator
+        one more shape. Only the last is shorter.
 
         Args:
-            ids: int64 [B, T], padded on the right: a causal model never looks there.
-            positions: int64 [N], ascending places in the flattened [B * T].
+            batches: token ids int64 [B, T], padded on the right (a causal model never looks there; one row where
+                `by_rows`), and positions int64 [n], ascending places in the flattened [B * T].
         """
+        import torch
+
         values, least = _BLOCKS[self.head_device.type]
-        step = max(least, values // self.head_size)
-        width = ids.shape[1]
-        row_ids = ids.split(1) if self.by_rows else [ids]
-        for number, part in enumerate(row_ids):
-            inside = positions[positions // width == number] - number * width if self.by_rows else positions
-            hidden = self.trunk(part.to(self.device)).flatten(0, 1)
-            # Blocks of one size: a short one at the end would be a slow matrix product.
-            for block in hidden[inside.to(hidden.device)].chunk(math.ceil(len(inside) / step)):
-                yield self.head(block)
+        size = max(least, values // self.head_size)
+        waiting: list[torch.Tensor] = []
+        for ids, positions in batches:
+            hidden = self.trunk(ids.to(self.device)).flatten(0, 1)
+            waiting.append(hidden[positions.to(hidden.device, non_blocking=True)])
+            if sum(map(len, waiting)) >= size:
+                *blocks, rest = torch.cat(waiting).split(size)
+                waiting = [rest]
+                if len(rest) == size:
+                    blocks, waiting = [*blocks, rest], []
+                for block in blocks:
+                    yield self.head(block)
+        last = torch.cat(waiting) if waiting else None
+        if last is not None and len(last):
+            padded = self.shapes.length(len(last), most=size)
+            yield self.head(torch.nn.functional.pad(last, (0, 0, 0, padded - len(last))))[: len(last)]
 
 
 def load_source(model: ModelConfig, vocab_size: int, device: torch.device, num_gpus: float = 0.0) -> SourceModel:
@@ -83,7 +98,7 @@ def load_source(model: ModelConfig, vocab_size: int, device: torch.device, num_g
     """
     if model.kind == "fake":
         trunk, head = fake_model(vocab_size, device, model.delay)
-        return SourceModel(trunk, head, vocab_size, False, device, device, vocab_size)
+        return SourceModel(trunk, head, vocab_size, False, device, device, vocab_size, shapes_of(device.type))
     return split_model(model.id, load_model(model, device, num_gpus), vocab_size)
 
 
@@ -103,16 +118,17 @@ def split_model(name: str, model: Any, vocab_size: int) -> SourceModel:
     padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
     with torch.inference_mode():
         own = torch.cat([_whole_logits(model, row[None])[0] for row in rows])
-        size, places = own.shape[-1], (device, own.device, embedding_size)
+        size, places = own.shape[-1], (device, own.device, embedding_size, shapes_of(device.type))
         try:
             parted = SourceModel(_trunk(model), _head(model, _output_type(model, padded)), size, False, *places)
-            if _agrees(parted, padded, positions, own):
+            if _agrees(parted, [(padded, positions)], own):
                 return parted
             why = "they give other logits than the model"
         except Exception as error:  # whatever a stranger's forward pass raises at a trunk that is none
             why = f"{type(error).__name__}: {error}"
         whole = SourceModel(lambda part: _whole_logits(model, part), lambda logits: logits, size, True, *places)
-        if _agrees(whole, padded, positions, own):
+        alone = [(row, torch.arange(size)) for row, size in zip(padded.split(1), _PROBE_LENGTHS, strict=True)]
+        if _agrees(whole, alone, own):
             message = f"[precompute/{name}] trunk and head cannot be parted ({why}); row by row, with whole logits"
             print(message, file=sys.stderr, flush=True)
             return whole
@@ -128,25 +144,38 @@ def split_model(name: str, model: Any, vocab_size: int) -> SourceModel:
 def _trunk(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     def trunk(ids: torch.Tensor) -> torch.Tensor:
         _stretch_alibi(model.config, ids.shape[1])
-        return model.base_model(**_inputs(ids)).last_hidden_state
+        return _forward(model.base_model, ids).last_hidden_state
 
     return trunk
 
 
 def _output_type(model: Any, ids: torch.Tensor) -> type:
-    return type(model.base_model(**_inputs(ids)))
+    return type(_forward(model.base_model, ids))
 
 
 def _whole_logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
     _stretch_alibi(model.config, ids.shape[1])
-    return model(**_inputs(ids)).logits
+    return _forward(model, ids).logits
 
 
-def _inputs(ids: torch.Tensor) -> dict[str, Any]:
+def _forward(module: Any, ids: torch.Tensor) -> Any:
     """Padding on the right is not masked: no real position sees it, and a mask would keep the fast kernels away."""
-    import torch
+    with _one_text_per_row():
+        return module(input_ids=ids, use_cache=False)
 
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+
+@contextmanager
+def _one_text_per_row() -> Iterator[None]:
+    """Without a mask, transformers reads off the positions whether a row holds several texts; a mask of ones it reads,
+    too. Either makes the host wait for the device in every batch, to learn what is known here."""
+    from transformers import masking_utils
+
+    asked = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = asked
 
 
 def _head(model: Any, output: type) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -163,7 +192,7 @@ def _head(model: Any, output: type) -> Callable[[torch.Tensor], torch.Tensor]:
 
     def head(hidden: torch.Tensor) -> torch.Tensor:
         stub.output = output(last_hidden_state=hidden[None])
-        logits = shell(**_inputs(torch.zeros((1, len(hidden)), dtype=torch.long, device=hidden.device))).logits[0]
+        logits = _forward(shell, torch.zeros((1, len(hidden)), dtype=torch.long, device=hidden.device)).logits[0]
         stub.output = None
         return logits
 
@@ -182,11 +211,11 @@ class _Stub:
         return self.output
 
 
-def _agrees(source: SourceModel, padded: torch.Tensor, positions: torch.Tensor, own: torch.Tensor) -> bool:
-    """Whether a padded batch in blocks gives the logits [N, V] that the model gives row by row."""
+def _agrees(source: SourceModel, batches: list[tuple[torch.Tensor, torch.Tensor]], own: torch.Tensor) -> bool:
+    """Whether the batches give, in blocks, the logits [N, V] that the model gives row by row."""
     import torch
 
-    found = torch.cat(list(source.logits(padded, positions)))
+    found = torch.cat(list(source.logits(batches)))
     coarse = 0.05 if own.dtype in (torch.float16, torch.bfloat16) else 1e-3  # shapes round differently, no more
     finite = own.nan_to_num(0.0, 0.0, 0.0).abs().max()
     return torch.allclose(found, own, rtol=0.0, atol=float(coarse * finite), equal_nan=True)
@@ -202,7 +231,9 @@ def load_model_config(model: ModelConfig) -> Any:
 
     try:
         return AutoConfig.from_pretrained(
-            model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+            loadable(model.path, model.revision),
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
         )
     except (OSError, ValueError) as error:
         raise _not_loadable(model, error) from None
@@ -229,7 +260,7 @@ def load_model(model: ModelConfig, device: torch.device, num_gpus: float = 0.0) 
         options["device_map"] = "auto"
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
-            model.path,
+            loadable(model.path, model.revision),
             revision=model.revision,
             dtype=model.dtype,
             trust_remote_code=model.trust_remote_code,
@@ -324,6 +355,6 @@ def _not_loadable(model: ModelConfig, error: Exception) -> ConfigError:
         file=model.path,
         field=f"path of model '{model.id}'",
         found=(str(error).strip() or type(error).__name__).splitlines()[0],
-        expected="a Hugging Face model folder or hub id with safetensors weights",
+        expected="a Hugging Face model folder or hub id with safetensors weights, or a GGUF file",
         remedy="check the path; for the demo's models run `fusionx demo-inputs configs/inputs/demo.yaml`",
     )

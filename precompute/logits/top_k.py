@@ -24,6 +24,27 @@ class TopK(NamedTuple):
     tail: torch.Tensor
 
 
+def shared_memory(positions: int, k: int, device: torch.device | None = None) -> torch.Tensor:
+    """Room for the statistics of so many positions in one piece, int32 [positions * (2 k + 2)]: one copy moves all."""
+    import torch
+
+    return torch.empty(positions * (2 * k + 2), dtype=torch.int32, device=device)
+
+
+def statistics_in(memory: torch.Tensor, k: int) -> TopK:
+    """The statistics that such a piece holds: views, to be read or written."""
+    import torch
+
+    positions = len(memory) // (2 * k + 2)
+    ids, logprobs, label_nll, tail = memory.split([positions * k, positions * k, positions, positions])
+    return TopK(
+        ids.view(positions, k),
+        logprobs.view(torch.float32).view(positions, k),
+        label_nll.view(torch.float32),
+        tail.view(torch.float32),
+    )
+
+
 def top_k_statistics(logits: torch.Tensor, labels: torch.Tensor, k: int, vocab_size: int) -> TopK:
     """Top-k log-probabilities, the labels' NLL and the tail, in fp32 whatever the logits' dtype.
 

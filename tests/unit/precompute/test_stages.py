@@ -21,7 +21,6 @@ from fusionx.contract.shards.parts import read_part
 from fusionx.contract.tokens.encoder import load_encoder
 from fusionx.precompute.chunks.chunk_stage import ChunkStage
 from fusionx.precompute.config import ChunkConfig, CorpusConfig, ModelConfig, PrecomputeConfig
-from fusionx.precompute.logits.batches import batches_by_length
 from fusionx.precompute.logits.logits_stage import LogitsStage
 from fusionx.precompute.logits.source_model import load_model
 
@@ -165,23 +164,6 @@ def test_mass_and_rounding_decide_what_is_kept_and_are_content(world: Path) -> N
     unit = next(iter(stage.units()))
     found = logits_stage(world, "llama").differences(stage.provenance(unit), unit)
     assert [line.split(":")[0] for line in found] == ["config.mantissa_bits", "config.mass"]
-
-
-def test_batches_hold_every_row_once_within_their_budget() -> None:
-    lengths = [5, 0, 9, 1, 5, 30, 2]
-    batches = batches_by_length(lengths, 20)
-    assert sorted(row for batch in batches for row in batch) == [0, 2, 3, 4, 5, 6]
-    assert all(len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= 20 for batch in batches)
-    assert batches_by_length([], 20) == batches_by_length([0], 20) == []
-
-
-def test_batches_leave_little_padding_for_lengths_like_those_of_web_text() -> None:
-    """A megabyte of text: log-normal lengths with a median of 350 tokens, cut at 2048."""
-    lengths = np.random.default_rng(0).lognormal(np.log(350), 1.3, 350).clip(1, 2048).astype(int).tolist()
-    batches = batches_by_length(lengths, 16384)
-    padded = sum(len(batch) * max(lengths[row] for row in batch) for batch in batches)
-    assert padded < 1.03 * sum(lengths)
-    assert len(batches) < 50
 
 
 @pytest.mark.parametrize(
