@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionx.contract.errors import ConfigError
+from fusionx.contract.models.place import loadable
 from fusionx.train.config import LoraConfig
 from fusionx.train.model.lora import add_adapters, quantization_options
 from fusionx.train.objective.fused_head import HeadLosses, fused_head, label_nll
@@ -175,20 +176,21 @@ def load_target(path: str, revision: str | None, device: torch.device, lora: Lor
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    place = loadable(path, revision)
     try:
-        stored = AutoConfig.from_pretrained(path, revision=revision).dtype
+        stored = AutoConfig.from_pretrained(place, revision=revision).dtype
         load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
         options = quantization_options(lora, device)
         # Frozen weights need no spare digits, but adapters' gradients would vanish in fp16.
         dtype = torch.bfloat16 if lora is not None and stored == torch.bfloat16 else torch.float32
-        model = load(path, revision=revision, dtype=dtype, use_safetensors=True, **options)
+        model = load(place, revision=revision, dtype=dtype, use_safetensors=True, **options)
     except (OSError, ValueError) as error:
         raise ConfigError(
             "The target cannot be loaded.",
             file=path,
             field="target.path",
             found=str(error).strip().splitlines()[0],
-            expected="a Hugging Face folder or hub id with safetensors weights",
+            expected="a Hugging Face folder or hub id with safetensors weights, or a GGUF file",
         ) from None
     if not options:
         model = model.to(device)
