@@ -20,6 +20,7 @@ import pyarrow as pa
 from fusionx.contract.errors import DataError
 from fusionx.contract.files.storage import exists, join, read_bytes, write_bytes
 from fusionx.contract.shards.codec import probabilities, read_distributions, read_tokens
+from fusionx.contract.shards.fixed_share import fixed_share_weights
 from fusionx.contract.shards.manifest import Manifest, read_manifest
 from fusionx.contract.shards.next_token import gold_probabilities, next_tokens
 from fusionx.contract.shards.parts import PartEntry, Ragged, match_rows, read_part
@@ -27,6 +28,9 @@ from fusionx.eval.text.perplexity import Chunk, ChunkScore, aggregate, overall
 
 TEMPERATURE = 1.0
 """Of PackLLM-sim, as in the authors' code; the weights are then inverse perplexities."""
+
+_VERSION = 2
+"""Of the scores: 2 has `fixed_share`."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,10 @@ class AlignedSplit:
 
 
 def mix(
-    gold: npt.NDArray[np.float64], aligned: npt.NDArray[np.bool_], log_perplexity: npt.NDArray[np.float64]
+    gold: npt.NDArray[np.float64],
+    aligned: npt.NDArray[np.bool_],
+    log_perplexity: npt.NDArray[np.float64],
+    shares: npt.NDArray[np.float64],
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Probability that each ensemble gives every position's next token.
 
@@ -56,22 +63,25 @@ def mix(
       arXiv 2404.11531).
     - `packllm_sim`: weights softmax(-log perplexity / temperature) over the text so far (PackLLM-sim, same paper;
       there they mix logits, which top-k shards do not have).
+    - `fixed_share`: weights that follow what foretold the text so far (`contract.shards.fixed_share`).
     - `oracle`: the candidate that gives the next token most. It looks at the answer: a ceiling, no model.
 
     Args:
         gold: float64 [N, M], what each candidate gives the next token. aligned: bool [N, M].
         log_perplexity: [N, M], nats per token on the text so far (`prompt_log_perplexity`).
+        shares: [N, M], the weights of `fixed_share`.
 
     Returns:
         name -> float64 [N].
     """
     said = np.where(aligned, gold, 0.0)
     best = np.where(aligned, log_perplexity, np.inf).argmin(axis=1)
-    weights = np.where(aligned, np.exp(-log_perplexity / TEMPERATURE), 0.0)
+    perplexities, shared = (np.where(aligned, w, 0.0) for w in (np.exp(-log_perplexity / TEMPERATURE), shares))
     return {
         "uniform": said.sum(axis=1) / aligned.sum(axis=1),
         "top1_ppl": np.take_along_axis(said, best[:, None], axis=1)[:, 0],
-        "packllm_sim": (weights * said).sum(axis=1) / weights.sum(axis=1),
+        "packllm_sim": (perplexities * said).sum(axis=1) / perplexities.sum(axis=1),
+        "fixed_share": (shared * said).sum(axis=1) / shared.sum(axis=1),
         "oracle": said.max(axis=1),
     }
 
@@ -114,6 +124,7 @@ def evaluate_ensembles(shards: AlignedSplit, output: str | None = None) -> dict[
     tokens = read_manifest(shards.tokens, "tokens", "align")
     manifests = {name: read_manifest(folder, "aligned", "align") for name, folder in shards.aligned.items()}
     identity = {
+        "version": _VERSION,
         "split": shards.split,
         "vocab_size": shards.vocab_size,
         "inputs": {"tokens": tokens.digest} | {f"aligned/{name}": found.digest for name, found in manifests.items()},
@@ -221,7 +232,8 @@ class _Scores:
         self.unaligned += int((predicts & nobody).sum())
         aligned[nobody, 0] = True
         alone = np.where(aligned, part.gold, part.gold[:, :1])
-        mixed = mix(part.gold, aligned, prompt_log_perplexity(-np.log(alone), part.offsets))
+        shares = fixed_share_weights(np.where(aligned, part.gold, np.nan), part.offsets)
+        mixed = mix(part.gold, aligned, prompt_log_perplexity(-np.log(alone), part.offsets), shares)
         self.chunks += chunks
         for kind, found in ((self.candidates, dict(zip(names, alone.T, strict=True))), (self.ensembles, mixed)):
             for name, probs in found.items():

@@ -71,7 +71,8 @@ def ensembles(results: Mapping[str, Any]) -> Section | None:
         f"Candidates and ensembles are scored from the aligned shards (by {found['alignment']}) and no model is run or "
         "trained: the mean of the aligned candidates; the one with the lowest perplexity on the chunk so far "
         "(Top1-PPL); weights falling with that perplexity (PackLLM-sim, here over probabilities instead of logits); "
-        "and at every token whichever candidate gives it most, which looks at the answer and is a ceiling, not a "
+        "weights that follow, token by token, who foretold the text so far (fixed share); and at every token whichever "
+        "candidate gives it most, which looks at the answer and is a ceiling, not a "
         "model. An ensemble runs all candidates for every token; a trained target runs alone.",
         "Shards spread the probability outside their entries evenly, and a candidate that is not aligned has the "
         "target's; models that are run have their full distributions. The target is there in both ways, to show what "
@@ -89,7 +90,12 @@ def ensembles(results: Mapping[str, Any]) -> Section | None:
     return Section("ensembles", "Ensembles and other models", notes, [_ensemble_overview(results), _by_domain(results)])
 
 
-_ENSEMBLE_LABELS = {"uniform": "Uniform average", "top1_ppl": "Top1-PPL", "packllm_sim": "PackLLM-sim"}
+_ENSEMBLE_LABELS = {
+    "uniform": "Uniform average",
+    "top1_ppl": "Top1-PPL",
+    "packllm_sim": "PackLLM-sim",
+    "fixed_share": "Fixed share",
+}
 _CEILING = "oracle"
 
 

@@ -281,7 +281,7 @@ def build_inputs(
                 },
                 "ensembles": {
                     name: {"domains": make_evaluation(name, (-0.1 * i, -0.1)).domains}
-                    for i, name in enumerate(("uniform", "top1_ppl", "packllm_sim", "oracle"))
+                    for i, name in enumerate(("uniform", "top1_ppl", "packllm_sim", "fixed_share", "oracle"))
                 },
             },
             models={

@@ -17,10 +17,11 @@ from shard_builder import VOCAB, Chunk, Parts, Said, distributions_of, random_ch
 import fusionx.eval.text.ensembles as ensembles_module
 from fusionx.contract.errors import DataError
 from fusionx.contract.shards.codec import probabilities
+from fusionx.contract.shards.fixed_share import ALPHA, ETA
 from fusionx.eval.text.ensembles import AlignedSplit, evaluate_ensembles, prompt_log_perplexity
 
 NAMES = ["target", "coder", "writer"]
-ENSEMBLES = ["uniform", "top1_ppl", "packllm_sim", "oracle"]
+ENSEMBLES = ["uniform", "top1_ppl", "packllm_sim", "fixed_share", "oracle"]
 FLOOR = 2.0**-24 / VOCAB
 
 
@@ -75,6 +76,7 @@ def naive(chunk: Chunk) -> dict[str, float]:
     said = {name: dense(chunk, name) for name in NAMES}
     total = dict.fromkeys(["unaligned", *NAMES, *ENSEMBLES], 0.0)
     history = dict.fromkeys(NAMES, 0.0)
+    trust = dict.fromkeys(NAMES, 1 / len(NAMES))
     for at in range(len(chunk.input_ids) - 1):
         gold = int(chunk.input_ids[at + 1])
         aligned = {name: p for name in NAMES if (p := said[name][at]) is not None}
@@ -87,9 +89,16 @@ def naive(chunk: Chunk) -> dict[str, float]:
         weights = {name: 1 / perplexity[name] for name in aligned}
         pack = sum(weights[name] * p for name, p in aligned.items()) / sum(weights.values())
         uniform = sum(aligned.values()) / len(aligned)
-        for name, mixture in (("uniform", uniform), ("packllm_sim", pack), ("top1_ppl", aligned[best])):
+        shared = sum(trust[name] * p for name, p in aligned.items()) / sum(trust[name] for name in aligned)
+        mixtures = {"uniform": uniform, "packllm_sim": pack, "top1_ppl": aligned[best], "fixed_share": shared}
+        for name, mixture in mixtures.items():
             assert mixture.sum() == pytest.approx(1, abs=1e-3)
             total[name] -= math.log(mixture[gold])
+        mean = sum(p[gold] for p in aligned.values()) / len(aligned)
+        gained = {
+            name: trust[name] * max(aligned[name][gold] if name in aligned else mean, 1e-6) ** ETA for name in NAMES
+        }
+        trust = {name: (1 - ALPHA) * gained[name] / sum(gained.values()) + ALPHA / len(NAMES) for name in NAMES}
         total["oracle"] -= math.log(max(p[gold] for p in aligned.values()))
         for name in NAMES:
             nats = -math.log(aligned.get(name, target)[gold])
@@ -134,6 +143,7 @@ def test_the_oracle_is_the_ceiling_and_the_past_finds_the_expert(tmp_path: Path)
     result = evaluate_ensembles(split_of([("validation", rows)], tmp_path))
     bits, alone = overall_bits(result, "ensembles"), overall_bits(result, "candidates")
     assert bits["oracle"] < bits["packllm_sim"] < bits["uniform"]
+    assert bits["oracle"] < bits["fixed_share"] < min(alone.values())
     assert bits["oracle"] < bits["top1_ppl"] < min(alone.values())
 
 
