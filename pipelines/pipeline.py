@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from fusionx.align.config import AlignMethod
 from fusionx.align.tokens_stage import TokensStage
 from fusionx.contract.errors import ConfigError
 from fusionx.contract.files.storage import join, plain, write_bytes
+from fusionx.contract.shards.manifest import read_manifest
 from fusionx.contract.stage import Stage
 from fusionx.pipelines.config import FusionConfig
 from fusionx.pipelines.execution.executor import Executor, make_executor
@@ -21,6 +23,7 @@ from fusionx.pipelines.execution.stage_runner import run_stages
 from fusionx.pipelines.layout import Layout
 from fusionx.pipelines.timings import note_timing
 from fusionx.precompute.chunks.chunk_stage import ChunkStage
+from fusionx.precompute.chunks.corpus_findings import corpus_findings
 from fusionx.precompute.config import ModelConfig
 from fusionx.precompute.corpus.files import check_corpus
 from fusionx.precompute.logits.logits_stage import LogitsStage
@@ -42,6 +45,8 @@ class Pipeline:
         check_corpus(self.config.corpus)
         self.check_models()
         self._run("chunk", [self.chunk_stage()])
+        for line in corpus_findings(read_manifest(self.layout.chunks, "chunks", "chunk")):
+            print(f"[chunk] {line}", file=sys.stderr, flush=True)
 
     def precompute(self, only: str | None = None) -> None:
         """Runs every candidate, or the one named `only`, over the chunks, in one pool of workers."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import pyarrow as pa
 
@@ -15,10 +17,11 @@ from fusionx.contract.shards.parts import PartEntry, Provenance, differences, wr
 from fusionx.contract.shards.schema import CHUNKS, text_hash
 from fusionx.contract.stage import Resources, Unit, Worker
 from fusionx.contract.tokens.encoder import load_encoder
-from fusionx.contract.tokens.encoding import valid_text
 from fusionx.precompute.chunks.chunker import Chunker, chunker_of
+from fusionx.precompute.chunks.corpus_findings import special_spellings, spelled_in, why_skipped
 from fusionx.precompute.config import SPLITS, ChunkConfig, CorpusConfig, ModelConfig
 from fusionx.precompute.corpus.documents import Document, read_corpus
+from fusionx.precompute.corpus.files import unread_files
 
 _MOST_NAMED = 20
 """Skipped documents that a part names for each reason; all are counted."""
@@ -84,40 +87,42 @@ class ChunkStage:
         # One worker is one core; without this each would start a thread per core of the machine.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         encoders = [load_encoder(model.path, model.revision) for model in self.models]
-        return ChunkWorker(self, chunker_of(encoders, self.config.block_size))
+        return ChunkWorker(self, chunker_of(encoders, self.config.block_size), special_spellings(encoders))
 
 
 @dataclass(frozen=True)
 class ChunkWorker:
     stage: ChunkStage
     chunker: Chunker
+    special: frozenset[str]
 
     def __call__(self, unit: Unit) -> PartEntry:
         rows: dict[str, list] = {name: [] for name in CHUNKS.names}
         skipped: dict[str, list[int]] = {}
+        spelled: Counter[str] = Counter()
         for document in unit.payload:
-            reason = _why_skipped(document.text)
+            reason = why_skipped(document.text)
             if reason is not None:
                 skipped.setdefault(reason, []).append(document.doc_id)
                 continue
+            spelled += spelled_in(document.text, self.special)
             for number, text in enumerate(self.chunker.cut(document.text)):
                 row = (document.doc_id, number, text_hash(text), document.domain, text)
                 for name, value in zip(CHUNKS.names, row, strict=True):
                     rows[name].append(value)
         table = pa.table(rows, schema=CHUNKS)
-        stats = {
+        stats: dict[str, Any] = {
             "documents": len(unit.payload),
             "skipped": {reason: len(doc_ids) for reason, doc_ids in skipped.items()},
             "skipped_doc_ids": {reason: doc_ids[:_MOST_NAMED] for reason, doc_ids in skipped.items()},
         }
+        if spelled:
+            stats["special_tokens"] = dict(spelled)
+        unread = unread_files(self.stage.corpus) if unit.index == 0 else {}
+        if unread:
+            stats["unread_files"] = unread
         path = join(self.stage.output, unit.part)
         return write_part(path, table, self.stage.provenance(unit), tokens=0, stats=stats)
-
-
-def _why_skipped(text: str) -> str | None:
-    if not text:
-        return "empty"
-    return None if valid_text(text) else "lone surrogate"
 
 
 def _with_identity(provenance: Provenance, identity: dict[str, str]) -> Provenance:

@@ -9,21 +9,31 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import lzma
+import posixpath
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from fusionx.contract.errors import ConfigError, DataError
 from fusionx.contract.files.storage import exists, failure, join, list_tree, open_file, plain
 from fusionx.precompute.config import SPLITS, CorpusConfig, Split
-from fusionx.precompute.corpus.rows import RowSource, fields_of, no_column
+from fusionx.precompute.corpus.rows import RowSource, fields_of, no_column, rows_of
 
-_PARQUET = ".parquet"
-_JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".json.gz", ".json.zst")
-_TEXT = (".txt", ".md")
+_PARQUET = (".parquet",)
+_JSON_LINES = (".jsonl", ".ndjson", ".json")
+_TEXT = (".txt", ".text", ".md")
+_READ = (*_PARQUET, *_JSON_LINES, *_TEXT)
+_COMPRESSION = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4", ".xz": "xz"}
+"""Of JSON lines and of text."""
 _DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """Files that `datasets` writes beside the rows."""
-_COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
-_SPLIT_ALIASES = {"validation": ("val", "valid", "dev")}
+_SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""As `datasets` reads the names of files and folders."""
 _READ_BYTES = 4 << 20
 """Asked of a file at once; an object store answers each read with one request."""
 _LINE_BUFFER = 128 << 10
@@ -49,7 +59,7 @@ def files_of(config: CorpusConfig, split: Split) -> list[RowSource]:
     """The files of a split; without any split's name in them, all files are training text."""
     check_corpus(config)
     root = plain(str(config.path))
-    files = _readable_files(root)
+    files, _ = _sorted_out(root)
     splits = {_split_of_name(name) for name in files}
     if split == "train" and splits == {None}:
         chosen = files
@@ -58,16 +68,45 @@ def files_of(config: CorpusConfig, split: Split) -> list[RowSource]:
     return [_open_source(join(root, name) if name else root, size, config) for name, size in chosen.items()]
 
 
-def _readable_files(root: str) -> dict[str, int]:
-    """Bytes by name below `root`. Texts beside tables (a README) describe them and are no documents."""
+def unread_files(config: CorpusConfig) -> dict[str, list[str]]:
+    """The files of a corpus that are in none of its splits: reason -> names below `corpus.path`."""
+    if config.path is None:
+        return {}
+    files, unread = _sorted_out(plain(str(config.path)))
+    found = {name: _split_of_name(name) for name in files}
+    if any(found.values()):
+        unread["no split's name, beside files that have one"] = [name for name, split in found.items() if split is None]
+        for split in SPLITS:
+            if split not in config.splits:
+                unread[f"of the split {split}, which corpus.splits leaves out"] = [
+                    n for n in files if found[n] == split
+                ]
+    return {reason: names for reason, names in unread.items() if names}
+
+
+def _sorted_out(root: str) -> tuple[dict[str, int], dict[str, list[str]]]:
+    """Bytes by name of what can be read below `root`, and reason -> names of the rest.
+
+    Texts beside tables (a README) describe them and are no documents.
+    """
     files = {name: size for name, size in list_tree(root).items() if not _is_hidden(name)}
-    for endings in ((_PARQUET, *_JSON_LINES), _TEXT):
-        found = {name: size for name, size in files.items() if (name or root).endswith(endings)}
-        if found:
-            return found
-    raise DataError(
-        "The corpus holds no file that can be read.", file=root, expected=", ".join((_PARQUET, *_JSON_LINES, *_TEXT))
-    )
+    endings = {name: _ending(name or root)[0] for name in files}
+    unread = {f"not {', '.join(_READ)}": [name for name in files if endings[name] not in _READ]}
+    tables = {name: size for name, size in files.items() if endings[name] in _PARQUET + _JSON_LINES}
+    texts = {name: size for name, size in files.items() if endings[name] in _TEXT}
+    if tables:
+        return tables, unread | {"text beside tables": list(texts)}
+    if texts:
+        return texts, unread
+    raise DataError("The corpus holds no file that can be read.", file=root, expected=", ".join(_READ))
+
+
+def _ending(path: str) -> tuple[str, str | None]:
+    """A file's format by the end of its name, in any case, and the compression of text and JSON lines."""
+    name = path.lower()
+    compression = next((kind for end, kind in _COMPRESSION.items() if name.endswith(end)), None)
+    found = posixpath.splitext(posixpath.splitext(name)[0] if compression else name)[1]
+    return ("" if compression and found in _PARQUET else found), compression
 
 
 def _is_hidden(name: str) -> bool:
@@ -76,20 +115,17 @@ def _is_hidden(name: str) -> bool:
 
 
 def _split_of_name(name: str) -> str | None:
-    """The split a file belongs to by Hugging Face's convention: its name or a folder's name starts with the split's.
-
-    `val`, `valid` and `dev` are read as `validation`.
-    """
-    for part in reversed(name.split("/")):
-        for split in SPLITS:
-            for word in (split, *_SPLIT_ALIASES.get(split, ())):
-                if part == word or part.startswith((f"{word}.", f"{word}-", f"{word}_")):
-                    return split
+    """The split a file belongs to by Hugging Face's convention: its name or a folder's name starts with the split's."""
+    for part in reversed(name.lower().split("/")):
+        for split, words in _SPLIT_WORDS.items():
+            if any(re.match(rf"{word}([-._ 0-9]|$)", part) for word in words):
+                return split
     return None
 
 
 def _open_source(path: str, size: int, config: CorpusConfig) -> RowSource:
-    kind = _ParquetFile if path.endswith(_PARQUET) else _TextFile if path.endswith(_TEXT) else _JsonLines
+    ending = _ending(path)[0]
+    kind = _ParquetFile if ending in _PARQUET else _TextFile if ending in _TEXT else _JsonLines
     return kind(path, size, config)
 
 
@@ -112,6 +148,18 @@ class _File(RowSource):
             )
         return stream
 
+    def _unpacked(self, stream: Any) -> Any:
+        """The file's content as a binary stream: of all frames or members, and a truncated one is an error."""
+        import pyarrow as pa
+
+        stored, compression = io.BufferedReader(stream, _READ_BYTES), _ending(self._path)[1]
+        self._stored = stored
+        if compression is None or not self.bytes:
+            return stored
+        if compression == "xz":
+            return io.BufferedReader(lzma.LZMAFile(stored), _LINE_BUFFER)
+        return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(stored, "r"), compression), _LINE_BUFFER)
+
     def _broken(self, place: str, error: Exception) -> DataError:
         problem = "A corpus file cannot be read to its end."
         return failure(problem, f"{self._path}{place}", error, otherwise="its bytes are damaged: fetch the file again")
@@ -123,8 +171,8 @@ class _TextFile(_File):
     def __iter__(self) -> Iterator[tuple[str, str]]:
         try:
             with self._open() as stream:
-                data = stream.read()
-        except OSError as error:
+                data = self._unpacked(stream).read()
+        except (OSError, EOFError, lzma.LZMAError) as error:
             raise self._broken("", error) from None
         self.share = 1.0
         yield data.decode("utf-8", "surrogateescape"), self._path.split("/")[-2]  # line ends stay as they are
@@ -143,7 +191,7 @@ class _ParquetFile(_File):
                 count = source.metadata.num_rows
                 for group in range(source.num_row_groups):
                     for batch in source.iter_batches(batch_size=512, row_groups=[group], columns=columns):
-                        for row in _rows_of(batch, config.text):
+                        for row in rows_of(batch):
                             number += 1
                             self.share = number / count
                             yield fields_of(row, config, f"{self._path}, row {number}")
@@ -151,31 +199,22 @@ class _ParquetFile(_File):
             raise self._broken(f", after row {number}", error) from None
 
     def _columns(self, names: list[str]) -> list[str]:
-        """The columns to read; a nested domain's outermost one."""
-        text, domain = self._config.text, self._config.domain
-        wanted = [text]
-        if domain is not None:
-            wanted.append(domain if domain in names else domain.split(".")[0])
-        for name in wanted:
-            if name not in names:
-                raise no_column(name, names, self._path)
+        """The columns to read; a nested field's outermost one."""
+        wanted = []
+        for field in filter(None, (self._config.text, self._config.domain)):
+            wanted.append(field if field in names else field.split(".")[0])
+            if wanted[-1] not in names:
+                raise no_column(field, names, self._path)
+            if names.count(wanted[-1]) > 1:
+                raise ConfigError(
+                    "The corpus has two columns of one name.",
+                    file=self._path,
+                    field="corpus.text / corpus.domain",
+                    found=", ".join(names),
+                    expected=f"one column {wanted[-1]}",
+                    remedy="rename one of them in the file",
+                )
         return list(dict.fromkeys(wanted))
-
-
-def _rows_of(batch: Any, text: str) -> Iterator[dict[str, Any]]:
-    """Rows of a record batch. Bytes that are no UTF-8 become lone surrogates, so that they are counted as skipped."""
-    import pyarrow as pa
-
-    column = batch.column(text)
-    try:
-        texts = column.to_pylist()
-    except UnicodeDecodeError:
-        raw = column.cast(pa.large_binary()).to_pylist()
-        texts = [None if data is None else data.decode("utf-8", "surrogateescape") for data in raw]
-    others = batch.select([name for name in batch.schema.names if name != text])
-    for value, row in zip(texts, others.to_pylist() if others.num_columns else ({} for _ in texts), strict=True):
-        row[text] = value
-        yield row
 
 
 class _JsonLines(_File):
@@ -183,8 +222,7 @@ class _JsonLines(_File):
         config, number = self._config, 0
         try:
             with self._open() as stream:
-                stored = io.BufferedReader(stream, _READ_BYTES)
-                for line in self._lines(stored):
+                for line in self._unpacked(stream):
                     number += 1
                     if not line.strip():
                         continue
@@ -192,22 +230,11 @@ class _JsonLines(_File):
                     if number == 1:
                         line = line.removeprefix(codecs.BOM_UTF8)
                     row = _parse_line(line, place)
-                    self.share = stored.tell() / self.bytes
+                    self.share = self._stored.tell() / self.bytes
                     yield fields_of(row, config, place)
             self.share = 1.0
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, lzma.LZMAError) as error:
             raise self._broken(f", after line {number}", error) from None
-
-    def _lines(self, stored: io.BufferedReader) -> Iterator[bytes]:
-        """The lines; of all frames or members of a compressed file, and a truncated one is an error."""
-        import pyarrow as pa
-
-        compression = _COMPRESSION.get(f".{self._path.rsplit('.', 1)[-1]}")
-        if compression is None:
-            yield from stored
-        elif self.bytes:
-            with pa.CompressedInputStream(pa.PythonFile(stored, "r"), compression) as unpacked:
-                yield from io.BufferedReader(unpacked, _LINE_BUFFER)
 
 
 def _parse_line(line: bytes, place: str) -> dict[str, Any]:

@@ -23,10 +23,8 @@ class RowSource(ABC):
 
 
 def fields_of(row: dict[str, Any], config: CorpusConfig, place: str) -> tuple[str, str]:
-    """Text and domain of one row."""
-    if config.text not in row:
-        raise no_column(config.text, list(row), place)
-    text = row[config.text]
+    """Text and domain of one row. A missing text is an empty one."""
+    text = _value(row, config.text, place)
     if text is None:
         text = ""
     elif not isinstance(text, str):
@@ -38,21 +36,49 @@ def fields_of(row: dict[str, Any], config: CorpusConfig, place: str) -> tuple[st
             expected="a column of strings",
             remedy=f"name the column that holds the text; there are {', '.join(row)}",
         )
-    return text, "all" if config.domain is None else _domain(row, config.domain, place)
+    if config.domain is None:
+        return text, "all"
+    domain = _value(row, config.domain, place)
+    # A name is printed and stored, so its bytes that are no UTF-8 are replaced.
+    return text, "unknown" if domain is None else str(domain).encode("utf-8", "replace").decode()
 
 
-def _domain(row: dict[str, Any], name: str, place: str) -> str:
-    """A domain may be nested (`meta.pile_set_name`), also in a column that holds objects as text."""
+def _value(row: dict[str, Any], name: str, place: str) -> Any:
+    """A field may be nested (`meta.pile_set_name`), also in a column that holds objects as text."""
     if name in row:
-        value = row[name]
-    else:
-        value = row
-        for key in name.split("."):
-            value = _parse_object(value) if isinstance(value, str) else value
-            if not isinstance(value, dict) or key not in value:
-                raise no_column(name, list(row), place)
-            value = value[key]
-    return "unknown" if value is None else str(value)
+        return row[name]
+    value: Any = row
+    for key in name.split("."):
+        value = _parse_object(value) if isinstance(value, str) else value
+        if not isinstance(value, dict) or key not in value:
+            raise no_column(name, list(row), place)
+        value = value[key]
+    return value
+
+
+def rows_of(batch: Any) -> Iterator[dict[str, Any]]:
+    """Rows of a record batch. Bytes that are no UTF-8 become lone surrogates, so that such texts can be counted."""
+    columns = [_values(batch.column(name)) for name in batch.schema.names]
+    for values in zip(*columns, strict=True):
+        yield dict(zip(batch.schema.names, values, strict=True))
+
+
+def _values(column: Any) -> list[Any]:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError:
+        if pa.types.is_struct(column.type):
+            fields = [column.type.field(number).name for number in range(column.type.num_fields)]
+            parts = zip(*(_values(part) for part in column.flatten()), strict=True)
+            return [dict(zip(fields, part, strict=True)) for part in parts]
+        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+            raise
+        raw = column.cast(pa.large_binary()).to_pylist()
+        return [None if data is None else data.decode("utf-8", "surrogateescape") for data in raw]
 
 
 def _parse_object(text: str) -> Any:
