@@ -55,23 +55,23 @@ def add_adapters(model: nn.Module, config: LoraConfig) -> None:
 
     The product of an adapter's two matrices is 0 at first, so that the model is still the one that was loaded.
 
+    Experts that a model keeps fused in one tensor are no linear layers: "all-linear" leaves them as they are.
+
     Raises:
         ConfigError: peft is missing, no layer has such a name, or one is no linear layer of the trunk.
     """
     peft = import_extra("peft", "lora", _FIELD)
-    settings = peft.LoraConfig(
-        r=config.r, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=config.modules
-    )
+    linear = _linear_layers(model)
+    # peft's own "all-linear" also takes fused experts and routers, whose adapters cannot be merged one by one.
+    chosen = linear if config.modules == "all-linear" else config.modules
+    settings = peft.LoraConfig(r=config.r, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=chosen)
     try:
         peft.inject_adapter_in_model(settings, model, _ADAPTER)
     except ValueError as error:
-        raise _wrong_modules(config, str(error).strip().splitlines()[0]) from None
-    embeddings: Any = model
-    ends = (embeddings.get_input_embeddings(), embeddings.get_output_embeddings())
-    for name, layer in _adapted_layers(model):
-        # An adapted head would part it from an embedding that it is tied to, and the losses read the head's own weight.
-        if any(layer is end for end in ends) or not hasattr(layer.base_layer, "weight") or not layer.lora_A:
-            raise _wrong_modules(config, name)
+        raise _wrong_modules(config, str(error).strip().splitlines()[0], linear) from None
+    for name, _ in _adapted_layers(model):
+        if name not in linear:
+            raise _wrong_modules(config, name, linear)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".lora_" in name)
         if parameter.requires_grad:
@@ -104,6 +104,22 @@ def merged_state_dict(model: nn.Module, weights: dict[str, Tensor]) -> dict[str,
     return {name.replace(".base_layer.", "."): tensor for name, tensor in merged.items()}
 
 
+def _linear_layers(model: nn.Module) -> list[str]:
+    """Names of the trunk's linear layers; those of Conv1D (GPT-2) and of quantised weights are such, too.
+
+    Not the head: an adapter would part it from an embedding that it is tied to, and the losses read its own weight.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    whole: Any = model
+    ends = (whole.get_input_embeddings(), whole.get_output_embeddings())
+    return [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear | Conv1D) and not any(layer is end for end in ends)
+    ]
+
+
 def _adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     from peft.tuners.lora import LoraLayer
 
@@ -120,10 +136,12 @@ def _dequantised(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, dequantize_4bit(weight.data, weight.quant_state).float().cpu()
 
 
-def _wrong_modules(config: LoraConfig, found: str) -> ConfigError:
+def _wrong_modules(config: LoraConfig, found: str, linear: list[str]) -> ConfigError:
+    names = sorted({name.rpartition(".")[2] for name in linear})
     return ConfigError(
         "The adapters cannot be placed.",
         field=f"{_FIELD}.modules",
         found=f"{config.modules}: {found}",
-        expected="all-linear, or names of linear layers of the trunk (q_proj, v_proj, ...)",
+        expected=f"all-linear, or some of this model's linear layers: {', '.join(names)}",
+        remedy=f"write modules: [{', '.join(names)}], or fewer of them; experts in one tensor take no adapters",
     )

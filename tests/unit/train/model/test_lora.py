@@ -22,6 +22,12 @@ def model_of(architecture: str, seed: int = 0) -> Any:
     if architecture == "gpt2":  # Conv1D layers, whose weights lie the other way round; a tied head
         return tr.GPT2LMHeadModel(tr.GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=32))
     sizes = {"intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    if architecture == "qwen3_moe":
+        experts = {"moe_intermediate_size": 8, "num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 1}
+        return tr.Qwen3MoeForCausalLM(tr.Qwen3MoeConfig(vocab_size=40, hidden_size=16, head_dim=8, **sizes, **experts))
+    if architecture == "mixtral":
+        experts = {"num_local_experts": 4, "num_key_value_heads": 1}
+        return tr.MixtralForCausalLM(tr.MixtralConfig(vocab_size=40, hidden_size=16, **sizes, **experts))
     return tr.LlamaForCausalLM(tr.LlamaConfig(vocab_size=40, hidden_size=16, **sizes))
 
 
@@ -114,6 +120,25 @@ def test_layers_that_cannot_have_one(modules: list[str]) -> None:
         add_adapters(model_of("llama"), LoraConfig(modules=modules))
     assert caught.value.details["field"] == "train.optimizer.lora.modules"
     assert modules[0] in caught.value.details["found"]
+
+
+@pytest.mark.parametrize("architecture", ["qwen3_moe", "mixtral"])
+def test_experts_that_are_fused_stay_as_they_are(architecture: str) -> None:
+    plain, (model, optimizer) = model_of(architecture), adapted(architecture, LoraConfig(r=4, alpha=8))
+    steps(model, optimizer, 3)
+    merged = merged_state_dict(model, full_state_dict(model))
+    assert merged.keys() == full_state_dict(plain).keys()
+    changed = {name for name, tensor in full_state_dict(plain).items() if not torch.equal(merged[name], tensor)}
+    assert {name.split(".")[-2] for name in changed} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    plain.load_state_dict(merged, strict=False)
+    ids = torch.arange(10)[None]
+    torch.testing.assert_close(plain.eval()(ids).logits, model.eval()(ids).logits, rtol=1e-5, atol=1e-6)
+
+
+def test_what_to_write_instead_is_named() -> None:
+    with pytest.raises(ConfigError, match="cannot be placed") as caught:
+        add_adapters(model_of("qwen3_moe"), LoraConfig(modules=["gate_proj"]))
+    assert "[k_proj, o_proj, q_proj, v_proj]" in caught.value.details["remedy"]
 
 
 def test_four_bits_need_a_gpu() -> None:
