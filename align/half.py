@@ -16,8 +16,10 @@ _BLOCK = 1 << 16
 @cache
 def probability_of_bits() -> npt.NDArray[np.float32]:
     """e^x for every fp16 bit pattern x, float32 [65536]; 0 for what is no log-probability."""
-    x = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float64)
-    return np.where(x <= 0, np.exp(np.minimum(x, 0)), 0.0).astype(np.float32)
+    lawful = np.array([0, *range(0x8000, 0xFC01)], np.uint16)  # 0, and from -0 down to -inf
+    table = np.zeros(1 << 16, np.float32)
+    table[lawful] = np.exp(lawful.view(np.float16).astype(np.float64))
+    return table
 
 
 def half_logs(probs: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
