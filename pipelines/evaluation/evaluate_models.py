@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 from fusionx.contract.errors import DataError
 from fusionx.contract.files.storage import join
 from fusionx.contract.models.place import loadable
+from fusionx.contract.progress import clock
 from fusionx.contract.shards.manifest import read_manifest
 from fusionx.contract.shards.parts import read_part
 from fusionx.eval.benchmark_runner import check_benchmarks, run_benchmarks
@@ -53,9 +56,21 @@ def evaluate_all(config: FusionConfig, layout: Layout) -> int:
     check_benchmarks(config.eval)
     chunks = held_out_chunks(layout, config.eval.split)
     models = list(all_models(config, layout, finished_jobs(config, layout)))
-    made = sum(evaluate(item, chunks, config.eval) for item in models)
+    made = _evaluate_each(models, chunks, config.eval)
     if config.eval.benchmarks:
         made += run_benchmarks([item.model for item in models], config.eval, layout.benchmarks)
+    return made
+
+
+def _evaluate_each(models: Sequence[EvaluationJob], chunks: Sequence[Chunk], config: EvalConfig) -> int:
+    """How many had no valid evaluation; says after each of these how far it is."""
+    started, made = time.monotonic(), 0
+    for number, item in enumerate(models, start=1):
+        is_new = evaluate(item, chunks, config)
+        made += is_new
+        if is_new:
+            left = (time.monotonic() - started) / made * (len(models) - number)
+            print(f"[eval] {number} of {len(models)} models, {clock(left)} left", file=sys.stderr, flush=True)
     return made
 
 

@@ -8,7 +8,10 @@ import pytest
 from fusionx.align.fidelity import held_out
 from fusionx.contract.shards.manifest import build_manifest, write_manifest
 from fusionx.contract.shards.parts import PartEntry
+from fusionx.eval.config import EvalConfig
 from fusionx.pipelines.config import FusionConfig
+from fusionx.pipelines.evaluation import evaluate_models
+from fusionx.pipelines.evaluation.evaluate_models import EvaluationJob
 from fusionx.pipelines.evaluation.reporting import trained_domains
 from fusionx.pipelines.layout import Layout
 
@@ -50,3 +53,14 @@ def test_domains_of_validation_text_only_are_not_trained_on(tmp_path: Path) -> N
     }
     config = FusionConfig.model_validate(fields)
     assert trained_domains(config, layout) == ["code", "prose"]
+
+
+def test_how_many_models_are_left_is_said_after_each_that_had_to_be_evaluated(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(evaluate_models, "evaluate", lambda item, *_: item.output != "kept")
+    models = [EvaluationJob("folder", output) for output in ("a", "kept", "b")]
+    assert evaluate_models._evaluate_each(models, [], EvalConfig()) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["[eval] 1 of 3 models", "[eval] 3 of 3 models"]
+    assert lines[-1].endswith(" 0:00 left")
