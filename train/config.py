@@ -172,7 +172,9 @@ class RunConfig(Config):
     (How the sums of a step are divided - devices, `micro_batch`, compilation - shifts last bits, too; but a training
     may go on with another division, so it is no part of its identity.)
 
-    micro_batch: blocks per forward pass and device; none: a device's whole share of the batch.
+    micro_batch: blocks per forward pass and device; none: a device's whole share of the batch, on a GPU the largest
+        even part of it within 16,384 tokens.
+    head_block: positions whose logits exist at a time; none: 1,024 on a CPU, as many as fit 2^28 logits on a GPU.
     shards: `fsdp` divides the target's weights over the devices, `none` gives each a whole copy (DDP).
     devices: processes that `fusionx train` starts on this machine per training; none: its GPUs, shared out among the
         trainings that run at once, or 1.
@@ -184,7 +186,7 @@ class RunConfig(Config):
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: int = Field(1, ge=1)
-    head_block: Operational[int] = Field(1024, ge=1)
+    head_block: Operational[int | None] = Field(None, ge=1)
     validate_every: int = Field(50, ge=1)
     validate_tokens: Operational[int] = Field(16384, ge=1)
     log_every: Operational[int] = Field(10, ge=1)

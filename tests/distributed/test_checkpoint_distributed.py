@@ -15,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from fusionx.contract.errors import DataError
+from fusionx.train.state.background import BackgroundWriter
 from fusionx.train.state.checkpoint import Checkpointer, TrainState
 from fusionx.train.state.state_dicts import full_optimizer_state, full_state_dict
 
@@ -36,7 +37,8 @@ class Training:
             self.model = DistributedDataParallel(model)
         self.optimizers = [torch.optim.AdamW(part.parameters(), lr=1e-2) for part in (self.model, self.asn)]
         parts = {"model": (self.model, self.optimizers[0]), "asn": (self.asn, self.optimizers[1])}
-        self.checkpoints = Checkpointer(folder, content or {"seed": 0}, parts, 2)
+        self.writer = BackgroundWriter()
+        self.checkpoints = Checkpointer(folder, content or {"seed": 0}, parts, 2, self.writer)
         self.state = TrainState()
 
     def step(self) -> None:
@@ -77,7 +79,7 @@ def work(rank: int, processes: int, folder: str, shards: str, action: str) -> No
         training.checkpoints.save(training.state)
         expected = training.full()
         training.step()
-        training.checkpoints.wait()
+        training.writer.wait()
     else:
         training = Training(checkpoints, shards, seed=1)
         assert training.checkpoints.load() == TrainState(step=STEPS, world_size=3 - processes)

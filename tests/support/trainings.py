@@ -52,7 +52,7 @@ def assert_same_training(left: Path, right: Path) -> None:
 
 
 def assert_same_batch(left: Batch, right: Batch) -> None:
-    for one, other in zip(left, right, strict=True):
+    for one, other in zip(left._replace(buffer=None), right._replace(buffer=None), strict=True):
         if isinstance(one, torch.Tensor):
             assert isinstance(other, torch.Tensor)
             assert_same_tensor(one, other)

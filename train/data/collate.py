@@ -1,4 +1,8 @@
-"""Samples -> tensors: right-padded rows of one chunk or several, and the flat positions that the losses run over."""
+"""Samples -> tensors: right-padded rows of one chunk or several, and the flat positions that the losses run over.
+
+Everything in a batch has one of the few shapes that `contract.shapes` chooses for the device: rows, positions, chunks
+and spans are filled up with ones that have no part in any loss.
+"""
 
 from __future__ import annotations
 
@@ -9,64 +13,97 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusionx.contract.shapes import EXACT, Shapes
 from fusionx.train.data.shard_stream import Sample
+from fusionx.train.objective.fused_head import IGNORED
 from fusionx.train.objective.spans import Spans, joined, shifted
 from fusionx.train.objective.teacher import Candidates
 
+_ALIGNMENT = 64
+"""Bytes; where a tensor may begin in a batch's buffer."""
+
 
 class Batch(NamedTuple):
-    """B rows of one chunk or of several, one after another; N positions have a next token in their chunk.
+    """B rows of one chunk or of several, one after another; N positions, those with a next token in their chunk first.
 
-    input_ids, attention_mask: int64 [B, L]. position_ids: int64 [B, L], from 0 for every chunk and for the padding,
-    where a chunk is to see itself only; else None. A model that is given such positions and no attention mask makes
-    the mask of them, and `attention_mask` then only tells tokens from padding.
-    predicts: bool [B, L], the N positions. labels: int64 [N]. candidates: at the same N positions, None where the
-    stream has none. domains, keys: of the chunks, row after row. spans: over the N positions, None where the samples
-    have none.
+    input_ids: int64 [B, L]. position_ids: int64 [B, L], from 0 for every chunk and for the padding, where a chunk is to
+    see itself only; else None. positions: int64 [N], places in the flattened rows. labels: int64 [N], `IGNORED` where a
+    position only fills up. candidates: at the same N positions, None where the stream has none. domains: int64
+    [chunks], each chunk's, -1 where it only fills up. keys: of the chunks, row after row. tokens: how many are no
+    padding. spans: over the N positions, None where the samples have none; empty ones fill up. buffer: uint8, the one
+    piece of memory that holds all tensors (`in_one_piece`), or None.
     """
 
     input_ids: Tensor
-    attention_mask: Tensor
     position_ids: Tensor | None
-    predicts: Tensor
+    positions: Tensor
     labels: Tensor
     candidates: Candidates | None
-    domains: list[str]
+    domains: Tensor
     keys: list[tuple[int, int]]
+    tokens: int
     spans: Spans[Tensor] | None = None
+    buffer: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+        """On `device`; from one piece of page-locked memory in one copy, for which nothing waits."""
+        if self.buffer is None:
+            return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+        moved = self.buffer.to(device, non_blocking=True)
+        return self.map(lambda tensor: _view(moved, tensor.storage_offset() * tensor.element_size(), tensor))
 
-    def pin_memory(self) -> Batch:
-        return self.map(lambda tensor: tensor.pin_memory())
+    def in_one_piece(self) -> Batch:
+        """The same in one piece of memory, page-locked where there is a GPU to copy it to."""
+        sizes: list[int] = []
+        self.map(lambda tensor: sizes.append(_aligned(tensor.nbytes)))
+        buffer = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+        starts = iter(np.cumsum([0, *sizes]).tolist())
+        return self.map(lambda tensor: _view(buffer, next(starts), tensor).copy_(tensor))._replace(buffer=buffer)
 
     def map(self, change: Callable[[Any], Any]) -> Batch:
         """This batch with every tensor changed (or array, where one stands for a tensor), the candidates' too."""
-        changed = {
-            name: change(field) for name, field in self._asdict().items() if isinstance(field, Tensor | np.ndarray)
-        }
+        fields = self._replace(buffer=None)._asdict()
+        changed = {name: change(field) for name, field in fields.items() if isinstance(field, Tensor | np.ndarray)}
         if self.candidates is not None:
             changed["candidates"] = Candidates(*map(change, self.candidates))
         if self.spans is not None:
             changed["spans"] = Spans(*map(change, self.spans))
-        return self._replace(**changed)
+        return self._replace(**changed, buffer=None)
 
 
-def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
-    """A batch whose rows are one chunk each."""
-    return collate_blocks([[sample] for sample in samples], pad_id)
+def _view(buffer: Tensor, start: int, like: Tensor) -> Tensor:
+    """What begins at byte `start`, in dtype and shape as `like`."""
+    return buffer[start : start + like.nbytes].view(like.dtype).view(like.shape)
 
 
-def collate_blocks(blocks: Sequence[Sequence[Sample]], pad_id: int, document_mask: bool = False) -> Batch:
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def collate(samples: Sequence[Sample], pad_id: int, **how: Any) -> Batch:
+    """A batch whose rows are one chunk each; `how` as in `collate_blocks`."""
+    return collate_blocks([[sample] for sample in samples], pad_id, **how)
+
+
+def collate_blocks(
+    blocks: Sequence[Sequence[Sample]],
+    pad_id: int,
+    document_mask: bool = False,
+    domains: Sequence[str] | None = None,
+    *,
+    shapes: Shapes = EXACT,
+    longest: int | None = None,
+) -> Batch:
     """A batch of one row per block. The last position of a chunk predicts nothing and is left out of the losses.
 
     Args:
-        blocks: at least one. document_mask: a chunk sees itself only, so the batch gets `position_ids`.
+        blocks: at least one; rows without a chunk only fill up. document_mask: a chunk sees itself only, so the batch
+            gets `position_ids`. domains: in the order in which they are numbered; None: the samples', sorted.
+        longest: what a row may be padded to at most.
     """
     samples = [sample for block in blocks for sample in block]
     filled = [sum(len(sample.input_ids) for sample in block) for block in blocks]
-    shape = (len(blocks), max(1, *filled))  # a model takes no rows of length 0
+    shape = (len(blocks), shapes.length(max(1, *filled), longest))  # a model takes no rows of length 0
     input_ids = np.full(shape, pad_id, dtype=np.int64)
     position_ids = np.zeros(shape, dtype=np.int64)
     predicts = np.zeros(shape, dtype=bool)
@@ -79,26 +116,32 @@ def collate_blocks(blocks: Sequence[Sequence[Sample]], pad_id: int, document_mas
             predicts[row, start : max(start, end - 1)] = True
             start = end
         position_ids[row, start:] = np.arange(shape[1] - start)
-    mask = np.arange(shape[1]) < np.array(filled)[:, None]
-    labels = torch.from_numpy(np.concatenate([sample.input_ids[1:] for sample in samples]).astype(np.int64))
+    positions = np.flatnonzero(predicts)
+    size = shapes.length(len(positions), predicts.size)
+    chunks = shapes.length(len(samples) + (size > len(positions)))
+    # Positions that fill up are spread over the rows: where gradients of a place are summed, one would be crowded.
+    more = np.arange(size - len(positions)) % predicts.size
+    labels = torch.from_numpy(_filled_up([sample.input_ids[1:].astype(np.int64) for sample in samples], size, IGNORED))
+    names = sorted({sample.domain for sample in samples}) if domains is None else list(domains)
     return Batch(
         torch.from_numpy(input_ids),
-        torch.from_numpy(mask.astype(np.int64)),
         torch.from_numpy(position_ids) if document_mask else None,
-        torch.from_numpy(predicts),
+        torch.from_numpy(np.concatenate([positions, more])),
         labels,
-        _candidates(samples, labels) if len(samples[0].nll_per_byte) else None,
-        [sample.domain for sample in samples],
+        _candidates(samples, labels, chunks) if len(samples[0].nll_per_byte) else None,
+        torch.from_numpy(_filled_up([np.array([names.index(sample.domain) for sample in samples])], chunks, -1)),
         [sample.key for sample in samples],
-        _spans(samples),
+        sum(filled),
+        _spans(samples, shapes),
     )
 
 
-def _candidates(samples: Sequence[Sample], labels: Tensor) -> Candidates:
-    ids = np.concatenate([sample.ids[:-1] for sample in samples])
-    probs = np.concatenate([sample.probs[:-1] for sample in samples])
-    label_probs = np.concatenate([sample.label_probs[:-1] for sample in samples])
-    status = np.concatenate([sample.status[:-1] for sample in samples])
+def _candidates(samples: Sequence[Sample], labels: Tensor, chunks: int) -> Candidates:
+    size = len(labels)
+    ids = _filled_up([sample.ids[:-1] for sample in samples], size, -1)
+    probs = _filled_up([sample.probs[:-1] for sample in samples], size, 0)
+    label_probs = _filled_up([sample.label_probs[:-1] for sample in samples], size, np.nan)
+    status = _filled_up([sample.status[:-1] for sample in samples], size, 0)
     chunk_of = np.repeat(np.arange(len(samples)), [max(0, len(sample.input_ids) - 1) for sample in samples])
     # An aligned position whose every entry was dropped by the map says nothing. The best entry comes first.
     aligned = (status > 0) & (probs[..., 0] > 0)
@@ -108,15 +151,27 @@ def _candidates(samples: Sequence[Sample], labels: Tensor) -> Candidates:
         torch.from_numpy(label_probs),
         torch.from_numpy(aligned),
         labels,
-        torch.from_numpy(np.stack([sample.nll_per_byte for sample in samples])),
-        torch.from_numpy(chunk_of.astype(np.int64)),
+        torch.from_numpy(_filled_up([sample.nll_per_byte[None] for sample in samples], chunks, np.nan)),
+        torch.from_numpy(_filled_up([chunk_of.astype(np.int64)], size, len(samples))),
     )
 
 
-def _spans(samples: Sequence[Sample]) -> Spans[Tensor] | None:
+def _spans(samples: Sequence[Sample], shapes: Shapes) -> Spans[Tensor] | None:
     moved, first = [], 0
     for sample in samples:
         if sample.spans is not None:
             moved.append(shifted(sample.spans, first))
         first += max(0, len(sample.input_ids) - 1)
-    return Spans(*map(torch.from_numpy, joined(moved))) if moved else None
+    if not moved:
+        return None
+    found = joined(moved)
+    return Spans(*(torch.from_numpy(_filled_up([of_all], shapes.length(len(of_all)), 0)) for of_all in found))
+
+
+def _filled_up(pieces: Sequence[np.ndarray], size: int, value: float) -> np.ndarray:
+    """The pieces, at least one, one after another, and `value` until there are `size` rows."""
+    made = np.empty((size, *pieces[0].shape[1:]), pieces[0].dtype)
+    filled = sum(map(len, pieces))
+    np.concatenate(pieces, out=made[:filled])
+    made[filled:] = value
+    return made

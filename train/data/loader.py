@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import forkserver
 
 import pyarrow as pa
@@ -21,20 +22,34 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fusionx.contract.errors import ConfigError, FusionXError, IncompleteError
+from fusionx.contract.shapes import EXACT, Shapes
 from fusionx.train.data.block_order import BlockOrder
 from fusionx.train.data.collate import Batch, collate_blocks
-from fusionx.train.data.shard_stream import ShardSet
+from fusionx.train.data.shard_stream import Sample, ShardSet
 from fusionx.train.distributed.ranks import STOP_SIGNALS
 
 _STEPS_AHEAD = 4
 """Per worker; it bounds what waits in memory."""
 
 
+_TOKENS_AT_ONCE = 2**14
+"""Enough to fill a card with a small model; a large one has to say less, or recompute its activations."""
+
+
+def blocks_at_once(share: int, block_tokens: int, device_type: str) -> int:
+    """Blocks per forward pass where nobody says how many, a divisor of `share`, so that all passes have one shape."""
+    if device_type == "cpu":
+        return share
+    even = (blocks for blocks in range(share, 0, -1) if share % blocks == 0)
+    return next(blocks for blocks in even if blocks == 1 or blocks * block_tokens <= _TOKENS_AT_ONCE)
+
+
 class StepBatches(Dataset[list[Batch]]):
     """The micro-batches of one device at every step: `batches[step]`.
 
     A step takes the next `batch_size` blocks of the order; device `rank` of `world` has the rank-th equal share of
-    them, in micro-batches of `micro_batch` blocks (None: all at once).
+    them, in micro-batches of `micro_batch` blocks (None: all at once). Rows are padded as `shapes` says, to `longest`
+    tokens at most.
 
     Raises:
         ConfigError: the batch does not divide evenly among the devices.
@@ -51,6 +66,8 @@ class StepBatches(Dataset[list[Batch]]):
         micro_batch: int | None = None,
         rank: int = 0,
         world: int = 1,
+        shapes: Shapes = EXACT,
+        longest: int | None = None,
     ) -> None:
         if batch_size % world:
             raise ConfigError(
@@ -64,7 +81,14 @@ class StepBatches(Dataset[list[Batch]]):
         self._batch_size, self._share = batch_size, batch_size // world
         self._first = rank * self._share
         self._micro_batch = micro_batch or self._share
-        self._pad_id, self._document_mask = pad_id, document_mask
+        self._collated = partial(
+            collate_blocks,
+            pad_id=pad_id,
+            document_mask=document_mask,
+            domains=sorted(shards.domains),
+            shapes=shapes,
+            longest=longest,
+        )
 
     def __getitem__(self, step: int) -> list[Batch]:
         """
@@ -74,13 +98,12 @@ class StepBatches(Dataset[list[Batch]]):
         first = step * self._batch_size + self._first
         blocks = range(first, first + self._share)
         parts = [blocks[start : start + self._micro_batch] for start in range(0, self._share, self._micro_batch)]
-        batches = [self._collated(part) for part in parts]
+        batches = [self._collated(list(map(self._block, part))) for part in parts]
         self._shards.prefetch(self._order.parts_ahead(blocks[-1]))
         return batches
 
-    def _collated(self, blocks: range) -> Batch:
-        samples = [[self._shards.sample(*place) for place in self._order.block(index)] for index in blocks]
-        return collate_blocks(samples, self._pad_id, self._document_mask)
+    def _block(self, index: int) -> list[Sample]:
+        return [self._shards.sample(*place) for place in self._order.block(index)]
 
 
 def loader(
@@ -142,7 +165,8 @@ class _Outcome:
     error: FusionXError | None = None
 
     def pin_memory(self) -> _Outcome:
-        return _Outcome([batch.pin_memory() for batch in self.batches], self.error)
+        """As the DataLoader's own thread asks for it."""
+        return _Outcome([batch.in_one_piece() for batch in self.batches], self.error)
 
     def __getstate__(self) -> tuple[list[Batch], FusionXError | None]:
         return [batch.map(lambda tensor: tensor.numpy()) for batch in self.batches], self.error

@@ -53,6 +53,14 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def any(self, flag: bool) -> bool:
+        """Whether it is set on one of the processes. They ask each other on their hosts, and wait for no device."""
+        if self.size == 1:
+            return flag
+        told = torch.tensor(float(flag))
+        dist.all_reduce(told)
+        return bool(told > 0)
+
     def gather(self, values: list[T]) -> list[T]:
         """All processes' values, in the order of their ranks; the same everywhere."""
         if self.size == 1:

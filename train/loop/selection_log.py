@@ -18,38 +18,36 @@ class SelectionLog:
     """Sums over positions where at least one candidate is aligned.
 
     sums: float64 [domains, 2 M + 2], this process's since the last `take`: of each candidate's fusion weight, of how
-    often it was chosen, of the gate's entropy, and the positions; on the device of what was added.
+    often it was chosen, of the gate's entropy, and the positions. It and the windows stay on the device of what was
+    added, and nothing waits for them before they are read.
     """
 
     def __init__(self, candidates: Sequence[str], domains: Sequence[str]) -> None:
         self._candidates = list(candidates)
         self._domains = list(domains)
-        self._row_of = {domain: row for row, domain in enumerate(self._domains)}
         self.sums = self._zeros()
         self._since_step = self._zeros()
         self._since_validation = self._zeros()
         self._before_validation = self._zeros()
 
-    def add(self, weights: Tensor, entropy: Tensor, anywhere: Tensor, chunk_of: Tensor, domains: Sequence[str]) -> None:
+    def add(self, weights: Tensor, entropy: Tensor, anywhere: Tensor, chunk_of: Tensor, domains: Tensor) -> None:
         """One micro-batch, all detached.
 
         Args:
             weights: [N, M], fusion weights, 0 where a candidate is not chosen. entropy: [N], nats, the gate's.
-            anywhere: bool [N]. chunk_of: int64 [N], each position's chunk. domains: of the chunks.
+            anywhere: bool [N]. chunk_of: int64 [N], each position's chunk. domains: int64 [chunks].
         """
         columns = [weights, weights > 0, entropy[:, None], torch.ones_like(entropy[:, None])]
         rows = torch.cat([column.double() for column in columns], -1).masked_fill(~anywhere[:, None], 0.0)
-        of_chunk = torch.tensor([self._row_of[domain] for domain in domains], device=weights.device)
         every = torch.arange(len(self._domains), device=weights.device)
         # A product sums in a fixed order on a GPU, too, which scattered additions do not.
-        member = (every[:, None] == of_chunk[chunk_of]).double()
+        member = (every[:, None] == domains[chunk_of]).double()
         self.sums = self.sums.to(weights.device) + member @ rows
 
     def take(self, sums: Tensor) -> None:
         """Starts `sums` afresh; the argument is what they came to over all processes."""
-        taken = sums.cpu()
-        self._since_step += taken
-        self._since_validation += taken
+        self._since_step = self._since_step.to(sums.device) + sums
+        self._since_validation = self._since_validation.to(sums.device) + sums
         self.sums = torch.zeros_like(self.sums)
 
     @property

@@ -6,12 +6,9 @@ training text has. result.json is the mark.
 
 from __future__ import annotations
 
-import math
 import os
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,26 +18,30 @@ from torch import Tensor, nn
 
 from fusionx.contract.errors import DataError, StoppedError
 from fusionx.contract.files.atomic_folder import recover
+from fusionx.contract.shapes import shapes_of
 from fusionx.contract.tokens.encoder import load_encoder
 from fusionx.train.config import TrainJob
 from fusionx.train.data.collate import Batch
-from fusionx.train.data.loader import StepBatches, loader
+from fusionx.train.data.loader import StepBatches, blocks_at_once, loader
 from fusionx.train.data.shard_stream import ShardSet
 from fusionx.train.distributed.collectives import World, by_first_rank, clip, gradient_sync, parallelize, process_group
-from fusionx.train.distributed.ranks import STOP_SIGNALS
 from fusionx.train.loop.metrics_log import MetricsLog
 from fusionx.train.loop.optimization import adamw, autocast_dtype, schedule, step_seed, trained
 from fusionx.train.loop.progress_line import ProgressLine
 from fusionx.train.loop.selection_log import SelectionLog
+from fusionx.train.loop.step_records import StepRecord, StepRecords
+from fusionx.train.loop.stop_request import StopRequest
 from fusionx.train.loop.throughput import Throughput, flops_per_token
 from fusionx.train.loop.validation import Validation
 from fusionx.train.model.lora import merged_state_dict
 from fusionx.train.model.target import TextInputs, load_target, prepare
+from fusionx.train.objective.fused_head import head_block
 from fusionx.train.objective.losses import Totals, divisor, feed_value, head_scales, local_totals, selection_loss
 from fusionx.train.objective.selection_network import SelectionNetwork
 from fusionx.train.objective.teacher import Selection, select
+from fusionx.train.state.background import BackgroundWriter
 from fusionx.train.state.checkpoint import Checkpointer, Parts, TrainState
-from fusionx.train.state.export import distance_moved, export
+from fusionx.train.state.export import distance_moved, prepared_export
 from fusionx.train.state.model_card import TrainingOutcome, model_card
 from fusionx.train.state.result import discard_checkpoints, finished_result, write_result
 from fusionx.train.state.state_dicts import full_state_dict
@@ -68,7 +69,10 @@ def run_job(job: TrainJob, resume: Path | None = None) -> dict[str, Any]:
 
 
 class Trainer:
-    """Everything one job needs on this process, built once."""
+    """Everything one job needs on this process, built once.
+
+    A step never waits for its device: what it found is read every `log_every` steps, and before anything is saved.
+    """
 
     def __init__(self, job: TrainJob, world: World) -> None:
         self.job, self.world = job, world
@@ -98,8 +102,12 @@ class Trainer:
         self.parts: Parts = {"model": (self.target.model, adamw(job, self.target, job.optimizer.learning_rate))}
         if self.asn is not None:
             self.parts["asn"] = (self.asn, adamw(job, self.asn, job.optimizer.asn_learning_rate))
+        self.head_block = job.run.head_block or head_block(self.target.vocab_size, world.device.type)
         self.state = TrainState()
-        self.stop_asked = self.stop_agreed = False
+        self.writer = BackgroundWriter()
+        self.records = StepRecords(list(self.parts))
+        self.stop = StopRequest()
+        self.stop_agreed = False
 
     def _plan_data(self, shards: ShardSet) -> None:
         config, run = self.job.optimizer, self.job.run
@@ -111,26 +119,32 @@ class Trainer:
         self.blocks_per_epoch = order.blocks_per_epoch
         self.block_tokens = sum(part.tokens for part in shards.parts) / order.blocks_per_epoch
         self.steps = max(1, round(config.epochs * order.blocks_per_epoch / config.batch_size))
+        world, kind, context = self.world, self.world.device.type, self.target.context
+        share = max(1, config.batch_size // world.size)
         self.batches = StepBatches(
             shards,
             order,
             config.batch_size,
             pad_id,
             document_mask=packed_apart,
-            micro_batch=run.micro_batch,
-            rank=self.world.rank,
-            world=self.world.size,
+            micro_batch=run.micro_batch or blocks_at_once(share, config.pack or int(self.block_tokens), kind),
+            rank=world.rank,
+            world=world.size,
+            shapes=shapes_of(kind),
+            longest=config.pack or context,
         )
-        self.validation = Validation(self.job.tokens, run.validate_tokens, pad_id, shards.domains)
+        held_out = (self.job.tokens, run.validate_tokens, pad_id, shards.domains)
+        self.validation = Validation(*held_out, shapes_of(kind), context)
 
     def run(self, resume: Path | None = None) -> dict[str, Any]:
         """The whole training; see `run_job`."""
         started = time.monotonic()
         run = self.job.run
-        checkpoints = Checkpointer(self.output / "checkpoints", self.job.content(), self.parts, run.keep_checkpoints)
+        kept = (self.output / "checkpoints", self.job.content(), self.parts, run.keep_checkpoints)
+        checkpoints = Checkpointer(*kept, self.writer)
         for name in ("best", "last"):
             by_first_rank(partial(recover, self.output / name))
-        with checkpoints, self._stop_on_signal():
+        with self.writer, self.stop.listening():
             self.state = checkpoints.load(resume) or self.state
             self.selection_log.load(self.state.window)
             first = self.state.step
@@ -150,7 +164,7 @@ class Trainer:
                     if self.state.step < self.steps and (due or self.stop_agreed):
                         self._save(checkpoints)
                         if self.stop_agreed:
-                            by_first_rank(checkpoints.wait)  # nobody leaves before it is on the disk
+                            by_first_rank(self.writer.wait)  # nobody leaves before it is on the disk
                             raise self._stopped()
                 result = self._finish(time.monotonic() - started)
             checkpoints.delete_all()  # a finished job never resumes
@@ -178,8 +192,8 @@ class Trainer:
 
     def step(self, batches: list[Batch]) -> None:
         """One update of the target and the selection network, or none if a gradient is not finite."""
-        state, method, world = self.state, self.job.method, self.world
-        tokens = sum(int(batch.attention_mask.sum()) for batch in batches)  # before they go where this would wait
+        state, world = self.state, self.world
+        tokens, keys = sum(batch.tokens for batch in batches), [key for batch in batches for key in batch.keys]
         batches = [batch.to(world.device) for batch in batches]
         # All randomness of a step follows from this, so a checkpoint needs no generator's state.
         torch.manual_seed(step_seed(self.job.seed, state.step, world.rank))
@@ -190,51 +204,42 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         selections = [self._select(batch) for batch in batches]
         totals = self._agree(batches, selections)
-        scales = head_scales(method, totals)
+        scales = head_scales(self.job.method, totals)
         sums = torch.zeros(4, dtype=torch.float64, device=world.device)  # L_lm, L_fuse, selector, variation
         for number, (batch, selection) in enumerate(zip(batches, selections, strict=True)):
             with gradient_sync(self.model, number == len(batches) - 1):
                 sums += self._backward(batch, selection, totals, scales)
         norms = self._clipped()
-        finite = all(map(math.isfinite, norms.values()))
-        for _, optimizer in self.parts.values():
-            if finite:
-                optimizer.step()
+        self._update(norms)
         state.step += 1
-        *terms, all_tokens = world.sum(torch.cat([sums, sums.new_tensor([tokens])])).tolist()
-        state.tokens += int(all_tokens)
-        self.throughput.add(int(all_tokens))
+        found = world.sum(torch.cat([sums, sums.new_full((1,), tokens)]))
+        self.records.add(state.step, keys, found, norms, totals)
         self.selection_log.take(world.sum(self.selection_log.sums))
-        if not finite:
-            self._skip(norms, [key for batch in batches for key in batch.keys])
         if state.step % self.job.run.log_every == 0 or state.step == self.steps:
-            self._log_step(totals, terms, norms)
+            self._log_step()
 
     def _select(self, batch: Batch) -> Selection | None:
         if batch.candidates is None:
             return None
         selection = select(self.job.method, self.asn, batch.candidates, self.target.vocab_size, batch.spans)
-        anywhere = batch.candidates.aligned.any(-1)
-        chunk_of = batch.candidates.chunk_of
+        anywhere, chunk_of = batch.candidates.aligned.any(-1), batch.candidates.chunk_of
         self.selection_log.add(selection.weights, selection.entropy, anywhere, chunk_of, batch.domains)
         return selection
 
     def _agree(self, batches: list[Batch], selections: list[Selection | None]) -> Totals:
         """The step's totals over all processes, and whether a signal asked one of them to stop."""
         mine = local_totals([batch.labels for batch in batches], selections, len(self.candidates)).vector()
-        everybodys = self.world.sum(torch.cat([mine, mine.new_tensor([float(self.stop_asked)])]))
-        self.stop_agreed = bool(everybodys[-1] > 0)
-        return Totals.from_vector(everybodys[:-1])
+        self.stop_agreed = self.world.any(self.stop.asked)
+        return Totals.from_vector(self.world.sum(mine))
 
     def _backward(
         self, batch: Batch, selection: Selection | None, totals: Totals, scales: tuple[Tensor, Tensor]
     ) -> Tensor:
         """One micro-batch's gradients; its sums of L_lm, L_fuse, selector loss and variation."""
-        inputs = TextInputs(batch.input_ids, batch.attention_mask, batch.position_ids)
+        inputs = TextInputs(batch.input_ids, batch.position_ids)
         teacher = None if selection is None else selection.teacher
-        device = self.world.device.type
-        with torch.autocast(device, dtype=self.dtype, enabled=self.dtype is not None):
-            head = self.model(inputs, batch.predicts, batch.labels, self.job.run.head_block, scales, teacher)
+        with torch.autocast(self.world.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            head = self.model(inputs, batch.positions, batch.labels, self.head_block, scales, teacher)
         loss, sums = head.loss, [head.lm, head.fuse]
         if selection is not None:
             loss = loss + selection_loss(self.job.method, selection, totals)
@@ -243,43 +248,59 @@ class Trainer:
         found = torch.stack([value.detach().double() for value in sums])
         return torch.nn.functional.pad(found, (0, 4 - len(found)))
 
-    def _clipped(self) -> dict[str, float]:
-        """Norms of the gradients of target and selection network before each was clipped."""
+    def _clipped(self) -> Tensor:
+        """Norms of the gradients of each of the parts before it was clipped, [parts]."""
         if self.asn is not None:
             self.world.average_gradients(self.asn)
         limit = self.job.optimizer.clip
-        return {name: float(clip(trained(module), limit)) for name, (module, _) in self.parts.items()}
+        return torch.stack([clip(trained(module), limit) for module, _ in self.parts.values()])
 
-    def _skip(self, norms: dict[str, float], keys: list[tuple[int, int]]) -> None:
-        """Notes a step that was not taken.
+    def _update(self, norms: Tensor) -> None:
+        """One step of every optimizer, or of none where a norm is not finite, as the kernels themselves see to it."""
+        found_inf = (~norms.isfinite()).any().float()
+        for _, optimizer in self.parts.values():
+            optimizer.found_inf = found_inf  # type: ignore[attr-defined]  # as a GradScaler tells it
+            optimizer.step()
 
+    def _read(self) -> StepRecord | None:
+        """Counts what the steps since the last reading found; the last of them, if there was one."""
+        record = None
+        for record in self.records.read():
+            self.state.tokens += record.tokens
+            self.throughput.add(record.tokens)
+            if not record.was_taken:
+                self._note_skipped(record)
+        return record
+
+    def _note_skipped(self, record: StepRecord) -> None:
+        """
         Raises:
             DataError: there were too many of them.
         """
-        state = self.state
-        state.skipped += 1
-        keys = self.world.gather(keys)
-        self.log.write("skipped", state.step, keys=keys, **{f"{name}_grad_norm": str(norms[name]) for name in norms})
-        self.progress.say(f"step {state.step} was skipped: a gradient is not finite")
-        if state.skipped >= self.job.run.skip_limit:
+        self.state.skipped += 1
+        keys, norms = self.world.gather(record.keys), record.norms
+        self.log.write("skipped", record.step, keys=keys, **{f"{name}_grad_norm": str(norms[name]) for name in norms})
+        self.progress.say(f"step {record.step} was skipped: a gradient is not finite")
+        if self.state.skipped >= self.job.run.skip_limit:
             raise DataError(
-                f"{state.skipped} steps had a loss or gradient that is not finite.",
+                f"{self.state.skipped} steps had a loss or gradient that is not finite.",
                 file=self.job.tokens,
-                field=f"step {state.step}",
+                field=f"step {record.step}",
                 found=", ".join(f"gradient norm of the {name} {norm}" for name, norm in norms.items()),
                 expected=f"finite values on the chunks {keys}",
                 remedy="lower the learning rate or use precision fp32; the last checkpoint is kept",
             )
 
-    def _log_step(self, totals: Totals, terms: list[float], norms: dict[str, float]) -> None:
-        method, state = self.job.method, self.state
-        lm, fuse, text_nll, variation = terms
-        feed = feed_value(method, totals.positions.new_tensor(variation), totals) if self.asn is not None else 0.0
+    def _log_step(self) -> None:
+        method, state, record = self.job.method, self.state, self._read()
+        assert record is not None
+        totals = record.totals
+        feed = feed_value(method, totals.places.new_tensor(record.variation), totals) if self.asn is not None else 0.0
         means = {
-            "lm": lm / max(1.0, float(totals.positions)),
-            "fuse": fuse / float(divisor(totals.taught)),
+            "lm": record.lm / max(1.0, float(totals.positions)),
+            "fuse": record.fuse / float(divisor(totals.taught)),
             "feed": float(feed),
-            "select": text_nll / max(1.0, float(totals.scored)),
+            "select": record.text_nll / max(1.0, float(totals.scored)),
         }
         values = {
             "epoch": state.step * self.job.optimizer.batch_size / self.blocks_per_epoch,
@@ -287,7 +308,7 @@ class Trainer:
             "loss": sum(getattr(method, f"lambda_{name}") * value for name, value in means.items()),
             **means,
             "learning_rate": self.parts["model"][1].param_groups[0]["lr"],
-            "grad_norm": norms["model"],
+            "grad_norm": record.norms["model"],
             **self.throughput.since_last(),
         }
         self.progress.loss, self.progress.tokens_per_s = values["loss"], values["tokens_per_s"]
@@ -297,8 +318,9 @@ class Trainer:
 
     def _validate(self) -> None:
         state = self.state
+        self._read()
         with self.throughput.paused():
-            measured = self.validation(self.model, self.world, self.dtype, self.job.run.head_block)
+            measured = self.validation(self.model, self.world, self.dtype, self.head_block)
             self.log.write("validation", state.step, **measured)
             if not self.selection_log.empty:
                 self.log.write("selection", state.step, **self.selection_log.by_domain())
@@ -312,12 +334,15 @@ class Trainer:
         self.progress.say(f"step {state.step} of {self.steps}: validation {found:.4f} bits per byte")
 
     def _save(self, checkpoints: Checkpointer) -> None:
+        self._read()
         with self.throughput.paused():
             self.state.log_bytes = self.log.position()
             self.state.window = self.selection_log.save()
             checkpoints.save(self.state)
 
     def _export(self, name: str) -> None:
+        """Copies the target; what was begun before is written first."""
+        by_first_rank(self.writer.wait)
         weights = merged_state_dict(self.target.model, full_state_dict(self.target.model))
         by_first_rank(lambda: self._write_export(name, weights))
 
@@ -334,7 +359,8 @@ class Trainer:
             self.world.device,
         )
         card = model_card(self.job, outcome)
-        export(self.output / name, weights, self.target, self.asn, self.candidates, card, self.tokenizer)
+        asn, names, folder = self.asn, self.candidates, self.output / name
+        self.writer.submit(prepared_export(folder, weights, self.target, asn, names, card, self.tokenizer))
 
     def _finish(self, seconds: float) -> dict[str, Any]:
         self._export("last")
@@ -353,22 +379,9 @@ class Trainer:
             "asn_moved": moved,
             "seconds": round(seconds, 2),
         }
+        by_first_rank(self.writer.wait)
         by_first_rank(lambda: write_result(self.output, result))
         return result
-
-    @contextmanager
-    def _stop_on_signal(self) -> Iterator[None]:
-        """A signal sets a flag, on which the processes agree at their next step."""
-
-        def ask(*_: object) -> None:
-            self.stop_asked = True
-
-        before = {number: signal.signal(number, ask) for number in STOP_SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _stopped(self) -> StoppedError:
         return StoppedError(

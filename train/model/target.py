@@ -19,10 +19,12 @@ from fusionx.train.objective.teacher import Teacher
 
 
 class TextInputs(NamedTuple):
-    """What the trunk reads; all int64 [B, L]. With `position_ids` that restart, each document sees itself only."""
+    """What the trunk reads; int64 [B, L]. With `position_ids` that restart, each document sees itself only.
+
+    There is no mask of the padding: it stands on the right, where no token of a causal model sees it.
+    """
 
     input_ids: Tensor
-    attention_mask: Tensor
     position_ids: Tensor | None
 
 
@@ -44,10 +46,16 @@ class Target(nn.Module):
     def vocab_size(self) -> int:
         return self._output_layer().weight.shape[0]
 
+    @property
+    def context(self) -> int | None:
+        """The most tokens that a row may have; None where the model states no limit."""
+        config: Any = self.model.config
+        return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+
     def forward(
         self,
         inputs: TextInputs,
-        predicts: Tensor,
+        positions: Tensor,
         labels: Tensor,
         block: int,
         scales: tuple[Tensor, Tensor] | None = None,
@@ -56,9 +64,9 @@ class Target(nn.Module):
         """The losses of a micro-batch (`train.objective.fused_head`), or without `scales` its label NLLs [N].
 
         Args:
-            predicts: bool [B, L], the N positions with a next token. labels: int64 [N].
+            positions: int64 [N], places in the flattened rows. labels: int64 [N], what comes next there.
         """
-        hidden = self.hidden(inputs)[predicts]
+        hidden = self.hidden(inputs).flatten(0, 1).index_select(0, positions)
         if scales is None:
             return label_nll(self.logits, hidden, labels, block)
         parameters = [leaf for leaf in self._output_layer().parameters() if leaf.requires_grad]
@@ -68,10 +76,9 @@ class Target(nn.Module):
         """[B, L, d]; runs the model with its head skipped."""
         trunk: Any = self.model.base_model
         # Transformers builds a mask per document from restarting positions, if it is given no other mask.
-        given: dict[str, Tensor | None] = {"attention_mask": inputs.attention_mask}
-        if inputs.position_ids is not None:
-            given = {"attention_mask": None, "position_ids": inputs.position_ids}
-        return trunk(input_ids=inputs.input_ids, use_cache=False, **given).last_hidden_state
+        given = {} if inputs.position_ids is None else {"position_ids": inputs.position_ids}
+        with _packing_known(inputs.position_ids is not None):
+            return trunk(input_ids=inputs.input_ids, use_cache=False, **given).last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, d] -> final logits [n, V]."""
@@ -92,8 +99,7 @@ class Target(nn.Module):
     @torch.no_grad()
     def _verify(self) -> None:
         with self._on_probe() as ids:
-            mask = torch.ones_like(ids[None])
-            expected = self.model(input_ids=ids[None], attention_mask=mask, use_cache=False).logits[0].float()
+            expected = self.model(input_ids=ids[None], use_cache=False).logits[0].float()
             found = self.logits(self._document(ids)).float()
         # Both sides run the same kernels in fp32; a rule that bends small logits only slightly must not slip through.
         if not torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())):
@@ -143,11 +149,34 @@ class Target(nn.Module):
         """Hidden states [L, d] of two texts in one row, each to see itself only."""
         ids = torch.cat([first, second])[None]
         position_ids = torch.cat([torch.arange(len(first)), torch.arange(len(second))]).to(ids.device)[None]
-        return self.hidden(TextInputs(ids, torch.ones_like(ids), position_ids))[0]
+        return self.hidden(TextInputs(ids, position_ids))[0]
 
     def _document(self, ids: Tensor) -> Tensor:
         """Hidden states [L, d] of one text of ids [L]."""
-        return self.hidden(TextInputs(ids[None], torch.ones_like(ids[None]), None))[0]
+        return self.hidden(TextInputs(ids[None], None))[0]
+
+
+@contextmanager
+def _packing_known(packed: bool) -> Iterator[None]:
+    """Tells transformers whether rows hold several documents, which else it asks the device in every forward pass.
+
+    The device would have to finish all that it was given before, and could be given nothing meanwhile.
+    """
+    from transformers import masking_utils
+
+    def documents(position_ids: Tensor) -> Tensor | None:
+        """Each token's document, counted in its row, int64 [B, L]: a new one begins where positions do not go on."""
+        if not packed:
+            return None
+        goes_on = position_ids[:, 1:] == position_ids[:, :-1] + 1
+        return torch.nn.functional.pad((~goes_on).cumsum(-1), (1, 0))
+
+    before = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = documents
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = before
 
 
 def decoder_blocks(model: nn.Module) -> list[nn.Module]:

@@ -88,7 +88,7 @@ def fused_head(
         ids = labels.new_zeros((len(labels), 0, 0))
         teacher = Teacher(ids, ids.float(), ids.float().sum(-1), "raw")
     ids, probs, weights, tail = teacher
-    scales = (torch.as_tensor(lm_scale, device=hidden.device), torch.as_tensor(fuse_scale, device=hidden.device))
+    scales = tuple(s if isinstance(s, Tensor) else hidden.new_full((), s) for s in (lm_scale, fuse_scale))
     return HeadLosses(*_FusedHead.apply(head, block, tail, scales, labels, ids, hidden, probs, weights, *parameters))
 
 

@@ -11,8 +11,8 @@ import hashlib
 import json
 import shutil
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from fusionx.contract.errors import DataError
 from fusionx.contract.files.atomic_folder import atomic_folder, recover
 from fusionx.contract.files.storage import explained, failure
 from fusionx.train.distributed.collectives import by_first_rank
+from fusionx.train.state.background import BackgroundWriter
 from fusionx.train.state.state_dicts import full_optimizer_state, full_state_dict, load_optimizer_state, load_parameters
 
 _MARK = "state.json"
@@ -57,38 +58,31 @@ class TrainState:
 
 
 class Checkpointer:
-    """The checkpoints of one job. As a context manager it waits, at the end, for the one that is being written.
+    """The checkpoints of one job.
 
     Args:
         folder: where they lie; on several machines a folder that all of them see.
         content: the job's `content()`; a checkpoint of another is refused.
         parts: name -> module (plain, DDP, or FSDP2) and its optimizer.
-        keep: how many of the finished ones stay.
+        keep: how many of the finished ones stay. writer: what writes them.
     """
 
-    def __init__(self, folder: Path, content: dict[str, Any], parts: Parts, keep: int) -> None:
+    def __init__(
+        self, folder: Path, content: dict[str, Any], parts: Parts, keep: int, writer: BackgroundWriter
+    ) -> None:
         self._folder = folder
         self._content = content
         self._parts = parts
         self._keep = keep
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._writing: Future[None] | None = None
-
-    def __enter__(self) -> Checkpointer:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._thread.shutdown()
-        if kind is None:  # else what went wrong first is what is reported
-            self.wait()
+        self._writer = writer
 
     def save(self, state: TrainState) -> None:
         """Copies everything to the CPU and writes it in the background. Every rank must call it.
 
         Raises:
-            DataError: the checkpoint before this one could not be written.
+            DataError: what was written before this one could not be.
         """
-        by_first_rank(self.wait)
+        by_first_rank(self._writer.wait)
         files: dict[str, dict[str, Tensor]] = {}
         for name, (module, optimizer) in self._parts.items():
             files[_weights(name)] = full_state_dict(module, trainable_only=True)
@@ -103,17 +97,7 @@ class Checkpointer:
                     for name, (_, optimizer) in self._parts.items()
                 },
             }
-            self._writing = self._thread.submit(self._write, state.step, files, mark)
-
-    def wait(self) -> None:
-        """Returns when nothing is being written any more.
-
-        Raises:
-            DataError: it could not be written; the file is named.
-        """
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
+            self._writer.submit(partial(self._write, state.step, files, mark))
 
     def load(self, path: Path | None = None) -> TrainState | None:
         """Restores the checkpoint at `path`, or the latest one, in place; None when there is none. Every rank calls it.
@@ -138,8 +122,8 @@ class Checkpointer:
 
     def delete_all(self) -> None:
         """For a job that is finished, once its result is written."""
-        self.wait()
         if _rank() == 0:
+            self._writer.wait()
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _write(self, step: int, files: dict[str, dict[str, Tensor]], mark: dict[str, Any]) -> None:

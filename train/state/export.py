@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,13 @@ from fusionx.contract.files.storage import failure
 from fusionx.train.config import SelectionConfig
 from fusionx.train.model.target import Target
 from fusionx.train.objective.selection_network import SelectionNetwork
+from fusionx.train.state.companions import copy_companions, without_extra_heads
 
 ASN_WEIGHTS = "asn.safetensors"
 ASN_CONFIG = "asn.json"
 
 
-def export(
+def prepared_export(
     folder: Path,
     weights: dict[str, Tensor],
     target: Target,
@@ -30,36 +33,56 @@ def export(
     candidates: list[str],
     card: str,
     tokenizer: Any,
-) -> None:
-    """Writes model (in the dtype it was loaded from), tokenizer, ASN and card; the folder appears whole.
+) -> Callable[[], None]:
+    """What writes model (in the dtype it was loaded from), tokenizer, ASN and card; the folder appears whole.
+
+    It may be called in a thread beside the training. Two things must not wait until then: the ASN's copy, and the
+    making of an empty model, during which transformers changes torch's default dtype for all threads.
 
     Args:
         weights: the target's, whole and under its own names (`full_state_dict(target.model)`, merged if it has
             adapters); nothing is read from the live model, which may be divided, adapted or quantised.
 
-    Raises:
-        DataError: the folder cannot be written.
+    Returns:
+        A function that raises DataError where the folder cannot be written.
     """
-    dtype = target.stored_dtype
-    weights = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
     live: Any = target.model
-    with atomic_folder(folder) as made:
-        _plain_model(live.config, dtype).save_pretrained(made, state_dict=weights)
-        if live.generation_config is not None:
-            live.generation_config.to_json_file(made / "generation_config.json")
-        tokenizer.save_pretrained(made)
-        if asn is not None:
-            _write_asn(made, asn, candidates)
-        (made / "README.md").write_text(card, encoding="utf-8")
+    dtype, generation = target.stored_dtype, live.generation_config
+    config, dropped = _plain_config(live.config, weights)
+    plain, asn = _plain_model(config, dtype), copy.deepcopy(asn)
+
+    def write() -> None:
+        stored = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+        with atomic_folder(folder) as made:
+            plain.save_pretrained(made, state_dict=stored)
+            if generation is not None:
+                generation.to_json_file(made / "generation_config.json")
+            tokenizer.save_pretrained(made)
+            copy_companions(live, made)
+            if asn is not None:
+                _write_asn(made, asn, candidates)
+            (made / "README.md").write_text(card + dropped, encoding="utf-8")
+
+    return write
+
+
+def _plain_config(config: Any, weights: dict[str, Tensor]) -> tuple[Any, str]:
+    """The config of what is exported, and what the card has to say of it; heads that are not are said at once, too."""
+    config = copy.deepcopy(config)
+    if hasattr(config, "quantization_config"):  # the adapters' base; the merged weights are plain
+        del config.quantization_config
+    dropped = without_extra_heads(config, weights)
+    if not dropped:
+        return config, ""
+    said = f"The target's heads for tokens beyond the next ({', '.join(dropped)}) were not trained and are left out."
+    print(f"[export] {said}", file=sys.stderr, flush=True)
+    return config, f"\n{said}\n"
 
 
 def _plain_model(config: Any, dtype: torch.dtype) -> Any:
     """The target's architecture without weights: it knows how they are named, tied and cut into files."""
     from transformers import AutoModelForCausalLM
 
-    config = copy.deepcopy(config)
-    if hasattr(config, "quantization_config"):  # the adapters' base; the merged weights are plain
-        del config.quantization_config
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,13 @@ from hypothesis import strategies as st
 from shard_builder import (
     random_chunk,
 )
-from trainings import assert_same_batch
+from trainings import assert_same_batch, assert_same_tensor
 
+from fusionx.contract.shapes import FEW
+from fusionx.train.data.block_order import packed
 from fusionx.train.data.collate import collate, collate_blocks
 from fusionx.train.data.shard_stream import Sample
+from fusionx.train.objective.fused_head import IGNORED
 
 CANDIDATES = ["target", "left", "right"]
 
@@ -55,8 +59,8 @@ def test_position_l_meets_the_token_after_it(blocks: list[list[int]], document_m
     batch = collate_blocks([[next(remaining) for _ in block] for block in blocks], 7, document_mask)
     assert batch.candidates is not None
     assert batch.input_ids.shape == (len(blocks), max(1, *map(len, rows)))
-    assert batch.attention_mask.sum(1).tolist() == list(map(len, rows))
-    assert (batch.input_ids[batch.attention_mask == 0] == 7).all()
+    assert batch.tokens == sum(map(len, rows))
+    assert all((ids[len(places) :] == 7).all() for ids, places in zip(batch.input_ids, rows, strict=True))
     assert (batch.position_ids is not None) == document_mask
     found = []
     for row, places in enumerate(rows):
@@ -65,13 +69,13 @@ def test_position_l_meets_the_token_after_it(blocks: list[list[int]], document_m
             if batch.position_ids is not None:
                 assert batch.position_ids[row, column] == at
             last = at == len(samples[chunk].input_ids) - 1
-            assert bool(batch.predicts[row, column]) is not last
+            assert (row * batch.input_ids.shape[1] + column in batch.positions) is not last
             found += [] if last else [(chunk, at)]
         if batch.position_ids is not None:
             padding = batch.position_ids[row, len(places) :]
             assert padding.tolist() == list(range(len(padding)))
-        assert not batch.predicts[row, len(places) :].any()
-    assert len(batch.labels) == len(batch.candidates.labels) == len(batch.candidates.ids) == len(found)
+    lengths = {len(field) for field in (batch.positions, batch.labels, batch.candidates.labels, batch.candidates.ids)}
+    assert lengths == {len(found)}
     for n, (chunk, at) in enumerate(found):
         sample = samples[chunk]
         assert batch.labels[n] == batch.candidates.labels[n] == sample.input_ids[at + 1]
@@ -81,7 +85,8 @@ def test_position_l_meets_the_token_after_it(blocks: list[list[int]], document_m
         np.testing.assert_array_equal(batch.candidates.aligned[n], sample.status[at] > 0)
         assert batch.candidates.chunk_of[n] == chunk
     np.testing.assert_array_equal(batch.candidates.nll_per_byte, np.stack([s.nll_per_byte for s in samples]))
-    assert (batch.domains, batch.keys) == ([s.domain for s in samples], [s.key for s in samples])
+    assert batch.keys == [s.key for s in samples]
+    assert batch.domains.tolist() == [sorted({s.domain for s in samples}).index(s.domain) for s in samples]
 
 
 def test_samples_alone_are_rows_of_one_chunk() -> None:
@@ -109,21 +114,62 @@ def test_a_position_whose_entries_were_all_dropped_is_not_aligned() -> None:
     assert not batch.candidates.aligned[1, 0]
 
 
-def test_padding_never_enters_the_losses() -> None:
-    """What stands at padded places and at the last position changes no gradient."""
-    batch = collate(samples_of([3, 9]), 0)
-    hidden = torch.randn(*batch.input_ids.shape, 4, requires_grad=True)
-    torch.nn.functional.cross_entropy(hidden[batch.predicts] @ torch.randn(4, 300), batch.labels).backward()
-    touched = hidden.grad.abs().sum(-1) > 0  # type: ignore[union-attr]
-    assert torch.equal(touched, batch.predicts)
+@settings(max_examples=40, deadline=None)
+@given(blocks=st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=4), min_size=1, max_size=3))
+def test_few_shapes_only_fill_up(blocks: list[list[int]]) -> None:
+    """What the exact batch holds comes first, and what follows has no label, no candidate and no chunk with a text."""
+    remaining = iter(samples_of([length for block in blocks for length in block]))
+    rows = [[next(remaining) for _ in block] for block in blocks]
+    exact = collate_blocks(rows, 7, True)
+    few = collate_blocks(rows, 7, True, shapes=FEW, longest=200)
+    assert exact.candidates is not None
+    assert few.candidates is not None
+    assert few.input_ids.shape == (len(rows), FEW.length(exact.input_ids.shape[1], 200))
+    assert (few.tokens, few.keys) == (exact.tokens, exact.keys)
+    torch.testing.assert_close(few.input_ids[:, : exact.input_ids.shape[1]], exact.input_ids)
+    n, chunks = len(exact.labels), len(exact.domains)
+    texts = few.input_ids.flatten()[few.positions[:n]]
+    torch.testing.assert_close(texts, exact.input_ids.flatten()[exact.positions])
+    for ours, theirs in [(few.labels, exact.labels), *zip(few.candidates, exact.candidates, strict=True)]:
+        assert_same_tensor(ours[: len(theirs)], theirs)
+    assert (few.labels[n:] == IGNORED).all()
+    assert (few.positions < few.input_ids.numel()).all()
+    assert not few.candidates.aligned[n:].any()
+    assert not few.candidates.probs[n:].any()
+    assert (few.candidates.chunk_of[n:] == chunks).all()
+    assert (few.domains[chunks:] == -1).all()
+    assert len(few.domains) == len(few.candidates.nll_per_byte) > int(few.candidates.chunk_of.max())
+
+
+def test_an_epoch_has_few_shapes() -> None:
+    """Of texts whose lengths vary as on the web, packed and not: an accelerator makes a plan for each."""
+    rng = np.random.default_rng(0)
+    lengths = rng.lognormal(5.5, 1, 4000).astype(int).clip(2, 1024)
+    samples = [replace(samples_of([2])[0], input_ids=np.zeros(length, np.int32)) for length in np.unique(lengths)]
+    by_length = {len(sample.input_ids): replace(sample, nll_per_byte=np.zeros(0)) for sample in samples}
+    order = packed(lengths, 1024)
+    blocks = [[by_length[int(lengths[row])] for row in order.row(block)] for block in rng.permutation(len(order))]
+    single = [[by_length[length]] for length in lengths.tolist()]
+    for rows, of_rows, of_positions in ((blocks, 1, 3), (single, 9, 12)):
+        batches = [rows[start : start + 8] for start in range(0, len(rows) - 7, 8)]
+        made = [collate_blocks(batch, 0, shapes=FEW, longest=1024) for batch in batches]
+        assert len(made) > 100
+        assert len({tuple(batch.input_ids.shape) for batch in made}) <= of_rows
+        assert len({len(batch.labels) for batch in made}) <= of_positions
+        assert len({len(batch.domains) for batch in made}) == 1
 
 
 @pytest.mark.parametrize("document_mask", [True, False])
-def test_moving_a_batch_keeps_its_fields(document_mask: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moving_a_batch_keeps_its_fields(document_mask: bool) -> None:
     batch = collate_blocks([samples_of([3, 9])], 0, document_mask)
     assert_same_batch(batch.to(torch.device("cpu")), batch)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)  # the real one needs a GPU
-    assert_same_batch(batch.pin_memory(), batch)
+    whole = batch.in_one_piece()
+    assert whole.buffer is not None
+    moved = whole.to(torch.device("cpu"))
+    assert_same_batch(moved, batch)
+    assert {tensor.untyped_storage().data_ptr() for tensor in (moved.labels, *(moved.candidates or ()))} == {
+        whole.buffer.untyped_storage().data_ptr()
+    }
 
 
 def tiny(kind: str, **changed: Any) -> torch.nn.Module:
@@ -164,4 +210,6 @@ def test_under_the_document_mask_a_packed_chunk_sees_itself_only(kind: str, atte
     with torch.no_grad():
         packed = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)[0]
         alone = [model(input_ids=torch.from_numpy(s.input_ids[None]).long(), use_cache=False)[0][0] for s in samples]
-    torch.testing.assert_close(packed[batch.attention_mask > 0], torch.cat(alone), rtol=1e-4, atol=1e-4)
+    filled = torch.tensor([sum(len(s.input_ids) for s in row) for row in (samples[:4], samples[4:])])
+    tokens = packed[torch.arange(packed.shape[1]) < filled[:, None]]
+    torch.testing.assert_close(tokens, torch.cat(alone), rtol=1e-4, atol=1e-4)

@@ -11,6 +11,7 @@ import torch
 from fusionx.contract.errors import ConfigError
 from fusionx.train.config import LoraConfig
 from fusionx.train.model.lora import add_adapters, merged_state_dict, quantization_options
+from fusionx.train.state.background import BackgroundWriter
 from fusionx.train.state.checkpoint import Checkpointer, TrainState
 from fusionx.train.state.state_dicts import full_state_dict
 
@@ -93,12 +94,12 @@ def test_checkpoints_hold_the_adapters_and_go_on_bit_exactly(tmp_path: Path) -> 
 
     model, optimizer = adapted("llama", CONFIGS[0])
     steps(model, optimizer, 3)
-    with Checkpointer(tmp_path, {}, {"model": (model, optimizer)}, 1) as checkpoints:
-        checkpoints.save(TrainState(step=3))
+    with BackgroundWriter() as writer:
+        Checkpointer(tmp_path, {}, {"model": (model, optimizer)}, 1, writer).save(TrainState(step=3))
     stored = load_file(tmp_path / "step-00000003" / "model.safetensors")
     assert all(".lora_" in name for name in stored)
     again, again_optimizer = adapted("llama", CONFIGS[0], seed=9)
-    Checkpointer(tmp_path, {}, {"model": (again, again_optimizer)}, 1).load()
+    Checkpointer(tmp_path, {}, {"model": (again, again_optimizer)}, 1, writer).load()
     steps(model, optimizer, 2)
     steps(again, again_optimizer, 2)
     ours, theirs = full_state_dict(model), full_state_dict(again)

@@ -64,7 +64,7 @@ def test_trunk_and_head_are_the_model(name: str) -> None:
     mask[1, 7:] = 0
     with torch.no_grad():
         expected = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        hidden = target.hidden(TextInputs(ids, mask, None))
+        hidden = target.hidden(TextInputs(ids, None))
         found = target.logits(hidden[mask.bool()])
     torch.testing.assert_close(found, expected[mask.bool()], rtol=1e-4, atol=1e-4)
     assert target.vocab_size == found.shape[1] == 64
@@ -86,13 +86,14 @@ def test_losses_and_gradients_are_the_models_own(name: str, block: int) -> None:
     parameters = dict(model.named_parameters())
     theirs = torch.autograd.grad(expected, list(parameters.values()), allow_unused=True)
     scales = (torch.tensor(1 / len(labels), dtype=torch.float64), torch.tensor(0.0))
-    losses = target(TextInputs(ids, mask, None), predicts, labels, block, scales)
+    positions = predicts.flatten().nonzero()[:, 0]
+    losses = target(TextInputs(ids, None), positions, labels, block, scales)
     torch.testing.assert_close(losses.loss, expected, rtol=1e-6, atol=1e-8)
     ours = torch.autograd.grad(losses.loss, list(parameters.values()), allow_unused=True)
     for path, left, right in zip(parameters, ours, theirs, strict=True):
         if right is not None:
             torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-7, msg=path)
-    nll = target(TextInputs(ids, mask, None), predicts, labels, block)
+    nll = target(TextInputs(ids, None), positions, labels, block)
     torch.testing.assert_close(nll.mean(), expected.detach(), rtol=1e-5, atol=1e-6)
 
 
@@ -101,10 +102,9 @@ def test_right_padding_changes_nothing(name: str) -> None:
     target = Target(build(name))
     ids = torch.randint(1, 64, (1, 6), generator=torch.Generator().manual_seed(1))
     padded = torch.cat([ids, torch.zeros(1, 5, dtype=torch.long)], 1)
-    mask = (torch.arange(11) < 6).long()[None]
     with torch.no_grad():
-        alone = target.hidden(TextInputs(ids, torch.ones_like(ids), None))
-        torch.testing.assert_close(target.hidden(TextInputs(padded, mask, None))[:, :6], alone, rtol=1e-4, atol=1e-5)
+        alone = target.hidden(TextInputs(ids, None))
+        torch.testing.assert_close(target.hidden(TextInputs(padded, None))[:, :6], alone, rtol=1e-4, atol=1e-5)
 
 
 class _Bent(nn.Module):

@@ -58,14 +58,14 @@ def learn(method: MethodConfig, batches: list[Batch]) -> SelectionNetwork:
     return asn.eval()
 
 
-def weights_by_domain(method: MethodConfig, asn: SelectionNetwork, batches: list[Batch]) -> dict[str, torch.Tensor]:
+def weights_by_domain(method: MethodConfig, asn: SelectionNetwork, batches: list[Batch]) -> dict[int, torch.Tensor]:
     """Mean fusion weights [M] on each domain's positions."""
-    sums: dict[str, torch.Tensor] = {}
+    sums: dict[int, torch.Tensor] = {}
     with torch.no_grad():
         for batch in batches:
             assert batch.candidates is not None
             selection = select(method, asn, batch.candidates, VOCAB)
-            for chunk, domain in enumerate(batch.domains):
+            for chunk, domain in enumerate(batch.domains.tolist()):
                 rows = selection.weights[batch.candidates.chunk_of == chunk]
                 sums[domain] = sums.get(domain, torch.zeros(len(CANDIDATES))) + rows.sum(0)
     return {domain: total / total.sum() for domain, total in sums.items()}

@@ -20,6 +20,7 @@ from torch import nn
 import fusionx.train.state.checkpoint
 from fusionx.contract.errors import DataError
 from fusionx.contract.files.atomic_folder import atomic_folder, recover
+from fusionx.train.state.background import BackgroundWriter
 from fusionx.train.state.checkpoint import Checkpointer, TrainState, finished_checkpoints
 from fusionx.train.state.state_dicts import full_state_dict
 
@@ -36,7 +37,8 @@ class Training:
             for module, rate in ((self.model, 1e-2), (self.asn, 1e-3))
         ]
         parts = {"model": (self.model, self.optimizers[0]), "asn": (self.asn, self.optimizers[1])}
-        self.checkpoints = Checkpointer(folder, content, parts, keep)
+        self.writer = BackgroundWriter()
+        self.checkpoints = Checkpointer(folder, content, parts, keep, self.writer)
         self.state = TrainState()
 
     def step(self) -> None:
@@ -51,7 +53,7 @@ class Training:
 
     def save(self) -> None:
         self.checkpoints.save(self.state)
-        self.checkpoints.wait()
+        self.writer.wait()
 
     def assert_equal(self, other: Training) -> None:
         for ours, theirs in ((self.model, other.model), (self.asn, other.asn)):
@@ -158,7 +160,7 @@ def test_training_goes_on_while_it_is_written(tmp_path: Path, saved: Training, m
         saved.step()
     saved.state.best_step = 6
     go.set()
-    saved.checkpoints.wait()
+    saved.writer.wait()
     resumed = Training(tmp_path / "checkpoints", seed=1)
     assert resumed.checkpoints.load() == TrainState(step=4)
     resumed.assert_equal(reference)
@@ -168,7 +170,7 @@ def test_the_last_ones_are_kept(tmp_path: Path, saved: Training) -> None:
     for _ in range(3):
         saved.step()
         saved.checkpoints.save(saved.state)  # waits for the one before
-    with saved.checkpoints:
+    with saved.writer:
         pass
     assert folders(tmp_path) == ["step-00000005", "step-00000006"]
 

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from shard_builder import make_job
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-import fusionx.train.state.model_card
+import fusionx.contract.models.licence
 from fusionx.contract.errors import DataError
 from fusionx.train.config import PRESETS, MethodConfig, SelectionConfig, TrainJob
 from fusionx.train.objective.selection_network import SelectionNetwork
-from fusionx.train.state.export import export, load_asn
+from fusionx.train.state.export import load_asn, prepared_export
 from fusionx.train.state.model_card import TrainingOutcome, model_card
 from fusionx.train.state.state_dicts import full_state_dict
 
@@ -29,7 +29,7 @@ SELECTIONS = [
 
 
 class StandInTarget:
-    """What `export` reads of a target."""
+    """What `prepared_export` reads of a target."""
 
     def __init__(self, folder: Path, stored_dtype: torch.dtype = torch.float32) -> None:
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -47,7 +47,7 @@ def folder(tmp_path: Path, make_model: Any) -> Path:
 def exported(folder: Path, target: Any, asn: SelectionNetwork | None = None, card: str = "card") -> Path:
     weights, tokenizer = full_state_dict(target.model), AutoTokenizer.from_pretrained(folder)
     output = folder.parent / "best"
-    export(output, weights, target, asn, ["a", "b"], card, tokenizer)
+    prepared_export(output, weights, target, asn, ["a", "b"], card, tokenizer)()
     return output
 
 
@@ -77,7 +77,8 @@ def test_the_weights_given_are_the_ones_written(folder: Path) -> None:
     """Not the live model's, which may be divided over devices."""
     target = StandInTarget(folder)
     weights = {name: tensor + 1 for name, tensor in full_state_dict(target.model).items()}
-    export(folder.parent / "best", weights, target, None, [], "", AutoTokenizer.from_pretrained(folder))  # type: ignore[arg-type]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prepared_export(folder.parent / "best", weights, target, None, [], "", tokenizer)()  # type: ignore[arg-type]
     written = load_file(folder.parent / "best" / "model.safetensors")
     assert all(torch.equal(weights[name], tensor) for name, tensor in written.items())
 
@@ -91,6 +92,37 @@ def test_the_selection_network_comes_back(folder: Path, selection: SelectionConf
     assert candidates == ["a", "b"]
     assert loaded.config == selection
     assert all(torch.equal(tensor, asn.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+
+
+def test_files_beside_the_weights_are_kept(folder: Path) -> None:
+    for name in ("preprocessor_config.json", "chat_template.jinja", "notes.txt"):
+        (folder / name).write_text("{}")
+    output = exported(folder, StandInTarget(folder))
+    assert (output / "preprocessor_config.json").read_text() == (output / "chat_template.jinja").read_text() == "{}"
+    assert not (output / "notes.txt").exists()
+
+
+def test_heads_beyond_the_plain_one_are_left_out_and_said(
+    tmp_path: Path, make_tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As Qwen3.5 has them: transformers does not load their weights, so the config must not promise them."""
+    from transformers import AutoConfig
+
+    folder = tmp_path / "target"
+    sizes: dict[str, Any] = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "mtp_num_hidden_layers": 1}
+    sizes |= {"layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 1, "linear_num_value_heads": 1}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3_5_text", **sizes))
+    model.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors") | {"mtp.norm.weight": torch.ones(32)}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    make_tokenizer(folder, 300)
+    output = exported(folder, StandInTarget(folder))
+    assert not any("mtp" in name for name in load_file(output / "model.safetensors"))
+    assert json.loads((output / "config.json").read_text())["mtp_num_hidden_layers"] == 0
+    said = "heads for tokens beyond the next (mtp_num_hidden_layers: 1) were not trained and are left out"
+    assert said in capsys.readouterr().err
+    assert said in (output / "README.md").read_text()
 
 
 def test_a_selection_network_that_cannot_be_read(folder: Path) -> None:
@@ -139,7 +171,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("no network")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
-    fusionx.train.state.model_card._licence_fields.cache_clear()
+    fusionx.contract.models.licence.licence_fields.cache_clear()
 
 
 def state_licence(folder: Path, **fields: str) -> None:
@@ -200,6 +232,6 @@ def test_only_a_card_that_cannot_be_read_is_worth_a_warning(folder: Path, caplog
 
 @pytest.mark.parametrize("text", ["", "# no front matter", "---\n[broken\n---\n", "---\njust text\n---\n", b"\xff\xfe"])
 def test_a_strange_card_never_ends_a_training(folder: Path, text: str | bytes) -> None:
-    fusionx.train.state.model_card._licence_fields.cache_clear()
+    fusionx.contract.models.licence.licence_fields.cache_clear()
     (folder / "README.md").write_bytes(text if isinstance(text, bytes) else text.encode())
     assert "license" not in front_matter(model_card(job_of(folder), OUTCOME))
