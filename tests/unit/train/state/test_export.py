@@ -111,7 +111,11 @@ def test_heads_beyond_the_plain_one_are_left_out_and_said(
     folder = tmp_path / "target"
     sizes: dict[str, Any] = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "mtp_num_hidden_layers": 1}
-    sizes |= {"layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 1, "linear_num_value_heads": 1}
+    sizes |= {
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 1,
+        "linear_num_value_heads": 1,
+    }
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3_5_text", **sizes))
     model.save_pretrained(folder)
     weights = load_file(folder / "model.safetensors") | {"mtp.norm.weight": torch.ones(32)}
