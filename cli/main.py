@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from fusionx.cli import demo, inspection, reports, stages
+from fusionx.cli import demo, inspection, models, reports, stages
 from fusionx.contract.errors import FusionXError
 
 
@@ -50,6 +50,7 @@ for _command in (
     stages.run,
     inspection.status,
     inspection.plan,
+    models.inspect,
     reports.report,
     reports.study,
     reports.bench,

@@ -139,18 +139,8 @@ def _refuse_full_disk(header: GgufHeader) -> None:
         )
 
 
-def stated_licence(header: GgufHeader) -> dict[str, str]:
-    """What the file says of its licence, by the fields of a model card's front matter."""
-    stated = {
-        "license": header.metadata.get("general.license"),
-        "license_name": header.metadata.get("general.license.name"),
-        "license_link": header.metadata.get("general.license.link"),
-    }
-    return {name: value for name, value in stated.items() if isinstance(value, str) and value}
-
-
 def _card(header: GgufHeader) -> str:
-    lines = [f"{name}: {json.dumps(value)}" for name, value in stated_licence(header).items()]
+    lines = [f"{name}: {json.dumps(value)}" for name, value in header.licence.items()]
     name = header.metadata.get("general.name") or header.path.stem
     front_matter = "\n".join(["---", *lines, "---", ""]) if lines else ""
     return f"{front_matter}\n# {name}\n\nMade of {header.path.name}, stored as {said_kinds(header.kinds)}.\n"

@@ -108,6 +108,13 @@ class GgufHeader:
         """The vocabulary as the file spells it, by id; empty where it has none."""
         return self.metadata.get("tokenizer.ggml.tokens") or []
 
+    @property
+    def licence(self) -> dict[str, str]:
+        """What the file states of it, by the fields of a model card's front matter."""
+        keys = {"license": "", "license_name": ".name", "license_link": ".link"}
+        stated = {field: self.metadata.get(f"general.license{key}") for field, key in keys.items()}
+        return {field: value for field, value in stated.items() if isinstance(value, str) and value}
+
     def tensor(self, name: str) -> GgufTensor | None:
         return next((tensor for tensor in self.tensors if tensor.name == name), None)
 

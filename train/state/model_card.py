@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from dataclasses import dataclass, field
-from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,14 +11,12 @@ from typing import Any
 import torch
 import yaml
 
-from fusionx.contract.models.gguf_folder import dequantised_from, stated_licence
-from fusionx.contract.models.gguf_header import read_header
-from fusionx.contract.models.place import gguf_file, loadable
+from fusionx.contract.models.gguf_folder import dequantised_from
+from fusionx.contract.models.licence import licence, licence_fields
+from fusionx.contract.models.place import loadable
 from fusionx.train.config import TrainJob
 
-_log = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_LICENCE_FIELDS = ("license", "license_name", "license_link")
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ Licences are those that the models' own cards state; they may bind what is made 
 
 def _front_matter(job: TrainJob) -> dict[str, Any]:
     content: dict[str, Any] = {}
-    stated = _licence_fields(job.target_path, job.target_revision)
+    stated = licence_fields(job.target_path, job.target_revision)
     content |= stated
     if _is_hub_id(job.target_path):
         content |= {"base_model": job.target_path, "base_model_relation": "finetune"}
@@ -91,7 +87,7 @@ def _models(job: TrainJob, outcome: TrainingOutcome) -> list[list[str]]:
             "target" if name == job.target else "source",
             said["path"],
             said.get("revision") or "not pinned",
-            _licence(said["path"], said.get("revision") or None),
+            licence(said["path"], said.get("revision") or None) or "not stated",
             f"{outcome.weights[name]:.3f}" if name in outcome.weights else "",
         ]
         for name, said in models.items()
@@ -171,37 +167,6 @@ def _said(value: object) -> str:
 def _table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def _licence(path: str, revision: str | None) -> str:
-    stated = _licence_fields(path, revision)
-    return stated.get("license_name") or stated.get("license") or "not stated"
-
-
-@lru_cache
-def _licence_fields(path: str, revision: str | None) -> dict[str, str]:
-    """What a model's own card says of its licence; empty where it says nothing or cannot be had.
-
-    A card is a courtesy: whatever goes wrong with one is said, and never ends a training.
-    """
-    try:
-        packed = gguf_file(path, revision)
-        if packed is not None:
-            return stated_licence(read_header(packed))
-        if Path(path).is_dir():
-            file = Path(path) / "README.md"
-            if not file.exists():
-                return {}  # a model of one's own, not published: nothing went wrong
-        else:
-            from huggingface_hub import hf_hub_download
-
-            file = Path(hf_hub_download(path, "README.md", revision=revision, etag_timeout=5))
-        _, front_matter, _ = re.split(r"^---\s*$", file.read_text(encoding="utf-8"), maxsplit=2, flags=re.MULTILINE)
-        content = yaml.safe_load(front_matter)
-        return {name: str(content[name]) for name in _LICENCE_FIELDS if content.get(name)}
-    except Exception as error:  # no card, no network, a gated model, no front matter, no valid YAML
-        _log.warning("no licence of %s for the model card: %s", path, str(error).strip().partition("\n")[0])
-        return {}
 
 
 def _is_hub_id(name: str) -> bool:
