@@ -220,7 +220,7 @@ def _units(absent_domains: Sequence[str], per_seed: Mapping[int, Interference]) 
 
 
 def _comparison(inputs: ReportInputs, interference: Mapping[str, Any]) -> dict[str, Any] | None:
-    """`fusionx` against each baseline, seed by seed; None without `fusionx`.
+    """`fusionx` against each baseline and other method, seed by seed; None without `fusionx`.
 
     `<metric>_vs_<baseline>[step][group]` holds the `mean` over seeds of the relative difference (negative: lower,
     better) and `ci95`, Student's t interval over seeds (None for one seed); its own `mean` and `ci95` repeat those
@@ -231,7 +231,9 @@ def _comparison(inputs: ReportInputs, interference: Mapping[str, Any]) -> dict[s
         return None
     claim = claim_group(_group_domains(inputs, "corpus", inputs.original.domains))
     found: dict[str, Any] = {"of": SUBJECT, "seeds": len(runs), "seed_values": list(runs), "claim": claim}
-    for baseline in BASELINES:
+    for baseline in dict.fromkeys([*BASELINES, *inputs.methods()]):
+        if baseline == SUBJECT:
+            continue
         pairs = [(run, other) for seed, run in runs.items() if (other := inputs.runs_of(baseline).get(seed))]
         found[f"bpb_vs_{baseline}"] = _relative(inputs, pairs, "bits_per_byte")
         found[f"perplexity_vs_{baseline}"] = _relative(inputs, pairs, "perplexity")

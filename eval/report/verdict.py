@@ -66,14 +66,19 @@ def _headline(comparison: Mapping[str, Any]) -> str:
 
 
 def _against_baselines(comparison: Mapping[str, Any]) -> list[str]:
+    """Against all other methods than continual training, which the headline has."""
     claim = comparison["claim"]
     parts = []
-    for baseline, name in (("fusellm", "FuseLLM's"), ("paper", "the paper preset's")):
-        found = comparison[f"bpb_vs_{baseline}"]
-        if found is not None:
+    for key, found in comparison.items():
+        method = key.removeprefix("bpb_vs_")
+        if key != method != "ct" and found is not None:
             found = found["best"][claim]
+            name = f"{IN_SENTENCE.get(method, method_label(method))}'s"
             parts.append(f"{_relative(found['mean'], name)}{_interval_text(found['ci95'])}")
-    return [f"{PLACES[claim].capitalize()} they are {' and '.join(parts)}."] if parts else []
+    if not parts:
+        return []
+    listed = " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
+    return [f"{PLACES[claim].capitalize()} they are {listed}."]
 
 
 def _domains(results: Mapping[str, Any], comparison: Mapping[str, Any]) -> list[str]:

@@ -356,3 +356,12 @@ def test_verdict_names_what_a_win_on_the_corpus_costs_elsewhere(make_inputs: Mak
     opening = verdict(results)[0]
     assert "on the corpus's domains are 20.0\u00a0% lower" in opening
     assert "on domains absent from it they are 17.4\u00a0% higher" in opening
+
+
+def test_verdict_names_every_other_method_that_was_trained(make_inputs: MakeInputs) -> None:
+    inputs = make_inputs(methods=("ct", "fusellm", "fusionx"), seeds=(1,), bootstrap=100)
+    again = [replace(run, method="fusellm-walk") for run in inputs.runs if run.method == "fusellm"]
+    results = summarize(replace(inputs, runs=[*inputs.runs, *again]))
+    assert results["comparison"]["bpb_vs_fusellm-walk"] == results["comparison"]["bpb_vs_fusellm"]
+    assert " than FuseLLM's and " in verdict(results)[1]
+    assert verdict(results)[1].endswith(" than fusellm-walk's.")
