@@ -6,6 +6,7 @@ docs/models.md says the same.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -108,6 +109,15 @@ def test_architecture(world: Path, tmp_path: Path, family: str, capsys: pytest.C
     else:
         with pytest.raises(ConfigError, match="does not keep packed documents apart"):
             train(folder, tokens, tmp_path / "masked", document_mask=True, **config)
+
+
+def test_the_table_in_the_docs_is_this(root: Path) -> None:
+    lines = re.findall(r"^\| `(\w+)` \|(.*)\|$", (root / "docs" / "models.md").read_text(), re.MULTILINE)
+    said = {family: [cell.strip() for cell in cells.split("|")[:4]] for family, cells in lines}
+    assert said == {
+        family: ["yes", "yes" if able.windows else "none", "yes", "yes" if able.mask else "no"]
+        for family, able in FAMILIES.items()
+    }
 
 
 @pytest.mark.slow
