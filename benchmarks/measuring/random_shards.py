@@ -16,12 +16,16 @@ from fusionx.contract.shards.schema import text_hash
 
 @dataclass(frozen=True)
 class Shape:
-    """Chunks of `length` tokens of a vocabulary of `vocab`, `sources` candidates of k entries at every position."""
+    """Chunks of `length` tokens of a vocabulary of `vocab`, `sources` candidates of k entries at every position.
+
+    With `shortest` the lengths vary, evenly from there to `length`.
+    """
 
     length: int
     sources: int
     vocab: int
     k: int
+    shortest: int | None = None
 
 
 def random_shards(folder: Path, shape: Shape, splits: list[str], rows: int) -> tuple[str, dict[str, str]]:
@@ -31,7 +35,10 @@ def random_shards(folder: Path, shape: Shape, splits: list[str], rows: int) -> t
         The folder of the target's tokens, and of every candidate's aligned shards.
     """
     rng = np.random.default_rng(0)
-    length, positions = shape.length, rows * shape.length
+    lengths = [shape.length] * rows
+    if shape.shortest is not None:
+        lengths = rng.integers(shape.shortest, shape.length + 1, rows).tolist()
+    positions = sum(lengths)
     ids, logprobs, tail = _said(rng, positions, shape)
     names = [f"source-{number}" for number in range(shape.sources)]
     entries: dict[str, list[PartEntry]] = {name: [] for name in ("tokens", *names)}
@@ -44,8 +51,8 @@ def random_shards(folder: Path, shape: Shape, splits: list[str], rows: int) -> t
                 "text_hash": pa.array([text_hash(str(row)) for row in range(rows)], pa.string()),
             }
         )
-        input_ids = [_zipf(rng, length, shape.vocab) for _ in range(rows)]
-        ends = [np.cumsum(rng.integers(1, 9, length)).astype(np.int32) for _ in range(rows)]
+        input_ids = [_zipf(rng, length, shape.vocab) for length in lengths]
+        ends = [np.cumsum(rng.integers(1, 9, length)).astype(np.int32) for length in lengths]
         tokens = add_tokens(keys.append_column("domain", pa.array(["text"] * rows, pa.string())), input_ids, ends)
         stats = {"domains": {"text": rows}}
         made = Provenance("tokens", split, {}, {})
@@ -53,10 +60,10 @@ def random_shards(folder: Path, shape: Shape, splits: list[str], rows: int) -> t
         for name in names:
             order = rng.permutation(positions)
             distributions = Distributions.from_top_k(ids[order], logprobs[order], tail[order])
-            table = add_distributions(keys, distributions, [length] * rows)
-            table = table.append_column("status", list_column([np.ones(length, np.uint8)] * rows, pa.uint8()))
-            table = table.append_column("nll", pa.array([2.0 * length] * rows, pa.float64()))
-            table = table.append_column("nll_bytes", pa.array([4 * length] * rows, pa.int32()))
+            table = add_distributions(keys, distributions, lengths)
+            table = table.append_column("status", list_column([np.ones(n, np.uint8) for n in lengths], pa.uint8()))
+            table = table.append_column("nll", pa.array([2.0 * n for n in lengths], pa.float64()))
+            table = table.append_column("nll_bytes", pa.array([4 * n for n in lengths], pa.int32()))
             made = Provenance("aligned", split, {"k": shape.k}, {})
             entries[name].append(write_part(f"{folder}/{name}/{path}", table, made, positions))
     write_manifest(f"{folder}/tokens", build_manifest("tokens", {}, {}, entries["tokens"]))
