@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 from importlib.metadata import version
@@ -108,7 +109,7 @@ def gguf_sha256(file: Path) -> str:
 def cache_folder() -> Path:
     from huggingface_hub import constants
 
-    return Path(constants.HF_ASSETS_CACHE) / "fusionx" / "gguf"
+    return Path(os.environ.get("HF_ASSETS_CACHE") or constants.HF_ASSETS_CACHE) / "fusionx" / "gguf"
 
 
 def _is_whole(folder: Path) -> bool:

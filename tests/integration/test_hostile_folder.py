@@ -77,6 +77,7 @@ def test_no_command_imports_from_the_folder_it_is_started_in(world: Any, hostile
         check(hostile, "report", "interference", "out/eval/models/target.json", "out/eval/ct"),
         check(hostile, "study", "tau", "nowhere.yaml", code=2),
         check(hostile, "bench", "nothing", code=2),
+        check(hostile, "inspect", "model", str(world.root / "target")),
         # The stages are in `run`.
         *(check(hostile, name, "nowhere.yaml", code=2) for name in ("chunk", "precompute", "align", "train", "eval")),
         *(check(hostile, name, "nowhere.yaml", code=2) for name in ("demo-inputs", "real-inputs")),

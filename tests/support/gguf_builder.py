@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,18 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def read_in(assets: str, file: str) -> tuple[str, bool]:
+    """The folder of a file in another cache, and whether this process made it."""
+    os.environ["HF_ASSETS_CACHE"] = assets
+    from fusionx.contract.models import gguf_folder
+
+    said: list[str] = []
+    gguf_folder._say = said.append
+    write, made = gguf_folder.write_folder, []
+    gguf_folder.write_folder = lambda *places: made.append(write(*places))
+    return str(gguf_folder.gguf_folder(Path(file))), bool(made)
 
 
 def as_stated(path: Path, heads: Mapping[str, int]) -> dict[str, np.ndarray]:

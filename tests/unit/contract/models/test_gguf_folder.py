@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from forked import in_a_fork
 from gguf import GGMLQuantizationType as Kind
-from gguf_builder import KINDS, as_stated, write_gguf
+from gguf_builder import KINDS, as_stated, read_in, write_gguf
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -42,7 +44,7 @@ IN_TRANSFORMERS = {
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    monkeypatch.setenv("HF_ASSETS_CACHE", str(tmp_path / "assets"))
     return tmp_path / "assets" / "fusionx" / "gguf"
 
 
@@ -120,6 +122,14 @@ def test_a_changed_file_and_a_damaged_folder_are_noticed(tmp_path: Path) -> None
     write_gguf(file, tied=False)
     os.utime(file, ns=(1, 1))
     assert subject.gguf_sha256(file) != before
+
+
+def test_of_two_processes_one_reads_it_and_the_other_waits(tmp_path: Path, cache: Path) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf")
+    with ThreadPoolExecutor(2) as pool:
+        pairs = list(pool.map(lambda _: in_a_fork(read_in, str(cache.parent.parent), str(file)), range(2)))
+    assert len({folder for folder, _ in pairs}) == 1
+    assert sorted(was_read for _, was_read in pairs) == [False, True]
 
 
 def damaged(file: Path, how: str) -> Path:
