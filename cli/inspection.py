@@ -69,11 +69,18 @@ def status(config: str, overrides: tuple[str, ...]) -> None:
 @config_argument
 @click.option("--documents", default=200, show_default=True, help="Documents of the sample that is measured.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
-def plan(config: str, overrides: tuple[str, ...], documents: int, as_json: bool) -> None:
+@click.option("--card", help="A GPU, like H100: what forward passes and trainings take on it, measured or assumed.")
+@click.option("--cards", default=1, show_default=True, help="How many of them train together.")
+def plan(config: str, overrides: tuple[str, ...], documents: int, as_json: bool, card: str | None, cards: int) -> None:
     """Measure a small sample and say what the whole corpus will take: tokens, hours, bytes. Writes nothing."""
     from fusionx.contract.config import load_config
     from fusionx.pipelines.config import FusionConfig
     from fusionx.pipelines.plan import make_plan
 
-    made = make_plan(load_config(FusionConfig, config, overrides), documents)
+    run = load_config(FusionConfig, config, overrides)
+    made = make_plan(run, documents)
     click.echo(made.to_json() if as_json else made.table())
+    if card is not None and not as_json:
+        from fusionx.pipelines.training_plan import lines_on_card
+
+        click.echo("\n".join(["", *lines_on_card(run, made, card, cards)]))

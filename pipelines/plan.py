@@ -39,7 +39,8 @@ class StagePlan:
 
     `tokens_per_s` is that of one worker on this machine (0 for `chunk`, which has no tokenizer of its own; see
     `mb_per_s`, millions of text bytes per second). `hours` is the work divided among the configured workers;
-    `cpu_hours` and `gpu_hours` are these hours times what all workers hold.
+    `cpu_hours` and `gpu_hours` are these hours times what all workers hold. `train_chunks` and `train_tokens` are those
+    of the training split.
     """
 
     stage: str
@@ -52,6 +53,8 @@ class StagePlan:
     hours: float
     cpu_hours: float
     gpu_hours: float
+    train_chunks: int
+    train_tokens: int
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,9 @@ def _measured(stage: Stage, sample: dict[str, _Split]) -> StagePlan:
         for name, value in (("chunks", entry.rows), ("tokens", entry.tokens), ("bytes", entry.bytes)):
             totals[name] += scale * value
         totals["seconds"] += scale * seconds
+        if unit.split == "train":
+            totals["train_chunks"] += scale * entry.rows
+            totals["train_tokens"] += scale * entry.tokens
     provenance = stage.provenance(units[0])
     write_manifest(stage.output, build_manifest(stage.kind, provenance.config, provenance.identity, entries))
     text = sum(sample[split].scale * sample[split].bytes for split in {unit.split for unit in units})
@@ -194,6 +200,8 @@ def _measured(stage: Stage, sample: dict[str, _Split]) -> StagePlan:
         hours=hours,
         cpu_hours=hours * needs.workers * needs.num_cpus,
         gpu_hours=hours * needs.workers * needs.num_gpus,
+        train_chunks=round(totals["train_chunks"]),
+        train_tokens=round(totals["train_tokens"]),
     )
 
 
