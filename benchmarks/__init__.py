@@ -2,3 +2,5 @@
 
 BENCHMARKS = ("chunk", "precompute", "codec", "map", "align", "fidelity", "collate", "fusion", "train")
 """Names of the modules; `fusionx bench NAME` runs one."""
+GPU = "gpu"
+"""All of it on one card. Its figures are added to those of other cards and days, so that it is no part of `all`."""

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ class Case:
     heads: int
     inner: int
     tokens: int
-    device: str = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"
 
 
 CASES = (
@@ -92,7 +92,7 @@ def figures(
 
 
 @dataclass(frozen=True)
-class _Contest:
+class Contest:
     """One model over some units, in every way that is compared."""
 
     worker: LogitsWorker
@@ -136,18 +136,19 @@ class _Contest:
                 torch.topk(row_logits.float(), K, dim=-1)
 
 
-def _contest(case: str, contests: list[_Contest], n: int, share: int) -> Iterator[Figure]:
-    """Tokens per second of every way. The reference runs over every `share`-th text only, for it takes long."""
+def race(case: str, contests: list[Contest], n: int, share: int | None, bench: str = "precompute") -> Iterator[Figure]:
+    """Tokens per second of every way. The reference, where it takes part, runs over every `share`-th text only, for it
+    takes long."""
     rows = [
         [torch.from_numpy(encoding.ids.astype(np.int64)) for unit in contest.encodings() for encoding in unit]
         for contest in contests
     ]
     batches = [contest.batches() for contest in contests]
-    some = [texts[::share] for texts in rows]
+    some = [texts[:: share or 1] for texts in rows]
     tokens = {name: sum(len(row) for texts in rows for row in texts) for name in ("ours", "bare", "trunk")}
     tokens["reference"] = sum(len(row) for texts in some for row in texts)
 
-    def each(work: Callable[[_Contest, int], None]) -> Callable[[], object]:
+    def each(work: Callable[[Contest, int], None]) -> Callable[[], object]:
         return lambda: [work(contest, number) for number, contest in enumerate(contests)]  # type: ignore[func-returns-value]
 
     works = {
@@ -156,25 +157,29 @@ def _contest(case: str, contests: list[_Contest], n: int, share: int) -> Iterato
         "trunk": each(lambda contest, number: contest.bare(batches[number], contest.model.base_model)),
         "reference": each(lambda contest, number: contest.reference(some[number])),
     }
+    if share is None:
+        del works["reference"]
     seconds = interleaved_seconds(works, n)
     speed = {name: tokens[name] / seconds[name] for name in works}
     padding = 1 - tokens["ours"] / sum(ids.numel() for made in batches for ids in made)
-    yield Figure("precompute", case, "tokens_per_s", speed["ours"], "tokens/s", n=n)
+    yield Figure(bench, case, "tokens_per_s", speed["ours"], "tokens/s", n=n)
     for name, against in (
         ("bare", "a bare forward pass"),
         ("trunk", "a forward pass without the head"),
         ("reference", "full padding, whole logits to the host"),
     ):
+        if name not in works:
+            continue
         ratio = speed["ours"] / speed[name]
-        yield Figure("precompute", case, f"{name}_tokens_per_s", speed[name], "tokens/s", n=n)
-        yield Figure("precompute", case, f"ratio_to_{name}", ratio, "x", against, ratio, n)
-    yield Figure("precompute", case, "padding", padding, "of the tokens computed", n=n)
+        yield Figure(bench, case, f"{name}_tokens_per_s", speed[name], "tokens/s", n=n)
+        yield Figure(bench, case, f"ratio_to_{name}", ratio, "x", against, ratio, n)
+    yield Figure(bench, case, "padding", padding, "of the tokens computed", n=n)
     peak = _peak_flops()
     if contests[0].worker.source.device.type == "cuda" and peak is not None:
         flops = np.mean([_flops(contest.model, texts) for contest, texts in zip(contests, rows, strict=True)])
         for name in ("ours", "bare"):
             metric = "mfu" if name == "ours" else "bare_mfu"
-            yield Figure("precompute", case, metric, speed[name] * float(flops) / peak, "of peak", n=n)
+            yield Figure(bench, case, metric, speed[name] * float(flops) / peak, "of peak", n=n)
 
 
 def _demo(data: Path, characters: int, folder: Path) -> Iterator[Figure]:
@@ -191,11 +196,18 @@ def _demo(data: Path, characters: int, folder: Path) -> Iterator[Figure]:
         stage = _stage(config, folder, batch_tokens=4096)
         model = load_model(config, torch.device("cpu"))
         contests.append(_made(stage, model, 256))
-    yield from _contest("demo", contests, n=3, share=4)
+    yield from race("demo", contests, n=3, share=4)
 
 
 def _random_llama(case: Case, vocab: int, tokenizer: Path, texts: list[str], folder: Path) -> Iterator[Figure]:
     """Random weights, made on the device, over texts as long as MiniPile's."""
+    share = 16 if case.device == "cuda" else 6
+    contest = random_contest(case, vocab, tokenizer, texts, folder)
+    yield from race(case.name, [contest], n=3 if case.device == "cuda" else 2, share=share)
+
+
+def random_contest(case: Case, vocab: int, tokenizer: Path, texts: list[str], folder: Path) -> Contest:
+    """`vocab` is the model's: its head may have more places than the tokenizer has ids."""
     from transformers import AutoModelForCausalLM
 
     cuda = case.device == "cuda"
@@ -209,8 +221,7 @@ def _random_llama(case: Case, vocab: int, tokenizer: Path, texts: list[str], fol
     with torch.device(case.device):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16 if cuda else torch.float32).eval()
-    contest = _made(_stage(models[0], folder), model, 2048)
-    yield from _contest(case.name, [contest], n=3 if cuda else 2, share=16 if cuda else 6)
+    return _made(_stage(models[0], folder, device=case.device), model, 2048)
 
 
 def _memory(vocab: int) -> Iterator[Figure]:
@@ -245,15 +256,17 @@ def _chunk(corpus: CorpusConfig, config: ChunkConfig, models: list[ModelConfig],
     write_manifest(stage.output, build_manifest("chunks", provenance.config, provenance.identity, entries))
 
 
-def _stage(model: ModelConfig, folder: Path, batch_tokens: int = 16384) -> LogitsStage:
-    config = PrecomputeConfig(k=K, batch_tokens=batch_tokens)
+def _stage(
+    model: ModelConfig, folder: Path, batch_tokens: int = 16384, device: Literal["cpu", "cuda"] = "cpu"
+) -> LogitsStage:
+    config = PrecomputeConfig(k=K, batch_tokens=batch_tokens, device=device)
     return LogitsStage(model, config, str(folder / "chunks"), str(folder / "logits" / model.id))
 
 
-def _made(stage: LogitsStage, model: Any, block_size: int) -> _Contest:
+def _made(stage: LogitsStage, model: Any, block_size: int) -> Contest:
     encoder = load_encoder(stage.model.path)
     worker = LogitsWorker(stage, encoder, split_model(stage.model.id, model, encoder.vocab_size), None)
-    return _Contest(worker, model, list(stage.units()), block_size)
+    return Contest(worker, model, list(stage.units()), block_size)
 
 
 def random_llama(width: int, layers: int, heads: int, inner: int, vocab: int) -> Any:

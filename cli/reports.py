@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fusionx.benchmarks import BENCHMARKS
+from fusionx.benchmarks import BENCHMARKS, GPU
 from fusionx.cli.options import config_argument, opened_pipeline
 from fusionx.pipelines.study import STUDIES
 
@@ -77,9 +77,9 @@ def study(name: str, config: str, overrides: tuple[str, ...], method: str | None
 
 
 @click.command()
-@click.argument("name", type=click.Choice(["all", *BENCHMARKS]))
+@click.argument("name", type=click.Choice(["all", *BENCHMARKS, GPU]))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line instead of a table.")
-@click.option("--output", type=click.Path(file_okay=False), help="Also write NAME.jsonl into this folder.")
+@click.option("--output", type=click.Path(file_okay=False), help="Also write its NAME.jsonl (gpu: add to it).")
 def bench(name: str, as_json: bool, output: str | None) -> None:
     """Measure one part of the system beside its reference, in the same run."""
     from fusionx.benchmarks.measuring.run import run_benchmark

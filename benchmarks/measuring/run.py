@@ -6,16 +6,22 @@ import json
 import os
 import platform
 from collections.abc import Iterator
+from datetime import date
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from fusionx.benchmarks import GPU
 from fusionx.benchmarks.measuring.figure import Figure
+
+PACKAGES = ("torch", "transformers", "tokenizers", "pyarrow", "numpy")
 
 
 def run_benchmark(name: str, output: str | None = None, **sizes: Any) -> Iterator[Figure]:
     """Figures of `benchmarks.<name>` as they come; with `output` also `<output>/<name>.jsonl`, the machine first.
+
+    The figures of `gpu` are added to the file, each with its card, the versions and the day.
 
     `sizes` are parameters of that benchmark's `figures`; without them it measures what is published.
     """
@@ -26,8 +32,20 @@ def run_benchmark(name: str, output: str | None = None, **sizes: Any) -> Iterato
     if output is not None:
         folder = Path(output)
         folder.mkdir(parents=True, exist_ok=True)
+        if name == GPU:
+            _append(folder / f"{name}.jsonl", figures)
+            return
         lines = [{"machine": machine()}, *(figure.to_json() for figure in figures)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _append(file: Path, figures: list[Figure]) -> None:
+    found = machine()
+    card = found["gpu"] or f"none (CPU, sizes turned down): {found['processor']}"
+    versions = {package: found[package] for package in PACKAGES}
+    where = {"card": card, "versions": versions, "date": date.today().isoformat()}
+    with file.open("a") as lines:
+        lines.writelines(json.dumps(figure.to_json() | where) + "\n" for figure in figures)
 
 
 def machine() -> dict[str, Any]:
@@ -35,7 +53,7 @@ def machine() -> dict[str, Any]:
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    packages = {name: version(name) for name in ("torch", "transformers", "tokenizers", "pyarrow", "numpy")}
+    packages = {name: version(name) for name in PACKAGES}
     return {"cpus": os.cpu_count(), "processor": _processor(), "gpu": gpu, **packages}
 
 

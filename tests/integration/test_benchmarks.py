@@ -137,6 +137,22 @@ def test_a_benchmark_prints_lines_that_say_what_was_measured_against_what(name: 
     assert len(set(measured)) == len(measured), "two figures of one name"
 
 
+def test_the_benchmark_of_a_card_runs_without_one_and_says_so(tiny: Tiny) -> None:
+    """Its figures are added to those of other cards."""
+    file = tiny.folder / "gpu.jsonl"
+    file.write_text('{"bench": "gpu"}\n')
+    figures = list(run_benchmark("gpu", str(tiny.folder)))
+    _, *lines = map(strict, file.read_text().splitlines())
+    assert len(lines) == len(figures)
+    for line in lines:
+        check({key: line[key] for key in KEYS}, "gpu")
+        assert list(line) == [*KEYS, "card", "versions", "date"]
+        assert line["card"].startswith("none (CPU, sizes turned down)")
+    cases = {(line["case"], line["metric"]) for line in lines}
+    assert len(cases) == len(lines)
+    assert {metric for _, metric in cases} >= {"ratio_to_bare", "distinct_shapes", "cores_per_gpu", "efficiency"}
+
+
 @pytest.mark.slow
 def test_peak_memory_is_taken_in_processes_of_their_own(tiny: Tiny) -> None:
     """Apart from the others, for it starts two that import torch."""
