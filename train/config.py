@@ -150,6 +150,8 @@ class OptimizerConfig(Config):
     `batch_size` counts blocks per step over all devices: chunks, or with `pack` blocks of `pack` tokens that hold as
     many whole chunks as fit. With `document_mask` a packed chunk sees itself only. `epochs` counts passes over the
     share `data_share` of all blocks, which is the same for every seed and lies within every larger share.
+    `document_end`: what stands behind a document as its last label; auto: the token that the target itself expects
+    there, if it expects any.
     """
 
     learning_rate: float = Field(3e-5, gt=0)
@@ -163,6 +165,7 @@ class OptimizerConfig(Config):
     document_mask: bool = True
     epochs: float = Field(1.0, gt=0)
     data_share: Added[float] = Field(1.0, gt=0, le=1)
+    document_end: Added[Literal["auto", "none"]] = "auto"
     lora: LoraConfig | None = None
 
 
@@ -178,7 +181,7 @@ class RunConfig(Config):
     shards: `fsdp` divides the target's weights over the devices, `none` gives each a whole copy (DDP).
     devices: processes that `fusionx train` starts on this machine per training; none: its GPUs, shared out among the
         trainings that run at once, or 1.
-    loader_workers: processes per device that make batches; none: 2 on a GPU, 0 on a CPU.
+    loader_workers: processes per device that make batches; none: 2 to 6 on a GPU, as there are cores, 0 on a CPU.
     skip_limit: steps whose gradient is not finite are skipped; at the limit the run stops.
     deterministic: bit-exact runs on a GPU, too, where some sums else run in any order; slower there.
     tensorboard: event files beside the log. wandb: a Weights & Biases project.
@@ -257,7 +260,7 @@ class TrainJob(Config):
     """One training: a target, its aligned shards, a method, a seed.
 
     `aligned` maps each candidate to its folder; so does `logits` where the method matches likelihoods. `sources` says
-    where their models are (path, revision), for the card.
+    where their models are (path, revision), for the card. `end_id`: the target's token at the end of documents.
     """
 
     method_name: str
@@ -274,6 +277,7 @@ class TrainJob(Config):
     tokens: Operational[str]
     aligned: Operational[dict[str, str]]
     logits: Operational[dict[str, str]] = {}
+    end_id: Added[int | None] = None
     inputs: dict[str, str]
     output: Operational[str]
 

@@ -22,7 +22,7 @@ from fusionx.contract.shapes import shapes_of
 from fusionx.contract.tokens.encoder import load_encoder
 from fusionx.train.config import TrainJob
 from fusionx.train.data.collate import Batch
-from fusionx.train.data.loader import StepBatches, blocks_at_once, loader
+from fusionx.train.data.loader import StepBatches, blocks_at_once, loader, workers_for
 from fusionx.train.data.shard_stream import ShardSet
 from fusionx.train.distributed.collectives import World, by_first_rank, clip, gradient_sync, parallelize, process_group
 from fusionx.train.loop.metrics_log import MetricsLog
@@ -93,7 +93,7 @@ class Trainer:
         if job.method.teacher == "asn":
             self.asn = SelectionNetwork(len(aligned), job.method.selection).to(world.device)
         self.initial_asn = _copy(self.asn)
-        shards = ShardSet(job.tokens, aligned, "train", job.method.k, job.logits)
+        shards = ShardSet(job.tokens, aligned, "train", job.method.k, job.logits, job.end_id)
         self._plan_data(shards)
         self.selection_log = SelectionLog(self.candidates, sorted(shards.domains))
         self.throughput = Throughput(flops_per_token(self.target.model, self.block_tokens), world.device, world.size)
@@ -181,7 +181,7 @@ class Trainer:
         device = self.world.device
         workers = self.job.run.loader_workers
         if workers is None:
-            workers = 2 if device.type == "cuda" else 0
+            workers = workers_for(device.type)
         made = loader(self.batches, first, self.steps, workers, pin_memory=device.type == "cuda")
         while True:
             with self.throughput.waiting():
