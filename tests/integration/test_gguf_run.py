@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from gguf_builder import write_gguf
+from forked import in_a_fork
+from gguf_builder import read_in, write_gguf
 from safetensors.torch import load_file
 
 from fusionx.contract.models.gguf_folder import gguf_sha256
@@ -44,3 +46,11 @@ def test_gguf_files_are_models_like_any_other(world: Any, tmp_path: Path, monkey
     assert {str(tensor.dtype) for tensor in exported.values()} == {"torch.bfloat16"}
     told = json.loads((output / "report" / "results.json").read_text())
     assert "packed" in told["ensembles"]["models"]
+
+
+def test_of_two_processes_one_reads_a_file_and_the_other_waits(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf")
+    with ThreadPoolExecutor(2) as pool:
+        pairs = list(pool.map(lambda _: in_a_fork(read_in, str(tmp_path / "assets"), str(file)), range(2)))
+    assert len({folder for folder, _ in pairs}) == 1
+    assert sorted(was_read for _, was_read in pairs) == [False, True]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,14 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from forked import in_a_fork
 from gguf import GGMLQuantizationType as Kind
-from gguf_builder import KINDS, as_stated, read_in, write_gguf
+from gguf_builder import KINDS, as_stated, write_gguf
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from fusionx.contract.errors import ConfigError, DataError
 from fusionx.contract.models import gguf_folder as subject
-from fusionx.contract.models.gguf_header import TENSOR_TYPES, read_header
 from fusionx.contract.models.place import loadable
 from fusionx.contract.models.rope_factors import LLAMA3
 from fusionx.contract.weights import weights_identity
@@ -122,14 +119,6 @@ def test_a_changed_file_and_a_damaged_folder_are_noticed(tmp_path: Path) -> None
     write_gguf(file, tied=False)
     os.utime(file, ns=(1, 1))
     assert subject.gguf_sha256(file) != before
-
-
-def test_of_two_processes_one_reads_it_and_the_other_waits(tmp_path: Path, cache: Path) -> None:
-    file = write_gguf(tmp_path / "tiny.gguf")
-    with ThreadPoolExecutor(2) as pool:
-        pairs = list(pool.map(lambda _: in_a_fork(read_in, str(cache.parent.parent), str(file)), range(2)))
-    assert len({folder for folder, _ in pairs}) == 1
-    assert sorted(was_read for _, was_read in pairs) == [False, True]
 
 
 def damaged(file: Path, how: str) -> Path:
@@ -249,22 +238,3 @@ def test_without_the_packages_it_says_what_to_install(tmp_path: Path, monkeypatc
     with pytest.raises(ConfigError, match="package accelerate") as error:
         loadable(write_gguf(tmp_path / "tiny.gguf"))
     assert "real" in error.value.details["remedy"]
-
-
-def test_sizes_of_blocks_are_those_of_the_package() -> None:
-    for number, (name, values, size) in TENSOR_TYPES.items():
-        assert gguf.GGML_QUANT_SIZES[Kind(number)] == (values, size)
-        assert Kind(number).name == name
-
-
-def test_the_header_is_what_the_packages_reader_finds(tmp_path: Path) -> None:
-    file = write_gguf(tmp_path / "tiny.gguf", metadata={"general.tags": ["a", "ü"], "general.alignment": 64})
-    header, reader = read_header(file), gguf.GGUFReader(file)
-    assert header.metadata == {
-        key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")
-    }
-    expected = [
-        (tensor.name, tuple(map(int, tensor.shape[::-1])), tensor.tensor_type.name) for tensor in reader.tensors
-    ]
-    assert [(tensor.name, tensor.shape, tensor.kind) for tensor in header.tensors] == expected
-    assert header.quantised
