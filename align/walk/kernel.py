@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from fusionx.align.jit import uncounted
-from fusionx.align.walk.look_up import beginning, first_question, slot_of
+from fusionx.align.walk.look_up import beginning, first_question, reach, slot_of
 from fusionx.align.walk.state import (
     EXACT_BOUNDARY,
     FIRST_SURVIVOR,
@@ -26,42 +26,63 @@ from fusionx.align.walk.state import (
     OFFSET,
     SURVIVORS,
 )
-from fusionx.align.walk.steps import at_the_end, fill_in, from_boundary, give, go_on, may_extend, on_the_way
+from fusionx.align.walk.steps import at_the_end, fill_in, from_boundary, give, go_on, look_over, may_extend, on_the_way
 
 
 @uncounted
-def _keep(scratch, x, k, scale, ids, probs, at):  # type: ignore[no-untyped-def]
-    """Writes the k largest of what a position met to ids and probs from `at` on, x always among them; how many."""
-    kept = 0
-    own_rank = np.uint64(0)
+def _rank(mass, token):  # type: ignore[no-untyped-def]
+    """Orders by mass, then by falling id: a positive float's bits grow with it."""
+    return (np.uint64(np.float32(mass).view(np.uint32)) << np.uint64(32)) | np.uint64(~np.uint32(token))
+
+
+@uncounted
+def _keep(scratch, walked, x, k, at):  # type: ignore[no-untyped-def]
+    """Writes the k largest of what a position met to `walked` from entry `at` on, x always among them; how many, and by
+    what all was multiplied: what agrees may be so little that the shards' rounding shows and more than 1 is met."""
     ranking = scratch.ranking
+    kept, total, own = 0, 0.0, _rank(LEAST, x)
+    least = ~np.uint64(0)  # of those kept; most come in order, and then nothing has to be read again
     for met in range(scratch.numbers[MET]):
-        scratch.rounded[0] = scratch.mass[met] * scale
-        token = scratch.ids[met]
-        if scratch.rounded[0] <= 0.0:
-            if token != x:
-                continue
-            scratch.rounded[0] = LEAST
-        # One integer ranks by probability, then by falling id: a positive float's bits grow with it.
-        rank = (np.uint64(scratch.bits[0]) << np.uint64(32)) | np.uint64(~np.uint32(token))
+        mass, token = scratch.mass[met], scratch.ids[met]
+        total += mass
         if token == x:
-            own_rank = rank
-        if kept == k:
-            if ranking[kept - 1] >= rank:
-                continue
-            kept -= 1
-        to = kept
-        while to > 0 and ranking[to - 1] < rank:
-            ranking[to] = ranking[to - 1]
-            to -= 1
-        ranking[to] = rank
-        kept += 1
-    if own_rank < ranking[kept - 1]:
-        ranking[kept - 1] = own_rank
-    for place in range(kept):
-        scratch.bits[0] = np.uint32(ranking[place] >> np.uint64(32))
-        ids[at + place], probs[at + place] = np.int32(~np.uint32(ranking[place])), scratch.rounded[0]
-    return kept
+            own = _rank(max(mass, LEAST), x)
+            continue
+        if np.float32(mass) <= 0.0:
+            continue
+        rank = _rank(mass, token)
+        if rank <= least:
+            if kept < k - 1:
+                ranking[kept] = rank
+                kept += 1
+                least = rank
+        elif kept:
+            kept = min(kept + 1, k - 1)
+            to = kept - 1
+            while to > 0:
+                other = ranking[to - 1]
+                if other >= rank:
+                    break
+                ranking[to] = other
+                to -= 1
+            ranking[to] = rank
+            least = ranking[kept - 1]
+    scale = 1.0 / max(total, 1.0)
+    better = 0
+    while better < kept and ranking[better] > own:
+        better += 1
+    for place in range(better):
+        _write(walked, at + place, ranking[place], scale)
+    _write(walked, at + better, own, scale)
+    for place in range(better, kept):
+        _write(walked, at + place + 1, ranking[place], scale)
+    return kept + 1, scale
+
+
+@uncounted
+def _write(walked, at, rank, scale):  # type: ignore[no-untyped-def]
+    walked.ids[at] = np.int32(~np.uint32(rank))
+    walked.probs[at] = np.uint32(rank >> np.uint64(32)).view(np.float32) * scale
 
 
 @uncounted
@@ -129,6 +150,7 @@ def walk(target, source, said, own, fill, tables, known, k, trail, walked, scrat
             scratch.numbers[MET], scratch.numbers[SURVIVORS] = 0, 0
             scratch.numbers[FIRST_SURVIVOR] = MOST_ALTERNATIVES - first
             scratch.lost[0] = 0.0
+            look_over(tables, scratch, fill, start, stop)
 
             if not inside:
                 # What led here otherwise has spelled the same text, and the source's distribution here goes on with it.
@@ -170,7 +192,7 @@ def walk(target, source, said, own, fill, tables, known, k, trail, walked, scrat
                     s = source.ids[j + 1]
                     if spelled and node > 0 and tables.source_lengths[s] == source.ends[j + 1] - source.ends[j]:
                         at = source.ends[j]
-                        written = source.ids[j] if tables.source_lengths[source.ids[j]] else np.int32(-1)
+                        written = source.ids[j] if tables.source_lengths[source.ids[j]] else np.int64(-1)
                         on_the_way(
                             tables, known, scratch, trail, said, own, fill, step, x, e, at, mass, node, length, written
                         )
@@ -193,12 +215,8 @@ def walk(target, source, said, own, fill, tables, known, k, trail, walked, scrat
             walked.status[position] = INSIDE_TOKEN if inside else EXACT_BOUNDARY
             if inside and alone:
                 walked.status[position] = NOTHING_COMPATIBLE
-            total = 0.0
-            for met in range(scratch.numbers[MET]):
-                total += scratch.mass[met]
-            scale = 1.0 / max(total, 1.0)  # what agrees may be so little that the shards' rounding shows
+            kept, scale = _keep(scratch, walked, x, k, size)
             walked.label[position] = max(label * scale, LEAST)
-            kept = _keep(scratch, x, k, scale, walked.ids, walked.probs, size)
             walked.counts[position] = kept
             size += kept
     return size
@@ -229,9 +247,10 @@ def questions(target, source, said, own, tables, known, keys):  # type: ignore[n
                             u = said.ids[entry]
                             if entry == own.entry[j] or tables.source_lengths[u] == 0:
                                 continue
-                            if ending and (tables.source_lengths[s] == 0 or not may_extend(tables, s, u, node)):
+                            reached, hit = reach(tables, node, u)
+                            if ending and (tables.source_lengths[s] == 0 or not may_extend(tables, s, u, reached, hit)):
                                 continue
-                            key, _ = first_question(tables, node, u)
+                            key, _ = first_question(tables, node, u, reached, hit)
                             if key < 0 or known.keys[slot_of(known.keys, key)] == key:
                                 continue
                             slot = slot_of(keys, key)

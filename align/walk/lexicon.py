@@ -43,13 +43,15 @@ class Lexicon:
         several = by_target & (by_source.lengths() > 1)
         first = np.full(target.size, -1, np.int32)
         first[several] = by_source.values[by_source.offsets[:-1][several]]
-        longer = np.bincount(first[several], minlength=source.size)
         trie = byte_trie(target, by_target)
         return Tables(
             written=written.offsets.astype(np.int64),
             written_ids=written.values,
-            to_target=_to_target(source, written, longer),
-            first=first,
+            leads_to=_leads_to(written),
+            begun_by=first,
+            begins=np.bincount(first[several], minlength=source.size).astype(np.int32),
+            source_byte=_first_bytes(source),
+            target_byte=_first_bytes(target),
             goes_on=_goes_on(trie, target),
             source_lengths=source.byte_lengths,
             target_lengths=target.byte_lengths,
@@ -95,8 +97,11 @@ def _identity(table: TokenTable) -> Tables:
     return Tables(
         written=written.offsets,
         written_ids=written.values,
-        to_target=_to_target(table, written, np.zeros(table.size, np.int64)),
-        first=np.full(table.size, -1, np.int32),
+        leads_to=_leads_to(written),
+        begun_by=np.full(table.size, -1, np.int32),
+        begins=np.zeros(table.size, np.int32),
+        source_byte=_first_bytes(table),
+        target_byte=_first_bytes(table),
         goes_on=_goes_on(trie, table),
         source_lengths=table.byte_lengths,
         target_lengths=table.byte_lengths,
@@ -105,11 +110,13 @@ def _identity(table: TokenTable) -> Tables:
     )
 
 
-def _to_target(source: TokenTable, written: Ragged, longer: npt.NDArray[np.int64]) -> Int32:
+def _leads_to(written: Ragged) -> Int32:
     firsts = np.append(written.values, -1)[written.offsets[:-1]]
-    first_bytes = np.array([piece[0] if piece else 0 for piece in source.filled_bytes])
-    columns = (np.where(written.lengths() > 0, firsts, -1), longer, first_bytes)
-    return np.stack(columns, axis=1).astype(np.int32)
+    return np.where(written.lengths() > 0, firsts, -1).astype(np.int32)
+
+
+def _first_bytes(table: TokenTable) -> npt.NDArray[np.uint8]:
+    return np.array([piece[0] if piece else 0 for piece in table.filled_bytes], np.uint8)
 
 
 def _goes_on(trie: ByteTrie, table: TokenTable) -> npt.NDArray[np.uint64]:

@@ -29,16 +29,14 @@ def insert(keys, row_of, new_keys, new_rows):  # type: ignore[no-untyped-def]
 @uncounted
 def child(trie, node, byte):  # type: ignore[no-untyped-def]
     """The node that `byte` leads to, -1 where no token goes on so."""
-    low, high = trie.child_start[node], trie.child_start[node + 1]
-    while low < high:
-        middle = (low + high) >> 1
-        if trie.label[middle] < byte:
-            low = middle + 1
-        else:
-            high = middle
-    if low < trie.child_start[node + 1] and trie.label[low] == byte:
-        return low
-    return -1
+    at, size = np.int64(trie.child_start[node]), trie.child_start[node + 1] - trie.child_start[node]
+    if size == 0:
+        return np.int64(-1)
+    while size > 1:  # no branch in it depends on the byte, which a processor cannot foresee
+        half = size >> 1
+        at += half * (trie.label[at + half] <= byte)
+        size -= half
+    return at if trie.label[at] == byte else np.int64(-1)
 
 
 @uncounted
@@ -100,11 +98,16 @@ def continuation(tables, known, node, u, which):  # type: ignore[no-untyped-def]
 
 
 @uncounted
-def first_question(tables, node, u):  # type: ignore[no-untyped-def]
-    """What has to be asked for the first target token of beginning `node` and source token u: the key, or -1 and the
-    answer."""
+def reach(tables, node, u):  # type: ignore[no-untyped-def]
+    """Follows source token u from a target token's beginning; returns as `follow`."""
     source = tables.source
-    reached, hit = follow(tables.target, node, source.bytes, source.starts[u], source.starts[u + 1])
+    return follow(tables.target, node, source.bytes, source.starts[u], source.starts[u + 1])
+
+
+@uncounted
+def first_question(tables, node, u, reached, hit):  # type: ignore[no-untyped-def]
+    """What has to be asked for the first target token of beginning `node` and source token `u`, which has `reached` and
+    `hit` (see `reach`): the key, or -1 and the answer."""
     if reached >= 0 and tables.target.token[reached] >= 0:
         return np.int64(-1), tables.target.token[reached]
     # No token goes on from this beginning as u does: the token is among those of the beginning alone.

@@ -11,7 +11,7 @@ from fusionx.align.half import half_logs, probability_of_bits
 from fusionx.align.jit import compiled
 from fusionx.align.walk.kernel import questions, walk
 from fusionx.align.walk.lexicon import Lexicon
-from fusionx.align.walk.state import LEAST, Fill, OwnPath, Said, Scratch, Tokens, Trail, Walked
+from fusionx.align.walk.state import LEAST, OwnPath, Said, Scratch, Tokens, Trail, Walked
 from fusionx.contract.shards.codec import Distributions
 from fusionx.contract.shards.parts import Ragged
 
@@ -82,7 +82,7 @@ class PartWalk:
         """
         positions = len(self._target.ids)
         if fill is None:
-            nothing = np.zeros(0, np.int32)
+            nothing = np.zeros(0, np.uint32)
             starts, ones = np.zeros(positions + 1, np.int64), np.ones(positions, np.float32)
             fill = Said(starts, nothing, np.zeros(0, np.float32), ones)
         walked = Walked(
@@ -92,10 +92,8 @@ class PartWalk:
             np.full(positions, np.nan),
             np.zeros(positions, np.uint8),
         )
-        first_bytes = np.append(self._tables.target.bytes, np.uint8(0))[self._tables.target.starts[fill.ids]]
-        filling = Fill(*fill, self._tables.first[fill.ids], first_bytes)
-        inputs = (self._target, self._source, self._said, self._own, filling, self._tables, self._known)
-        size = walk(*inputs, k, trail or Trail.of(0), walked, Scratch.of(self._said, filling, self._tables, k))
+        inputs = (self._target, self._source, self._said, self._own, fill, self._tables, self._known)
+        size = walk(*inputs, k, trail or Trail.of(0), walked, Scratch.of(self._said, fill, self._tables, k))
         return WalkedPart(walked.ids[:size], walked.probs[:size], walked.counts, walked.label, walked.status)
 
 
@@ -110,11 +108,11 @@ def spoken(distributions: Distributions, vocab_size: int) -> Said:
         tail = tail + np.bincount(position, probs[outside], len(tail)).astype(np.float32)
         starts = starts - np.append(0, np.cumsum(outside))[starts]
         ids, probs = ids[~outside], probs[~outside]
-    return Said(starts, ids, probs, tail)
+    return Said(starts, ids.view(np.uint32), probs, tail)
 
 
 def _tokens(ids: Ragged, ends: Ragged) -> Tokens:
-    return Tokens(ids.values.astype(np.int32), ends.values.astype(np.int32), ids.offsets.astype(np.int64))
+    return Tokens(ids.values.astype(np.uint32), ends.values.astype(np.int32), ids.offsets.astype(np.int64))
 
 
 @compiled

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from fusionx.align.walk.byte_trie import ByteTrie
 
 Int32 = npt.NDArray[np.int32]
+UInt32 = npt.NDArray[np.uint32]
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -19,9 +20,9 @@ NOT_ALIGNED, EXACT_BOUNDARY, INSIDE_TOKEN, NOTHING_COMPATIBLE = 0, 1, 3, 4
 
 
 class Tokens(NamedTuple):
-    """One side's tokens, row after row: ids and ends int32 [T]; rows: int64 [rows + 1], where each row begins."""
+    """One side's tokens, row after row: ids uint32 [T], ends int32 [T]; rows: int64 [rows + 1], where each begins."""
 
-    ids: Int32
+    ids: UInt32
     ends: Int32
     rows: Int64
 
@@ -29,25 +30,14 @@ class Tokens(NamedTuple):
 class Said(NamedTuple):
     """What a model says at T positions: those of position t are entries starts[t] to starts[t + 1].
 
-    starts: int64 [T + 1]. ids: int32, probs: float32, best first. tail: float32 [T].
+    starts: int64 [T + 1]. ids: uint32 (of a signed index numba asks each time whether it counts from the end), probs:
+    float32, best first. tail: float32 [T].
     """
 
     starts: Int64
-    ids: Int32
+    ids: UInt32
     probs: Float32
     tail: Float32
-
-
-class Fill(NamedTuple):
-    """`Said` of the target's own, and of every entry's token the `first` (see `Tables`), int32 [E], and the first byte,
-    uint8 [E]."""
-
-    starts: Int64
-    ids: Int32
-    probs: Float32
-    tail: Float32
-    first: Int32
-    byte: npt.NDArray[np.uint8]
 
 
 class OwnPath(NamedTuple):
@@ -67,10 +57,11 @@ class Tables(NamedTuple):
 
     written, written_ids: the target tokens of every source token, those of token s from written[s] to written[s + 1]; a
         special token's is the target's of the same role.
-    to_target: int32 [Vs, 3], the first of them (-1 for none), how many target tokens have this one as `first`, and its
-        first byte.
-    first: int32 [Vt], the first of the several source tokens that the source writes a target token with; -1 where it is
-        one token for the source, and where the target itself would not write it.
+    leads_to: int32 [Vs], the first of them, -1 for none.
+    begun_by: int32 [Vt], the first of the several source tokens that the source writes a target token with; -1 where it
+        is one token for the source, and where the target itself would not write it.
+    begins: int32 [Vs], how many target tokens a source token has begun so.
+    source_byte, target_byte: uint8 [Vs] and [Vt], the first byte, 0 for none.
     goes_on: uint64 [Vt, 4], a bit for every byte that follows a target token in a longer one.
     source_lengths, target_lengths: int32 [Vs] and [Vt], bytes.
     source, target: all beginnings of their tokens.
@@ -78,8 +69,11 @@ class Tables(NamedTuple):
 
     written: npt.NDArray[np.int64]
     written_ids: Int32
-    to_target: Int32
-    first: Int32
+    leads_to: Int32
+    begun_by: Int32
+    begins: Int32
+    source_byte: npt.NDArray[np.uint8]
+    target_byte: npt.NDArray[np.uint8]
     goes_on: npt.NDArray[np.uint64]
     source_lengths: Int32
     target_lengths: Int32
@@ -136,11 +130,14 @@ class Trail(NamedTuple):
 class Scratch(NamedTuple):
     """What a walk works with; made outside, because the kernel does without reference counts.
 
-    place: int64 [Vt], where a target token stands in `ids` and `mass`, plus a position's offset. entry_of: int64 [Vs],
-    where a source token was last seen among entries. rate, candidates, chosen, weights, stays: of a position's entries
-    at a time. ranking: of the k best, `rounded` and `bits` one float in two readings. alternatives: two lists of the
-    source tokens that led elsewhere than the text's own but agree with the target so far: rows of (source token,
-    node of the target's beginning before it, target tokens since, byte where it begins, step), and their mass.
+    place: int64 [Vt], where a target token stands in `ids` and `mass`, plus a position's offset.
+    filled: int64 [Vt], the last of the fill-in's entries that was a target token's; head: int64 [Vs], the first whose
+    target token a source token begins. At a position both say something only where they are among its entries.
+    longer: such entries of a position. begun, beginners, rate: of every head, what the fill-in expects of all that its
+    source token begins, how many they are, and what each gets per expectation.
+    chosen, candidates, weights, stays: of a position's entries at a time. ranking: of the k best. alternatives: two
+    lists of the source tokens that led elsewhere than the text's own but agree with the target so far: rows of (source
+    token, node of the target's beginning before it, target tokens since, byte where it begins, step), and their mass.
     numbers: int64, see the constants below.
     lost: float64 [1], mass that agrees with x and of which the source says no more.
     """
@@ -148,46 +145,51 @@ class Scratch(NamedTuple):
     place: Int64
     ids: Int32
     mass: Float64
-    entry_of: Int64
+    filled: Int64
+    head: Int64
+    longer: Int64
+    begun: Float64
+    beginners: Int64
     rate: Float64
     candidates: Int64
     chosen: Int64
     weights: Float64
     stays: Float64
     ranking: npt.NDArray[np.uint64]
-    rounded: Float32
-    bits: npt.NDArray[np.uint32]
     alternatives: Int64
     alternative_mass: Float64
     numbers: Int64
     lost: Float64
 
     @classmethod
-    def of(cls, said: Said, fill: Fill, tables: Tables, k: int) -> Scratch:
+    def of(cls, said: Said, fill: Said, tables: Tables, k: int) -> Scratch:
         entries = 1 + int(max(np.diff(said.starts).max(initial=0), np.diff(fill.starts).max(initial=0)))
-        targets, rounded = len(tables.target_lengths), np.zeros(1, np.float32)
+        targets, sources = len(tables.target_lengths), len(tables.source_lengths)
         return cls(
             np.full(targets, -1, np.int64),
             np.zeros(MOST_MET, np.int32),
             np.zeros(MOST_MET, np.float64),
-            np.full(len(tables.source_lengths), -1, np.int64),
+            np.full(targets, -1, np.int64),
+            np.full(sources, -1, np.int64),
+            np.zeros(entries, np.int64),
+            np.zeros(entries, np.float64),
+            np.zeros(entries, np.int64),
             np.zeros(entries, np.float64),
             np.zeros(entries, np.int64),
             np.zeros(entries, np.int64),
             np.zeros(entries, np.float64),
             np.ones(entries, np.float64),
             np.zeros(k + 1, np.uint64),
-            rounded,
-            rounded.view(np.uint32),
             np.zeros((2 * MOST_ALTERNATIVES, 5), np.int64),
             np.zeros(2 * MOST_ALTERNATIVES, np.float64),
-            np.zeros(4, np.int64),
+            np.zeros(5, np.int64),
             np.zeros(1, np.float64),
         )
 
 
-MET, OFFSET, SURVIVORS, FIRST_SURVIVOR = 0, 1, 2, 3
-"""Of `Scratch.numbers`: target tokens met, the offset of `place`, alternatives that agree with x, their first row."""
+MET, OFFSET, SURVIVORS, FIRST_SURVIVOR, LONGER = 0, 1, 2, 3, 4
+"""Of `Scratch.numbers`: target tokens met, the offset of `place`, alternatives that agree with x, their first row, the
+fill-in's entries in `longer`."""
 LEAST = 1e-37
 """A probability that fp16 logarithms and float32 still hold; no next token gets less."""
 MOST_MET = 1 << 13

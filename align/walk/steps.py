@@ -8,9 +8,10 @@ from __future__ import annotations
 import numpy as np
 
 from fusionx.align.jit import uncounted
-from fusionx.align.walk.look_up import begins, continuation, first_question, follow, key_of, meant
+from fusionx.align.walk.look_up import begins, continuation, first_question, follow, key_of, meant, reach
 from fusionx.align.walk.state import (
     FIRST_SURVIVOR,
+    LONGER,
     MET,
     MOST_ALTERNATIVES,
     MOST_MET,
@@ -53,12 +54,34 @@ def agrees(scratch, tables, u, node, which, begin, step, end, mass):  # type: ig
 
 
 @uncounted
-def expected(fill, place, y):  # type: ignore[no-untyped-def]
-    """Whether target token y is among the fill-in's entries, and what the fill-in says of it. It is asked of few."""
+def look_over(tables, scratch, fill, start, stop):  # type: ignore[no-untyped-def]
+    """Notes where the fill-in's tokens stand among its entries start to stop, and of those that the source writes with
+    several tokens, by the first of them, what is expected of all."""
+    size = 0
+    ids = fill.ids[start:stop]
+    for at in range(len(ids)):
+        y = ids[at]
+        scratch.filled[y] = start + at
+        u = tables.begun_by[y]
+        if u < 0:
+            continue
+        if scratch.head[u] < start:
+            scratch.head[u] = start + at
+            scratch.begun[at], scratch.beginners[at], scratch.rate[at] = 0.0, 0, 0.0
+        scratch.begun[scratch.head[u] - start] += fill.probs[start + at]
+        scratch.beginners[scratch.head[u] - start] += 1
+        scratch.longer[size] = start + at
+        size += 1
+    scratch.numbers[LONGER] = size
+
+
+@uncounted
+def expected(scratch, fill, place, y):  # type: ignore[no-untyped-def]
+    """Whether target token y is among the fill-in's entries, and what the fill-in says of it."""
     _, _, start, stop, unstored = place
-    for entry in range(start, stop):
-        if fill.ids[entry] == y:
-            return True, np.float64(fill.probs[entry])
+    entry = scratch.filled[y]
+    if start <= entry < stop:
+        return True, np.float64(fill.probs[entry])
     return False, unstored
 
 
@@ -69,9 +92,9 @@ def choose(tables, scratch, fill, place, byte, skip, node, s):  # type: ignore[n
     _, _, start, stop, _ = place
     size = 0
     for entry in range(start, stop):
-        if fill.byte[entry] != byte:
-            continue
         y = fill.ids[entry]
+        if tables.target_byte[y] != byte:
+            continue
         if skip:
             if tables.target_lengths[y] <= skip or tables.target.path[tables.target.starts[y] + skip - 1] != node:
                 continue
@@ -101,7 +124,7 @@ def divide(tables, scratch, trail, fill, place, u, spent, skip, chosen, token, m
             scratch.candidates[size], scratch.weights[size] = y, fill.probs[entry]
             total += fill.probs[entry]
             size += 1
-    weight = expected(fill, place, token)[1] if size else 0.0
+    weight = expected(scratch, fill, place, token)[1] if size else 0.0
     total += weight
     if total <= 0.0:
         give(scratch, trail, position, step, u, token, mass)
@@ -124,67 +147,58 @@ def from_boundary(tables, scratch, trail, said, own, fill, place, x, end, begin,
     that has not left already."""
     position, step, start, stop, unstored = place
     first, last = said.starts[step], said.starts[step + 1]
-    longer = False
-    for at in range(start, stop):
-        longer = longer or fill.first[at] >= 0
-    if longer:
-        longer = False
-        for entry in range(first, last):
-            scratch.entry_of[said.ids[entry]] = entry
-            scratch.rate[entry - first], scratch.candidates[entry - first] = 0.0, 0
-        for at in range(start, stop):
-            u = fill.first[at]
-            if u >= 0 and first <= scratch.entry_of[u] < last and said.ids[scratch.entry_of[u]] == u:
-                scratch.rate[scratch.entry_of[u] - first] += fill.probs[at]
-                scratch.candidates[scratch.entry_of[u] - first] += 1
-                longer = True
-    for entry in range(first, last):
-        u, shown = said.ids[entry], entry - first
-        weight, others = 0.0, np.int64(0)
-        if longer:
-            weight, others = scratch.rate[shown], scratch.candidates[shown]
-            scratch.rate[shown] = 0.0
-        if entry == own.entry[step]:
+    ids, probs, own_entry = said.ids[first:last], said.probs[first:last], own.entry[step] - first
+    undecided = 0
+    for entry in range(len(ids)):
+        u = ids[entry]
+        token = tables.leads_to[u]
+        if entry == own_entry or token < 0:
             continue
-        here = said.probs[entry] * mass * scratch.stays[shown]
-        token = tables.to_target[u, 0]
-        if token < 0:
+        here = probs[entry] * mass * scratch.stays[entry]
+        if start <= scratch.head[u] < stop or (here >= SMALL and tables.begins[u] > 0):
+            scratch.chosen[undecided] = entry
+            undecided += 1
             continue
-        if tables.to_target[u, 1] == 0 or (weight == 0.0 and here < SMALL):
-            give(scratch, trail, position, step, u, token, here)
-            if token == x:
-                agrees(scratch, tables, u, 0, 1, begin, step, end, here)
-            continue
-        own_weight = expected(fill, place, token)[1]
-        total = weight + own_weight + (tables.to_target[u, 1] - others) * unstored
-        if total <= 0.0:
-            give(scratch, trail, position, step, u, token, here)
-            if token == x:
-                agrees(scratch, tables, u, 0, 1, begin, step, end, here)
-            continue
-        scratch.rate[shown] = here / total
-        part = here * own_weight / total
+        give(scratch, trail, position, step, u, token, here)
+        if token == x:
+            agrees(scratch, tables, u, 0, 1, begin, step, end, here)
+    # These come later so that most of what a position meets comes in order of its mass.
+    for at in range(undecided):
+        entry = scratch.chosen[at]
+        u = ids[entry]
+        token, head = tables.leads_to[u], scratch.head[u]
+        here = probs[entry] * mass * scratch.stays[entry]
+        part, weight, others = here, 0.0, np.int64(0)
+        if start <= head < stop:
+            weight, others = scratch.begun[head - start], scratch.beginners[head - start]
+        own_weight = expected(scratch, fill, place, token)[1]
+        total = weight + own_weight + (tables.begins[u] - others) * unstored
+        divided = total > 0.0 and (weight > 0.0 or here >= SMALL)
+        if divided:
+            part = here * own_weight / total
+            if others:
+                scratch.rate[head - start] = here / total
         give(scratch, trail, position, step, u, token, part)
-        if tables.first[x] == u:
-            stored, of_x = expected(fill, place, x)
+        if divided and tables.begun_by[x] == u:
+            stored, of_x = expected(scratch, fill, place, x)
             part = here * of_x / total
             if not stored:
                 give(scratch, trail, position, step, u, x, part)
-        if token == x or tables.first[x] == u:
+        if token == x or (divided and tables.begun_by[x] == u):
             agrees(scratch, tables, u, 0, 1, begin, step, end, part)
-    if longer:
-        for at in range(start, stop):
-            y, u = fill.ids[at], fill.first[at]
-            if u >= 0 and first <= scratch.entry_of[u] < last and said.ids[scratch.entry_of[u]] == u:
-                rate = scratch.rate[scratch.entry_of[u] - first]
-                if rate > 0.0:
-                    give(scratch, trail, position, step, u, y, rate * fill.probs[at])
+    for at in range(scratch.numbers[LONGER]):
+        entry = scratch.longer[at]
+        u = tables.begun_by[fill.ids[entry]]
+        rate = scratch.rate[scratch.head[u] - start]
+        if rate > 0.0:
+            give(scratch, trail, position, step, u, fill.ids[entry], rate * fill.probs[entry])
 
 
 @uncounted
 def go_on(tables, known, scratch, trail, fill, place, x, b, end, first, size):  # type: ignore[no-untyped-def]
     """The alternatives from earlier positions: rows first to first + size."""
     position, _, start, stop, unstored = place
+    chosen, chosen_byte = 0, -1
     for row in range(first, first + size):
         u, node, which = scratch.alternatives[row, 0], scratch.alternatives[row, 1], scratch.alternatives[row, 2]
         begin, step, mass = scratch.alternatives[row, 3], scratch.alternatives[row, 4], scratch.alternative_mass[row]
@@ -193,7 +207,8 @@ def go_on(tables, known, scratch, trail, fill, place, x, b, end, first, size):  
             continue
         here = (position, step, start, stop, unstored)
         byte = tables.source.bytes[tables.source.starts[u] + b - begin]
-        chosen = choose(tables, scratch, fill, place, byte, 0, 0, -1)
+        if byte != chosen_byte:
+            chosen, chosen_byte = choose(tables, scratch, fill, place, byte, 0, 0, -1), np.int64(byte)
         of_x = divide(tables, scratch, trail, fill, here, u, b - begin, 0, chosen, token, mass, x)
         if of_x > 0.0:
             agrees(scratch, tables, u, node, which + 1, begin, step, end, of_x)
@@ -205,7 +220,7 @@ def fill_in(scratch, trail, fill, place, x, mass):  # type: ignore[no-untyped-de
     position, step, start, stop, _ = place
     for at in range(start, stop):
         give(scratch, trail, position, step, -1, fill.ids[at], mass * fill.probs[at])
-    stored, of_x = expected(fill, place, x)
+    stored, of_x = expected(scratch, fill, place, x)
     if not stored:
         give(scratch, trail, position, step, -1, x, mass * of_x)
     scratch.lost[0] += mass * of_x
@@ -224,7 +239,7 @@ def on_the_way(tables, known, scratch, trail, said, own, fill, place, x, end, be
         if entry == own.entry[step] or tables.source_lengths[u] == 0:
             continue
         here = said.probs[entry] * mass
-        key, token = first_question(tables, node, u)
+        key, token = first_question(tables, node, u, *reach(tables, node, u))
         if key == alone_key:
             token = alone
         elif key >= 0:
@@ -236,10 +251,10 @@ def on_the_way(tables, known, scratch, trail, said, own, fill, place, x, end, be
 
 
 @uncounted
-def may_extend(tables, s, u, node):  # type: ignore[no-untyped-def]
-    """Whether u after x (at `node`), whose last source token is s, makes another, longer target token of it."""
+def may_extend(tables, s, u, reached, hit):  # type: ignore[no-untyped-def]
+    """Whether u after x, whose last source token is s, makes another, longer target token of it. reached, hit: see
+    `reach`, from x on."""
     source = tables.source
-    reached, hit = follow(tables.target, node, source.bytes, source.starts[u], source.starts[u + 1])
     if reached < 0 and not hit:
         return False
     _, written_otherwise = follow(
@@ -260,19 +275,24 @@ def at_the_end(tables, known, scratch, trail, said, own, fill, place, x, mass, s
     node = target.path[target.starts[x + 1] - 1]
     first, last = said.starts[step], said.starts[step + 1]
     left, chosen = 0.0, -1
-    for entry in range(first, last):
-        u = said.ids[entry]
-        follows = tables.to_target[u, 2]
-        if not (tables.goes_on[x, follows >> 6] >> np.uint64(follows & 63)) & np.uint64(1):
+    goes_on = tables.goes_on[x]
+    ids, probs, own_entry = said.ids[first:last], said.probs[first:last], own.entry[step] - first
+    for entry in range(len(ids)):
+        u = ids[entry]
+        follows = tables.source_byte[u]
+        if not (goes_on[follows >> 6] >> np.uint64(follows & 63)) & np.uint64(1):
             continue
-        if entry == own.entry[step] or tables.source_lengths[u] == 0 or not may_extend(tables, s, u, node):
+        if entry == own_entry or tables.source_lengths[u] == 0:
             continue
-        key, token = first_question(tables, node, u)
+        reached, hit = reach(tables, node, u)
+        if not may_extend(tables, s, u, reached, hit):
+            continue
+        key, token = first_question(tables, node, u, reached, hit)
         if key >= 0:
             token = continuation(tables, known, node, key - key_of(tables, node, 0), 0)
         if token < 0 or tables.target_lengths[token] <= tables.target_lengths[x]:
-            token = x
-        here = said.probs[entry] * mass
+            token = np.int32(x)
+        here = probs[entry] * mass
         if here <= 0.0:
             continue
         if chosen < 0:
@@ -281,6 +301,6 @@ def at_the_end(tables, known, scratch, trail, said, own, fill, place, x, mass, s
         of_x = divide(tables, scratch, trail, fill, place, u, 0, tables.target_lengths[x], chosen, token, here, x)
         if of_x > 0.0:
             give(scratch, trail, position, step, u, x, -of_x)  # it is among what stays
-        scratch.stays[entry - first] = of_x / here
-        left += said.probs[entry] * (1.0 - of_x / here)
+        scratch.stays[entry] = of_x / here
+        left += probs[entry] * (1.0 - of_x / here)
     return max(1.0 - left, own.prob[step])  # the own next token stays

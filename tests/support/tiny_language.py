@@ -140,7 +140,7 @@ def exact(view: View) -> Said:
         past = tuple(encoding.ids.tolist())
         for size in range(1, len(past) + 1):
             probs += sorted((prob for prob in view.next_tokens(past[:size]).values() if prob > 1e-20), reverse=True)
-    return Said(said.starts, said.ids, np.array(probs, np.float32), np.zeros(len(said), np.float32))
+    return Said(said.starts, said.ids.view(np.uint32), np.array(probs, np.float32), np.zeros(len(said), np.float32))
 
 
 def _ragged(rows: list[np.ndarray]) -> Ragged:

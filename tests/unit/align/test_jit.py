@@ -1,0 +1,25 @@
+"""Kernels as machine code, and as plain Python for a debugger."""
+
+import numba
+import numpy as np
+import pytest
+
+from fusionx.align.jit import compiled, uncounted
+
+
+def wrapped_product(values, factor):  # type: ignore[no-untyped-def]
+    total = np.uint64(0)
+    for at in range(len(values)):
+        total += values[at] * factor
+    return total
+
+
+@pytest.mark.parametrize("make", [compiled, uncounted])
+def test_without_compilation_a_kernel_computes_the_same(make, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    values, factor = np.array([3, 1 << 63, 7], np.uint64), np.uint64(0x9E3779B97F4A7C15)
+    expected = sum(int(value) * int(factor) for value in values) % (1 << 64)
+    assert int(make(wrapped_product)(values, factor)) == expected
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", True)
+    plain = make(wrapped_product)
+    assert not isinstance(plain, numba.core.registry.CPUDispatcher)
+    assert int(plain(values, factor)) == expected
