@@ -79,6 +79,8 @@ WITHOUT = Sizes(
 
 def figures(sizes: Sizes | None = None) -> Iterator[Figure]:
     sizes = sizes or (ON_A_CARD if torch.cuda.is_available() else WITHOUT)
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
     for vocab, k in sizes.statistics:
         yield from _statistics(vocab, k, sizes.positions)
     texts = source_texts(sizes.source_files)

@@ -41,6 +41,7 @@ class TokenTable:
         fingerprint: of the tokenizer, see `contract.tokens.tokenizer.tokenizer_fingerprint`.
         word_ends: ids of tokens with an end-of-word suffix (`</w>`). Such a tokenizer drops white space; as its
             decoder says, the suffix stands for a space, the last of the token's bytes, whatever follows in the text.
+        components: the tokenizer's serialised state but for vocabulary and merges; None for a slow tokenizer.
     """
 
     token_bytes: list[bytes | None]
@@ -48,6 +49,7 @@ class TokenTable:
     byte_fallback: frozenset[int]
     fingerprint: str
     word_ends: frozenset[int] = frozenset()
+    components: dict[str, Any] | None = None
 
     @property
     def size(self) -> int:
@@ -131,9 +133,15 @@ def token_table(tokenizer: Any) -> TokenTable:
         if meaning.ends_word(piece):
             word_ends.add(token)
     fingerprint = tokenizer_fingerprint(tokenizer, state)
-    table = TokenTable(token_bytes, roles, frozenset(byte_fallback), fingerprint, frozenset(word_ends))
+    components = None if state is None else _without_vocabulary(state)
+    table = TokenTable(token_bytes, roles, frozenset(byte_fallback), fingerprint, frozenset(word_ends), components)
     _check_on_probes(tokenizer, table)
     return table
+
+
+def _without_vocabulary(state: dict[str, Any]) -> dict[str, Any]:
+    """Writing and reading the whole state takes a second for 262,000 tokens; what is small in it is kept."""
+    return state | {"model": {key: part for key, part in state["model"].items() if key not in ("vocab", "merges")}}
 
 
 def _special_roles(tokenizer: Any, state: dict[str, Any] | None) -> dict[int, str]:

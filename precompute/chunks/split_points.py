@@ -69,10 +69,9 @@ def _class_of_code() -> npt.NDArray[np.uint8]:
 
 def split_points(encoder: Encoder) -> Pairs | None:
     """Which pairs of neighbours are parted; None where this cannot be proven for any (not only BPE, unknown parts)."""
-    backend = getattr(encoder.tokenizer, "backend_tokenizer", None)
-    if backend is None:
+    state = encoder.table.components
+    if state is None:
         return None
-    state = json.loads(backend.to_str())
     try:
         joined = _joined_by_vocabulary(state, encoder) | _joined_by_components(state)
     except _UnknownError:
