@@ -16,7 +16,9 @@ from fusionx.contract.errors import EXIT_COMPLETE, EXIT_STOPPED, ConfigError, Da
 from fusionx.contract.files.storage import is_local
 from fusionx.contract.models.gguf_folder import dequantised_from
 from fusionx.contract.models.place import loadable
-from fusionx.contract.shards.manifest import read_manifest
+from fusionx.contract.shards.document_end import document_end
+from fusionx.contract.shards.manifest import has_manifest, read_manifest
+from fusionx.contract.tokens.encoder import load_encoder
 from fusionx.contract.weights import weights_identity
 from fusionx.pipelines.config import FusionConfig
 from fusionx.pipelines.layout import Layout
@@ -240,9 +242,19 @@ def make_job(config: FusionConfig, layout: Layout, method_name: str, seed: int, 
         tokens=tokens,
         aligned=aligned,
         logits=logits,
+        end_id=_end_id(config, layout),
         inputs=inputs,
         output=layout.training(method_name, learning_rate, seed),
     )
+
+
+def _end_id(config: FusionConfig, layout: Layout) -> int | None:
+    """The token that ends documents for the target, as its own distributions show, where these are there."""
+    logits, target = layout.logits(config.target.id), config.target
+    if config.train.optimizer.document_end == "none" or not has_manifest(logits):
+        return None
+    special = load_encoder(target.path, target.revision).table.special_role
+    return document_end(logits, read_manifest(logits, "logits", "precompute").digest, frozenset(special))
 
 
 def run_jobs(

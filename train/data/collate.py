@@ -94,7 +94,8 @@ def collate_blocks(
     shapes: Shapes = EXACT,
     longest: int | None = None,
 ) -> Batch:
-    """A batch of one row per block. The last position of a chunk predicts nothing and is left out of the losses.
+    """A batch of one row per block. The last position of a chunk predicts the end of its document, if it is one; else
+    it predicts nothing and is left out of the losses.
 
     Args:
         blocks: at least one; rows without a chunk only fill up. document_mask: a chunk sees itself only, so the batch
@@ -113,7 +114,7 @@ def collate_blocks(
             end = start + len(sample.input_ids)
             input_ids[row, start:end] = sample.input_ids
             position_ids[row, start:end] = np.arange(end - start)
-            predicts[row, start : max(start, end - 1)] = True
+            predicts[row, start : start + len(sample.next_ids)] = True
             start = end
         position_ids[row, start:] = np.arange(shape[1] - start)
     positions = np.flatnonzero(predicts)
@@ -121,7 +122,7 @@ def collate_blocks(
     chunks = shapes.length(len(samples) + (size > len(positions)))
     # Positions that fill up are spread over the rows: where gradients of a place are summed, one would be crowded.
     more = np.arange(size - len(positions)) % predicts.size
-    labels = torch.from_numpy(_filled_up([sample.input_ids[1:].astype(np.int64) for sample in samples], size, IGNORED))
+    labels = torch.from_numpy(_filled_up([sample.next_ids.astype(np.int64) for sample in samples], size, IGNORED))
     names = sorted({sample.domain for sample in samples}) if domains is None else list(domains)
     return Batch(
         torch.from_numpy(input_ids),
@@ -137,12 +138,13 @@ def collate_blocks(
 
 
 def _candidates(samples: Sequence[Sample], labels: Tensor, chunks: int) -> Candidates:
-    size = len(labels)
-    ids = _filled_up([sample.ids[:-1] for sample in samples], size, -1)
-    probs = _filled_up([sample.probs[:-1] for sample in samples], size, 0)
-    label_probs = _filled_up([sample.label_probs[:-1] for sample in samples], size, np.nan)
-    status = _filled_up([sample.status[:-1] for sample in samples], size, 0)
-    chunk_of = np.repeat(np.arange(len(samples)), [max(0, len(sample.input_ids) - 1) for sample in samples])
+    size, counts = len(labels), [len(sample.next_ids) for sample in samples]
+    of_all = list(zip(samples, counts, strict=True))
+    ids = _filled_up([sample.ids[:count] for sample, count in of_all], size, -1)
+    probs = _filled_up([sample.probs[:count] for sample, count in of_all], size, 0)
+    label_probs = _filled_up([sample.label_probs[:count] for sample, count in of_all], size, np.nan)
+    status = _filled_up([sample.status[:count] for sample, count in of_all], size, 0)
+    chunk_of = np.repeat(np.arange(len(samples)), counts)
     # An aligned position whose every entry was dropped by the map says nothing. The best entry comes first.
     aligned = (status > 0) & (probs[..., 0] > 0)
     return Candidates(
@@ -161,7 +163,7 @@ def _spans(samples: Sequence[Sample], shapes: Shapes) -> Spans[Tensor] | None:
     for sample in samples:
         if sample.spans is not None:
             moved.append(shifted(sample.spans, first))
-        first += max(0, len(sample.input_ids) - 1)
+        first += len(sample.next_ids)
     if not moved:
         return None
     found = joined(moved)

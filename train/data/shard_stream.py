@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from typing import Any
 
@@ -35,7 +35,7 @@ class Sample:
     candidates'. label_probs: float32 [L, M], the stored probability of the next token, whatever k is; NaN where it is
     not stored. status: uint8 [L, M]. nll_per_byte: float32 [M], nats per byte, NaN where a candidate scored no byte of
     the chunk (it is one token for its tokenizer); M is 0 for a stream without candidates. spans: of all candidates,
-    where the set reads the candidates' logits.
+    where the set reads the candidates' logits. end_id: the token that stands behind the chunk where its document ends.
     """
 
     key: tuple[int, int]
@@ -48,6 +48,12 @@ class Sample:
     status: np.ndarray
     nll_per_byte: np.ndarray
     spans: Spans[np.ndarray] | None = None
+    end_id: int | None = None
+
+    @property
+    def next_ids(self) -> np.ndarray:
+        """What is predicted, int32: every position's next token, the last one's only where the document ends."""
+        return self.input_ids[1:] if self.end_id is None else np.append(self.input_ids[1:], np.int32(self.end_id))
 
 
 class ShardSet:
@@ -60,6 +66,7 @@ class ShardSet:
         tokens: folder of the target's tokens. aligned: candidate id -> folder of its aligned shards; may be empty.
         k: entries of each candidate at a position; the rest joins the tail. None: all that are stored.
         logits: candidate id -> folder of what the model itself said, for the samples' `spans`: of none or of all.
+        end_id: what the last chunk of a document has as its next token; None: nothing.
 
     Raises:
         ConfigError: `k` is more than is stored.
@@ -73,7 +80,9 @@ class ShardSet:
         split: str,
         k: int | None = None,
         logits: dict[str, str] | None = None,
+        end_id: int | None = None,
     ) -> None:
+        self._end_id = end_id
         self.tokens, self.aligned, self.logits = tokens, aligned, logits or {}
         self._tokens = read_manifest(tokens, "tokens", "align")
         self._manifests = {name: read_manifest(folder, "aligned", "align") for name, folder in aligned.items()}
@@ -190,6 +199,7 @@ class ShardSet:
             candidates=[self._load_candidate(name, entry.name, tokens, path) for name in self.aligned],
             spans=[self._load_spans(name, entry.name, tokens, path, ends) for name in self.aligned if self.logits],
             k=self._k,
+            end_id=self._end_id,
         )
 
     def _load_candidate(self, name: str, part: str, tokens: pa.Table, tokens_path: str) -> _Candidate:
@@ -217,6 +227,9 @@ class ShardSet:
         return match_rows(tokens, table, tokens_path, path)
 
 
+_NOTHING_SAID = (np.zeros(0),) * 5
+
+
 @dataclass(frozen=True)
 class _Candidate:
     """One candidate's columns of one part."""
@@ -225,16 +238,16 @@ class _Candidate:
     status: Ragged
     nll_per_byte: np.ndarray
 
-    def row(self, row: int, k: int, input_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def row(self, row: int, k: int, next_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """ids int32 [L, k] and probs float32 [L, k] of one chunk; entries are stored in descending order. And
         label_probs float32 [L]."""
         said = self.distributions[self.status.offsets[row] : self.status.offsets[row + 1]]
         ids, logprobs = said.padded(max(k, said.k))
         probs = probabilities(logprobs, said.tail)
-        is_label = ids[:-1] == input_ids[1:, None]
+        is_label = ids[: len(next_ids)] == next_ids[:, None]
         stored = np.append(is_label.any(axis=1), np.zeros(len(ids) - len(is_label), bool))
         label_probs = np.full(len(ids), np.nan, np.float32)
-        label_probs[stored] = probs[:-1][is_label]
+        label_probs[stored] = probs[: len(next_ids)][is_label]
         return ids[:, :k], probs[:, :k], label_probs
 
 
@@ -249,17 +262,22 @@ class _LoadedPart:
     candidates: list[_Candidate]
     spans: list[list[Spans[np.ndarray]]]
     k: int
+    end_id: int | None
 
     def sample(self, row: int) -> Sample:
         input_ids = self.input_ids.row(row)
+        # A document's chunks lie in one part, one after another.
+        goes_on = row + 1 < len(self.keys) and self.keys[row + 1][0] == self.keys[row][0]
+        end_id = None if goes_on or not len(input_ids) else self.end_id
+        ends = self.ends.row(row)
+        bare = Sample(self.keys[row], self.domains[row], input_ids, ends, *_NOTHING_SAID, end_id=end_id)
         shape = (len(input_ids), len(self.candidates))
         ids, probs = np.empty((*shape, self.k), np.int32), np.empty((*shape, self.k), np.float32)
         label_probs = np.empty(shape, np.float32)
         status, nll_per_byte = np.empty(shape, np.uint8), np.empty(shape[1], np.float32)
         for j, candidate in enumerate(self.candidates):
-            ids[:, j], probs[:, j], label_probs[:, j] = candidate.row(row, self.k, input_ids)
+            ids[:, j], probs[:, j], label_probs[:, j] = candidate.row(row, self.k, bare.next_ids)
             status[:, j], nll_per_byte[j] = candidate.status.row(row), candidate.nll_per_byte[row]
-        ends = self.ends.row(row)
         spans = joined([of_candidate[row] for of_candidate in self.spans]) if self.spans else None
-        said = (ids, probs, label_probs, status, nll_per_byte)
-        return Sample(self.keys[row], self.domains[row], input_ids, ends, *said, spans)
+        said = {"ids": ids, "probs": probs, "label_probs": label_probs, "status": status, "nll_per_byte": nll_per_byte}
+        return replace(bare, **said, spans=spans)

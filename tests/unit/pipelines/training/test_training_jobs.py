@@ -35,7 +35,9 @@ def config(root: Path, tmp_path: Path) -> FusionConfig:
         name: config.target.model_copy(update={"id": name, "path": str(tmp_path / "model")})
         for name in ("target", "prose")
     }
-    return config.model_copy(update={"target": models["target"], "sources": [models["prose"]]})
+    optimizer = config.train.optimizer.model_copy(update={"document_end": "none"})  # the folder has no tokenizer
+    train = config.train.model_copy(update={"optimizer": optimizer})
+    return config.model_copy(update={"target": models["target"], "sources": [models["prose"]], "train": train})
 
 
 def matching_likelihoods(config: FusionConfig) -> FusionConfig:
