@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from operations import Operations
 
+from fusionx.precompute.logits import top_k
 from fusionx.precompute.logits.top_k import TopK, statistics_as_given, top_k_statistics
 
 
@@ -106,6 +107,16 @@ def test_nan_and_infinity_stay_visible_where_they_are(bad: float, place: int) ->
     found = statistics(logits, torch.zeros(4, dtype=torch.long), 2, 390)
     assert found.tail.isnan().tolist() == [False, False, True, False]
     assert found.logprobs.isnan().any(-1).tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_what_a_cpu_takes_a_few_rows_at_a_time_is_the_same(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = (torch.randn(11, 700, generator=torch.Generator().manual_seed(3)) * 4).to(dtype)
+    labels = torch.arange(11) - 1
+    whole = statistics(logits, labels, 9)
+    monkeypatch.setattr(top_k, "_WIDENED", 2000)
+    for found, expected in zip(statistics(logits, labels, 9), whole, strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_no_positions_at_all() -> None:
