@@ -226,7 +226,7 @@ def test_a_step_takes_the_next_blocks_of_the_order(shards: ShardSet, pack: int |
     order, batches = shards.order(3, pack), steps_of(shards, 4, pack)
     for step in range(2 * order.blocks_per_epoch // 4 + 1):
         blocks = [[shards.sample(*place) for place in order.block(index)] for index in range(step * 4, (step + 1) * 4)]
-        assert_same_batches(batches[step], [collate_blocks(blocks, 0, pack is not None)])
+        assert_same_batches(batches[step], [collate_blocks(blocks, 0, pack is not None, sorted(shards.domains))])
 
 
 @settings(max_examples=30, deadline=None)
