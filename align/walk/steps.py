@@ -198,7 +198,7 @@ def from_boundary(tables, scratch, trail, said, own, fill, place, x, end, begin,
 def go_on(tables, known, scratch, trail, fill, place, x, b, end, first, size):  # type: ignore[no-untyped-def]
     """The alternatives from earlier positions: rows first to first + size."""
     position, _, start, stop, unstored = place
-    chosen, chosen_byte = 0, -1
+    chosen, chosen_byte = np.int64(0), np.int64(-1)
     for row in range(first, first + size):
         u, node, which = scratch.alternatives[row, 0], scratch.alternatives[row, 1], scratch.alternatives[row, 2]
         begin, step, mass = scratch.alternatives[row, 3], scratch.alternatives[row, 4], scratch.alternative_mass[row]
