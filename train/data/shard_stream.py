@@ -279,5 +279,6 @@ class _LoadedPart:
             ids[:, j], probs[:, j], label_probs[:, j] = candidate.row(row, self.k, bare.next_ids)
             status[:, j], nll_per_byte[j] = candidate.status.row(row), candidate.nll_per_byte[row]
         spans = joined([of_candidate[row] for of_candidate in self.spans]) if self.spans else None
-        said = {"ids": ids, "probs": probs, "label_probs": label_probs, "status": status, "nll_per_byte": nll_per_byte}
-        return replace(bare, **said, spans=spans)
+        return replace(
+            bare, ids=ids, probs=probs, label_probs=label_probs, status=status, nll_per_byte=nll_per_byte, spans=spans
+        )

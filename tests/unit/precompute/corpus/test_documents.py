@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import bz2
 import gzip
 import hashlib
 import json
-import lzma
 import random
 import sys
 from collections import Counter
@@ -24,7 +22,7 @@ from fusionx.contract.errors import ConfigError, DataError
 from fusionx.contract.files.storage import write_bytes
 from fusionx.precompute.config import CorpusConfig
 from fusionx.precompute.corpus.documents import Document, SplitReader, read_corpus
-from fusionx.precompute.corpus.files import check_corpus, unread_files
+from fusionx.precompute.corpus.files import check_corpus
 
 ROWS = [{"text": f"text {i}", "meta": {"set": "ab"[i % 2]}} for i in range(6)]
 
@@ -205,62 +203,6 @@ def test_a_word_that_only_begins_like_a_split_is_none(tmp_path: Path) -> None:
     for name in ("trained.jsonl", "testify.jsonl", "developers.jsonl"):
         write_corpus(tmp_path / name, [{"text": name}])
     assert {document.split for document in read(tmp_path)} == {"train"}
-
-
-def test_endings_in_any_case_and_every_usual_compression(tmp_path: Path) -> None:
-    data = jsonl([{"text": "x"}])
-    made = {"a.jsonl": data, "b.jsonl.xz": lzma.compress(data), "c.jsonl.bz2": bz2.compress(data), "d.ndjson": data}
-    made |= {"E.JSONL": data, "F.Json.GZ": gzip.compress(data), "g.csv": b"text\nx\n", "README.md": b"about"}
-    made |= {"h.parquet.gz": b""}
-    for name, content in made.items():
-        (tmp_path / name).write_bytes(content)
-    assert len(read(tmp_path)) == 6
-    unread = unread_files(CorpusConfig(path=str(tmp_path)))
-    assert sorted(unread.values()) == [["README.md"], ["g.csv", "h.parquet.gz"]]
-    texts = tmp_path / "texts"
-    texts.mkdir()
-    for name, content in (("a.txt", b"x"), ("b.txt.gz", gzip.compress(b"x")), ("c.text", b"x")):
-        (texts / name).write_bytes(content)
-    assert [document.text for document in read(texts)] == ["x"] * 3
-    (texts / "d.txt.xz").write_bytes(lzma.compress(b"x" * 1000)[:-20])
-    with pytest.raises(DataError, match="cannot be read to its end"):
-        read(texts)
-
-
-def test_files_of_no_split_beside_files_that_have_one_are_named(tmp_path: Path) -> None:
-    for name in ("train.jsonl", "more.jsonl", "test.jsonl"):
-        write_corpus(tmp_path / name, [{"text": name}])
-    unread = unread_files(CorpusConfig(path=str(tmp_path), splits=["train"]))
-    assert list(unread.values()) == [["more.jsonl"], ["test.jsonl"]]
-    assert "no split's name" in next(iter(unread))
-
-
-@pytest.mark.parametrize("name", ["c.parquet", "c.jsonl"])
-def test_a_nested_field_may_hold_the_text(tmp_path: Path, name: str) -> None:
-    write_corpus(tmp_path / name, [{"doc": {"text": "a", "kind": "k"}}, {"doc": {"text": None, "kind": "k"}}])
-    found = read(tmp_path, text="doc.text", domain="doc.kind")
-    assert [(document.text, document.domain) for document in found] == [("a", "k"), ("", "k")]
-    with pytest.raises(ConfigError, match=r"doc\.body"):
-        read(tmp_path, text="doc.body")
-
-
-def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
-    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
-    pq.write_table(table, tmp_path / "c.parquet")
-    with pytest.raises(ConfigError, match="two columns of one name"):
-        read(tmp_path)
-
-
-def test_bytes_that_are_no_text_are_found_in_columns_of_every_kind(tmp_path: Path) -> None:
-    bad = pa.Array.from_buffers(pa.string(), 2, pa.array([b"ok", b"\xc3"], pa.binary()).buffers())
-    codes = pa.DictionaryArray.from_arrays(pa.array([1, 0, 1], pa.int32()), bad, safe=False)
-    pq.write_table(pa.table({"text": codes, "set": codes}), tmp_path / "a.parquet")
-    found = read(tmp_path, domain="set")
-    assert [document.text for document in found] == ["\udcc3", "ok", "\udcc3"]
-    assert [document.domain for document in found] == ["?", "ok", "?"]
-    nested = pa.StructArray.from_arrays([bad, pa.array([1, 2])], names=["text", "n"])
-    pq.write_table(pa.table({"doc": nested}), tmp_path / "a.parquet")
-    assert [document.text for document in read(tmp_path, text="doc.text")] == ["ok", "\udcc3"]
 
 
 def test_holdout_is_deterministic_disjoint_and_by_text(tmp_path: Path) -> None:
