@@ -1,8 +1,9 @@
 """What a run's trainings, and the sources' forward passes, take on a card: from measured rates, or assumed ones.
 
-`benchmarks/results/gpu.jsonl` holds what was measured: rows of bench, case, metric, value, card, versions, date. A rate
-is the share of the card's peak that a benchmark of a like size reached (`mfu`), and work is counted as 2 N FLOPs per
-token of a forward pass and 6 N of a training step (4 N with frozen weights), N all parameters.
+`benchmarks/results/gpu.jsonl` holds what `fusionx bench gpu` measured: rows of bench, case ("train 1B, packed"),
+metric, value, card, versions, date. A rate is the share of the card's peak that a case of a like size reached (`mfu`),
+and work is counted as 2 N FLOPs per token of a forward pass and 6 N of a training step (4 N with frozen weights), N all
+parameters.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def card_rate(card: str, bench: Literal["precompute", "train"], parameters: int)
             expected="a name like H100, H200, A100, L40S, 4090",
             remedy="name a card that is known, or add its peak to train/loop/throughput.py",
         )
-    measured = [row for row in _rows() if row["bench"] == bench and row["metric"] == "mfu" and _same(row["card"], card)]
+    mfus = [row for row in _rows() if row["metric"] == "mfu" and row["case"].startswith(f"{bench} ")]
+    measured = [row for row in reversed(mfus) if _same(row["card"], card)]  # the last one counts
     sized = [(abs(math.log(size / parameters)), row) for row in measured if (size := _size(row["case"])) is not None]
     if not sized:
         share = _ASSUMED_MFU[bench]
@@ -197,7 +199,8 @@ def _same(left: str, right: str) -> bool:
 
 
 def _words(name: str) -> set[str]:
-    return {word for word in re.split(r"[^0-9A-Za-z]+", name) if any(map(str.isdigit, word)) and "GB" not in word}
+    words = re.split(r"[^0-9A-Za-z]+", name)
+    return {word for word in words if re.search(r"\d", word) and not re.search("GB|SXM|HBM", word)}
 
 
 def _size(case: str) -> float | None:

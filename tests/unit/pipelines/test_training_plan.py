@@ -17,11 +17,13 @@ BILLION = 10**9
 
 @pytest.fixture
 def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    row = {"bench": "train", "metric": "mfu", "card": "NVIDIA H200", "versions": {}, "date": "2026-11-28"}
+    row = {"bench": "gpu", "metric": "mfu", "card": "NVIDIA H200", "versions": {}, "date": "2026-11-28"}
     rows = [
-        {**row, "case": "135M, packed", "value": 0.2},
-        {**row, "case": "1B, packed", "value": 0.5},
-        {**row, "case": "7B", "metric": "fusionx_ratio_to_bare", "value": 0.9},
+        {**row, "case": "train 135M, packed", "value": 0.9, "date": "2026-11-27"},
+        {**row, "case": "train 135M, packed", "value": 0.2},
+        {**row, "case": "train 1B, packed", "value": 0.5},
+        {**row, "case": "train 1B, packed", "value": 0.1, "card": "NVIDIA A800-SXM4-80GB"},
+        {**row, "case": "train 7B", "metric": "fusionx_ratio_to_bare", "value": 0.9},
     ]
     (tmp_path / "gpu.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     monkeypatch.setattr(plans, "_RESULTS", tmp_path / "gpu.jsonl")
@@ -34,7 +36,7 @@ def test_the_nearest_size_that_was_measured_counts(parameters: int, share: float
     assert rate.source.startswith("measured on NVIDIA H200")
 
 
-@pytest.mark.parametrize(("card", "bench"), [("H100", "train"), ("H200", "precompute")])
+@pytest.mark.parametrize(("card", "bench"), [("H100", "train"), ("A100-SXM4-80GB", "train"), ("H200", "precompute")])
 def test_what_was_not_measured_is_called_assumed(card: str, bench: str, measured: None) -> None:
     assert "was not measured" in card_rate(card, bench, BILLION).source  # type: ignore[arg-type]
 
@@ -75,4 +77,4 @@ def test_the_trainings_of_a_run(measured: None) -> None:
     assert made.step_seconds == pytest.approx(128 * 2048 * 6e9 / (0.5 * 989e12) / 8)
     assert made.tokens_per_s == pytest.approx(8 * 0.5 * 989e12 / 6e9 * made.efficiency)
     assert made.hours == pytest.approx(6 * 2e9 / made.tokens_per_s / 3600)
-    assert "measured on NVIDIA H200, 1B, packed" in "\n".join(made.lines())
+    assert "measured on NVIDIA H200, train 1B, packed" in "\n".join(made.lines())
