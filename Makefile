@@ -7,6 +7,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 FUSIONX := $(BIN)/fusionx
 
+# Some images set it; then every process that is started compiles torch and transformers anew, 6 s of a core each.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup demo demo-real test lint docs bench demo-inputs plan status precompute align train eval chunk run clean
 help:
 	@echo "make demo [SEEDS=3]   everything on this machine, offline: from text to a report"
