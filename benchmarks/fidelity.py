@@ -3,7 +3,8 @@
 The models and the text are `pipelines.real.models` and `pipelines.real.text`, of which every domain's first documents
 are read; distributions are computed once and kept under `data/`. Figures without a domain are means over
 domains. `own` is the source on its own tokens, `aligned` the target's next tokens with nothing but the source (what it
-does not say is shared evenly), `cost` the difference, `filled` as the trainer gets them.
+does not say is shared evenly), `cost` the difference, `filled` as the trainer gets them. Beside the sources stand
+mixtures of them that need no training (`eval.text.ensembles`): how good a teacher they are together.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from fusionx.align.aligned_stage import AlignedStage, AlignWorker
 from fusionx.align.config import AlignConfig, AlignMethod
 from fusionx.align.fidelity import Calibration, Fidelity, calibration, fidelity, ratios, summary
 from fusionx.align.tokens_stage import TokensStage
-from fusionx.benchmarks.align import aligned_stage
+from fusionx.benchmarks.align import aligned_stage, make
 from fusionx.benchmarks.measuring.figure import Figure
 from fusionx.contract.shards.codec import Distributions
 from fusionx.contract.shards.next_token import next_tokens
 from fusionx.contract.stage import Stage
+from fusionx.contract.tokens.encoder import load_encoder
+from fusionx.eval.text.ensembles import AlignedSplit, evaluate_ensembles
 from fusionx.pipelines.config import ExecutorConfig
 from fusionx.pipelines.execution.executor import make_executor
 from fusionx.pipelines.execution.stage_runner import run_stages
@@ -61,6 +64,26 @@ def figures() -> Iterator[Figure]:
             assert isinstance(worker, AlignWorker)
             for k in RANKS:
                 yield from _case(f"{method} k{k} {source}", stage, worker, k)
+    yield from _mixtures(models, logits, tokens)
+
+
+def _mixtures(
+    models: dict[RealModelName, ModelConfig], logits: dict[RealModelName, str], tokens: str
+) -> Iterator[Figure]:
+    """How good a teacher the sources are together: mixtures that are not trained, as the trainer gets the sources."""
+    aligned = {}
+    for source in SOURCES:
+        stage = aligned_stage(models[source], models[TARGET], "walk", logits[source], logits[TARGET], tokens)
+        make(stage)
+        aligned[str(source)] = stage.output
+    vocab_size = load_encoder(models[TARGET].path, None).vocab_size
+    scores = evaluate_ensembles(AlignedSplit("validation", tokens, aligned, vocab_size))
+    for name, found in scores["ensembles"].items():
+        case = f"walk k{max(RANKS)} mixture {name}"
+        bits = {domain: sums["bits_per_byte"] for domain, sums in found["domains"].items()}
+        yield Figure("fidelity", case, "filled", mean(bits.values()), "bits per byte")
+        for domain, value in bits.items():
+            yield Figure("fidelity", f"{case}, {domain}", "filled", value, "bits per byte")
 
 
 def _first_documents(folder: Path) -> Path:
