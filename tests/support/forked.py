@@ -1,8 +1,8 @@
 """Commands and trainings in processes that are forked where the imports are done (tests/conftest.py says which).
 
-A Python of its own spends four seconds of a core on torch and transformers before it does anything of ours. What matters
-to a test of a command is the command and what it starts: processes, signals, exit codes, what they print. All of these
-are real here. That the installed `fusionx` gets as far is for `test_hostile_folder.py` to show.
+A Python of its own spends four seconds of a core on torch and transformers before it does anything of ours. What
+matters to a test of a command is the command and what it starts: processes, signals, exit codes, what they print. All
+of these are real here. That the installed `fusionx` gets as far is for `test_hostile_folder.py` to show.
 """
 
 from __future__ import annotations
