@@ -41,7 +41,8 @@ class TokenTable:
         fingerprint: of the tokenizer, see `contract.tokens.tokenizer.tokenizer_fingerprint`.
         word_ends: ids of tokens with an end-of-word suffix (`</w>`). Such a tokenizer drops white space; as its
             decoder says, the suffix stands for a space, the last of the token's bytes, whatever follows in the text.
-        components: the tokenizer's serialised state but for vocabulary and merges; None for a slow tokenizer.
+        components: what the tokenizer's serialised state says of encoding and decoding, but for vocabulary and merges;
+            None for a slow tokenizer.
     """
 
     token_bytes: list[bytes | None]
@@ -140,8 +141,10 @@ def token_table(tokenizer: Any) -> TokenTable:
 
 
 def _without_vocabulary(state: dict[str, Any]) -> dict[str, Any]:
-    """Writing and reading the whole state takes a second for 262,000 tokens; what is small in it is kept."""
-    return state | {"model": {key: part for key, part in state["model"].items() if key not in ("vocab", "merges")}}
+    """Writing and reading the whole state takes a second for 262,000 tokens; what is small in it is kept, but not what
+    calls change (truncation, padding) or round trips rewrite."""
+    kept = {key: part for key, part in state.items() if key not in ("truncation", "padding", "post_processor")}
+    return kept | {"model": {key: part for key, part in state["model"].items() if key not in ("vocab", "merges")}}
 
 
 def _special_roles(tokenizer: Any, state: dict[str, Any] | None) -> dict[int, str]:

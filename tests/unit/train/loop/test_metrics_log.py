@@ -308,14 +308,14 @@ def test_progress_of_the_other_processes(clock: Clock, monkeypatch: pytest.Monke
 CANDIDATES, DOMAINS = ["target", "prose", "code"], ["web", "code", "unseen"]
 
 
-def random_batch(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, list[str]]:
-    """weights, entropy, anywhere, chunk_of, domains of 30 positions in 4 chunks."""
+def random_batch(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """weights, entropy, anywhere, chunk_of, domains (by number) of 30 positions in 4 chunks."""
     torch.manual_seed(seed)
     anywhere = torch.rand(30) > 0.2
     weights = torch.softmax(3 * torch.randn(30, 3), -1)
     weights = torch.where(weights > 0.15, weights, 0.0)
     weights = weights / weights.sum(-1, keepdim=True) * anywhere[:, None]
-    return weights, torch.rand(30), anywhere, torch.arange(30) // 8, ["web", "code", "web", "code"]
+    return weights, torch.rand(30), anywhere, torch.arange(30) // 8, torch.tensor([0, 1, 0, 1])
 
 
 def test_selection_means_are_over_aligned_positions() -> None:
@@ -331,7 +331,7 @@ def test_selection_means_are_over_aligned_positions() -> None:
     assert list(found["weight"].values()) == pytest.approx(weights.mean(0).tolist())
     assert list(found["selected"].values()) == pytest.approx((weights > 0).double().mean(0).tolist())
     assert found["gate_entropy"] == pytest.approx(float(entropy.mean()))
-    of_code = [b[0][b[2] & torch.tensor([b[4][c] == "code" for c in b[3]])] for b in batches]
+    of_code = [b[0][b[2] & (b[4][b[3]] == DOMAINS.index("code"))] for b in batches]
     by_domain = log.by_domain()
     assert list(by_domain["domains"]) == list(by_domain["selected"]) == ["code", "web"]  # the third has no position
     for said, values in (("domains", torch.cat(of_code)), ("selected", (torch.cat(of_code) > 0).double())):
