@@ -112,6 +112,8 @@ def read_model(header: GgufHeader) -> GgufModel:
 def _read(header: GgufHeader, what: str, read: Callable[[], Any]) -> Any:
     try:
         return read()
+    except MemoryError:
+        raise
     except Exception as error:  # ValueError, KeyError, NotImplementedError, numpy's and Rust's: for one cause each
         raise DataError(
             f"The {what} in a GGUF file cannot be read.",
@@ -120,7 +122,7 @@ def _read(header: GgufHeader, what: str, read: Callable[[], Any]) -> Any:
             found=f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]:.200}",
             expected="an architecture and a tokenizer that transformers reads from GGUF",
             remedy=_REMEDY,
-        ) from None
+        ) from error
 
 
 def _refuse(header: GgufHeader, what: str, problems: list[str]) -> None:

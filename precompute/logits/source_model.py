@@ -11,13 +11,13 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from fusionx.contract.errors import ConfigError
 from fusionx.contract.models.place import loadable
+from fusionx.contract.packed_rows import packed_rows_found_by
 from fusionx.contract.shapes import EXACT, Shapes, shapes_of
 from fusionx.precompute.config import ModelConfig
 from fusionx.precompute.logits.cpu_dtype import in_fast_dtype
@@ -160,22 +160,8 @@ def _whole_logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
 
 def _forward(module: Any, ids: torch.Tensor) -> Any:
     """Padding on the right is not masked: no real position sees it, and a mask would keep the fast kernels away."""
-    with _one_text_per_row():
+    with packed_rows_found_by(lambda position_ids: None):
         return module(input_ids=ids, use_cache=False)
-
-
-@contextmanager
-def _one_text_per_row() -> Iterator[None]:
-    """Without a mask, transformers reads off the positions whether a row holds several texts; a mask of ones it reads,
-    too. Either makes the host wait for the device in every batch, to learn what is known here."""
-    from transformers import masking_utils
-
-    asked = masking_utils.find_packed_sequence_indices
-    masking_utils.find_packed_sequence_indices = lambda position_ids: None
-    try:
-        yield
-    finally:
-        masking_utils.find_packed_sequence_indices = asked
 
 
 def _head(model: Any, output: type) -> Callable[[torch.Tensor], torch.Tensor]:

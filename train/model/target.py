@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fusionx.contract.errors import ConfigError
 from fusionx.contract.models.place import loadable
+from fusionx.contract.packed_rows import packed_rows_found_by
 from fusionx.train.config import LoraConfig
 from fusionx.train.model.lora import add_adapters, quantization_options
 from fusionx.train.objective.fused_head import HeadLosses, fused_head, label_nll
@@ -156,13 +157,8 @@ class Target(nn.Module):
         return self.hidden(TextInputs(ids[None], None))[0]
 
 
-@contextmanager
-def _packing_known(packed: bool) -> Iterator[None]:
-    """Tells transformers whether rows hold several documents, which else it asks the device in every forward pass.
-
-    The device would have to finish all that it was given before, and could be given nothing meanwhile.
-    """
-    from transformers import masking_utils
+def _packing_known(packed: bool) -> AbstractContextManager[None]:
+    """Tells transformers whether rows hold several documents, which else it asks the device in every forward pass."""
 
     def documents(position_ids: Tensor) -> Tensor | None:
         """Each token's document, counted in its row, int64 [B, L]: a new one begins where positions do not go on."""
@@ -171,12 +167,7 @@ def _packing_known(packed: bool) -> Iterator[None]:
         goes_on = position_ids[:, 1:] == position_ids[:, :-1] + 1
         return torch.nn.functional.pad((~goes_on).cumsum(-1), (1, 0))
 
-    before = masking_utils.find_packed_sequence_indices
-    masking_utils.find_packed_sequence_indices = documents
-    try:
-        yield
-    finally:
-        masking_utils.find_packed_sequence_indices = before
+    return packed_rows_found_by(documents)
 
 
 def decoder_blocks(model: nn.Module) -> list[nn.Module]:
