@@ -208,6 +208,7 @@ def _candidates(case: Case, n: int, device: torch.device) -> Candidates:
         (probs * is_label).sum(-1).masked_fill(~is_label.any(-1), float("nan")),
         aligned,
         labels,
+        torch.full((n, case.candidates), 1 / case.candidates),
         1 + torch.rand(1, case.candidates),
         torch.zeros(n, dtype=torch.long),
     )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from fusionx.contract.config import Added, Config, Operational
 
 Granularity = Literal["element", "token", "sequence"]
-Feature = Literal["logprobs", "entropy", "tail", "aligned", "nll_per_byte"]
+Feature = Literal["logprobs", "entropy", "tail", "aligned", "shares", "nll_per_byte"]
 Tail = Literal["bucket", "renormalise", "raw"]
 
 
@@ -18,7 +18,8 @@ class SelectionConfig(Config):
     """The adaptive selection network and what becomes of its output (paper, section 4 and Table 1).
 
     granularity: what one answer is given for: an `element` (position, vocabulary id), a `token` or a `sequence`.
-    features: what `token` and `sequence` see of every candidate; `element` sees its probabilities.
+    features: what `token` and `sequence` see of every candidate, of them `shares` only where it is asked for; `element`
+        sees its probabilities.
     layers: `linear3` (eq. 4), `linear1`, or `conv` (three convolutions along the candidates).
     metric: `softmax`; `gumbel` and `noise` (noisy gating, its scale learned) add randomness before it in training.
     choice: `adaptive` (p > tau, else the argmax; eq. 5-6), the `top_n` best, or `all`.
@@ -28,7 +29,7 @@ class SelectionConfig(Config):
     """
 
     granularity: Granularity = "token"
-    features: list[Feature] = list(get_args(Feature))
+    features: list[Feature] = ["logprobs", "entropy", "tail", "aligned", "nll_per_byte"]
     layers: Literal["linear3", "linear1", "conv"] = "linear3"
     metric: Literal["softmax", "gumbel", "noise"] = "softmax"
     choice: Literal["adaptive", "top_n", "all"] = "adaptive"
@@ -48,7 +49,8 @@ class MethodConfig(Config):
     """How the losses are formed (paper, eq. 3-10). The named presets are in `PRESETS`.
 
     teacher: `none` (L_lm only), `asn`, or FuseLLM's `min_ce` (per chunk the candidate with the lowest NLL per byte)
-        and `avg_ce` (all candidates, weighted by it).
+        and `avg_ce` (all candidates, weighted by it), or `fixed_share` (weighted by how each foretold the chunk's text
+        before the position; `contract.shards.fixed_share`).
     tail: what becomes of the mass outside the stored top-k: one `bucket`; `renormalise` the top-k to 1; or `raw`: it
         is left out of the sum.
     lambda_select: weight of the selector loss -log sum_j p_j P_j(x_{l+1}) on the gold text; with it the gate is
@@ -59,7 +61,7 @@ class MethodConfig(Config):
         on which both tokenizations agree (`train.objective.likelihood_matching`), at `temperature`.
     """
 
-    teacher: Literal["none", "min_ce", "avg_ce", "asn"] = "asn"
+    teacher: Literal["none", "min_ce", "avg_ce", "fixed_share", "asn"] = "asn"
     alignment: Literal["walk", "mined", "exact"] = "walk"
     tail: Tail = "bucket"
     selection: SelectionConfig = SelectionConfig()

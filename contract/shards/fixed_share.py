@@ -32,15 +32,19 @@ def fixed_share_weights(
             then counts as the others' mean. offsets: [chunks + 1], where chunks begin.
         alpha: the share that is dealt out anew at every token. eta: how fast candidates gain and lose trust.
     """
-    m = label_probs.shape[1]
+    m, lengths = label_probs.shape[1], np.diff(offsets)
     known = ~np.isnan(label_probs)
     said = np.where(known, label_probs, 0.0).astype(np.float64)
     mean = said.sum(1) / np.maximum(known.sum(1), 1)
-    factors = np.maximum(np.where(known, said, mean[:, None]), _FLOOR) ** eta  # all alike where nobody says anything
-    weights = np.full(factors.shape, 1 / m)
-    starts, lengths = offsets[:-1], np.diff(offsets)
-    for step in range(1, int(lengths.max(initial=0))):  # all chunks that are so long at once
-        here = starts[lengths > step] + step
-        w = weights[here - 1] * factors[here - 1]
-        weights[here] = (1 - alpha) * w / w.sum(1, keepdims=True) + alpha / m
-    return weights
+    chunk = np.repeat(np.arange(len(lengths)), lengths)
+    step = np.arange(len(chunk)) - np.repeat(offsets[:-1], lengths)
+    # One step of all chunks after the other; behind a chunk's end nobody says anything, so its weights stay finite.
+    factors = np.ones((lengths.max(initial=0), len(lengths), m))
+    factors[step, chunk] = np.maximum(np.where(known, said, mean[:, None]), _FLOOR) ** eta
+    weights = np.empty_like(factors)
+    weights[:1] = 1 / m
+    for now, factor, after in zip(weights[:-1], factors[:-1], weights[1:], strict=True):
+        np.multiply(now, factor, out=after)
+        after *= (1 - alpha) / after.sum(1, keepdims=True)
+        after += alpha / m
+    return weights[step, chunk]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fusionx.train.config import MethodConfig, SelectionConfig
-from fusionx.train.objective.selection_network import SelectionNetwork
+from fusionx.train.config import Feature, MethodConfig, SelectionConfig
+from fusionx.train.objective.selection_network import FEATURE_WIDTHS, SelectionNetwork
 from fusionx.train.objective.teacher import Candidates
 
 EPS = 1e-9
@@ -73,7 +74,8 @@ def random_candidates(
     label_probs = label_probs_of(ids, probs, labels)
     was_cut_off = label_probs.isnan() & (uniform(n, m) < 0.5) & (aligned | garbage_where_unaligned)
     label_probs = torch.where(was_cut_off, (1 - probs.sum(-1)) * uniform(n, m), label_probs)
-    return Candidates(ids, probs, label_probs, aligned, labels, nll_per_byte, chunk_of)
+    shares = torch.softmax(2 * uniform(n, m), -1)
+    return Candidates(ids, probs, label_probs, aligned, labels, shares, nll_per_byte, chunk_of)
 
 
 def label_probs_of(ids: Tensor, probs: Tensor, labels: Tensor) -> Tensor:
@@ -175,8 +177,8 @@ def coarse_cross_entropy(stored: Tensor, log_q: Tensor) -> Tensor:
     return -(teacher * student.log()).sum()
 
 
-def feature_rows(candidates: Candidates) -> Tensor:
-    """[N, M * 12] as `candidate_features` documents it, number by number."""
+def feature_rows(candidates: Candidates, wanted: Sequence[Feature]) -> Tensor:
+    """[N, M, f] as `candidate_features` documents it, number by number."""
     rows = []
     for position in range(len(candidates.labels)):
         nlls = candidates.nll_per_byte[candidates.chunk_of[position]].tolist()
@@ -191,9 +193,13 @@ def feature_rows(candidates: Candidates) -> Tensor:
                 row += [*(0.25 * log for log in (logs + [-12.0] * 8)[:8]), entropy, tail, 1.0]
             else:
                 row += [0.0] * 11
+            trust = [math.log(share) for share in candidates.shares[position].tolist()]
+            row.append(trust[j] - sum(trust) / len(trust))
             row.append(4 * (nlls[j] - sum(nlls) / len(nlls)))
         rows.append(row)
-    return torch.tensor(rows, dtype=torch.float64)
+    starts = dict(zip(FEATURE_WIDTHS, itertools.accumulate(FEATURE_WIDTHS.values(), initial=0), strict=False))
+    columns = [starts[name] + at for name in wanted for at in range(FEATURE_WIDTHS[name])]
+    return torch.tensor(rows, dtype=torch.float64).reshape(*candidates.aligned.shape, -1)[..., columns]
 
 
 def dense_losses(
@@ -228,7 +234,8 @@ def _position_fusion(
         available = candidates.aligned[position].tolist()
         stored = [dense_distribution(candidates, position, j, vocab) for j in range(m)]
         if selection is None:
-            p = _rule_at(method, candidates.nll_per_byte[candidates.chunk_of[position]].tolist(), available)
+            nlls = candidates.nll_per_byte[candidates.chunk_of[position]].tolist()
+            p = _rule_at(method, nlls, candidates.shares[position].tolist(), available)
             chosen = [float(value) > 0 for value in p]
             w, rule = p, SelectionConfig()
         else:
@@ -265,12 +272,13 @@ def _position_fusion(
     return fuse, select
 
 
-def _rule_at(method: MethodConfig, nlls: list[float], available: list[bool]) -> list[Tensor]:
-    """FuseLLM's MinCE and AvgCE at one place."""
+def _rule_at(method: MethodConfig, nlls: list[float], shares: list[float], available: list[bool]) -> list[Tensor]:
+    """FuseLLM's MinCE and AvgCE, and fixed share, at one place."""
     if method.teacher == "min_ce":
         best = nlls.index(min(nlls))
         return [torch.tensor(float(j == best and there), dtype=torch.float64) for j, there in enumerate(available)]
-    scores = [math.exp(-4 * nll) if there else 0.0 for nll, there in zip(nlls, available, strict=True)]
+    trust = shares if method.teacher == "fixed_share" else [math.exp(-4 * nll) for nll in nlls]
+    scores = [share if there else 0.0 for share, there in zip(trust, available, strict=True)]
     total = sum(scores) or 1.0
     return [torch.tensor(score / total, dtype=torch.float64) for score in scores]
 
@@ -286,12 +294,11 @@ def _gold_mixture(p: list[Tensor], stored: list[Tensor], label_probs: list[float
 
 
 def _selection_logits(asn: SelectionNetwork, candidates: Candidates) -> Tensor:
-    n, m, _ = candidates.ids.shape
-    features = feature_rows(candidates)
+    features = feature_rows(candidates, asn.config.features)
     if asn.config.granularity == "sequence":
         pooled = [features[candidates.chunk_of == chunk].mean(0) for chunk in candidates.chunk_of.tolist()]
         features = torch.stack(pooled)
-    return asn(features.reshape(n, m, -1))
+    return asn(features)
 
 
 def _element_fusion(

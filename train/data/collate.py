@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fusionx.contract.shapes import EXACT, Shapes
+from fusionx.contract.shards.fixed_share import fixed_share_weights
 from fusionx.train.data.shard_stream import Sample
 from fusionx.train.objective.fused_head import IGNORED
 from fusionx.train.objective.spans import Spans, joined, shifted
@@ -145,6 +146,8 @@ def _candidates(samples: Sequence[Sample], labels: Tensor, chunks: int) -> Candi
     label_probs = _filled_up([sample.label_probs[:count] for sample, count in of_all], size, np.nan)
     status = _filled_up([sample.status[:count] for sample, count in of_all], size, 0)
     chunk_of = np.repeat(np.arange(len(samples)), counts)
+    said = label_probs[: sum(counts)]
+    shares = fixed_share_weights(said, np.cumsum([0, *counts])).astype(np.float32)
     # An aligned position whose every entry was dropped by the map says nothing. The best entry comes first.
     aligned = (status > 0) & (probs[..., 0] > 0)
     return Candidates(
@@ -153,6 +156,7 @@ def _candidates(samples: Sequence[Sample], labels: Tensor, chunks: int) -> Candi
         torch.from_numpy(label_probs),
         torch.from_numpy(aligned),
         labels,
+        torch.from_numpy(_filled_up([shares], size, 1 / said.shape[1])),
         torch.from_numpy(_filled_up([sample.nll_per_byte[None] for sample in samples], chunks, np.nan)),
         torch.from_numpy(_filled_up([chunk_of.astype(np.int64)], size, len(samples))),
     )

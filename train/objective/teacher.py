@@ -35,7 +35,9 @@ class Candidates(NamedTuple):
 
     ids: int32 [N, M, k], -1 fills up. probs: float32 [N, M, k], descending. label_probs: float32 [N, M], the exact
     probability of the next token, NaN where it is not known. aligned: bool [N, M].
-    labels: int64 [N]. nll_per_byte: float32 [chunks, M], NaN where unknown. chunk_of: int64 [N], each position's chunk.
+    labels: int64 [N]. shares: float32 [N, M], who is to be trusted there by the chunk's text before it, 1 in sum
+    (`contract.shards.fixed_share`). nll_per_byte: float32 [chunks, M], NaN where unknown. chunk_of: int64 [N], each
+    position's chunk.
 
     A position that only fills up a batch is aligned with nobody, and belongs to a chunk that only fills up.
     """
@@ -45,6 +47,7 @@ class Candidates(NamedTuple):
     label_probs: Tensor
     aligned: Tensor
     labels: Tensor
+    shares: Tensor
     nll_per_byte: Tensor
     chunk_of: Tensor
 
@@ -112,7 +115,7 @@ def _on_spans(method: MethodConfig, selection: Selection, spans: Spans[Tensor]) 
 
 
 def _by_rule(method: MethodConfig, candidates: Candidates) -> Selection:
-    w = (min_ce_weights if method.teacher == "min_ce" else avg_ce_weights)(candidates)
+    w = _RULES[method.teacher](candidates)
     nothing = w.new_zeros(())
     teacher = Teacher(candidates.ids, candidates.probs, w, method.tail)
     return Selection(teacher, _taught(w), w.sum(0), nothing, nothing, nothing, nothing, w, torch.zeros_like(w[:, 0]))
@@ -192,7 +195,8 @@ def selection_logits(asn: SelectionNetwork, candidates: Candidates) -> Tensor:
     """Selection logits [N, M] of the `token` or `sequence` granularity."""
     chunk_of = candidates.chunk_of
     nll_per_byte = candidates.nll_per_byte[chunk_of]
-    features = candidate_features(asn.config.features, candidates.probs, candidates.aligned, nll_per_byte)
+    said = (candidates.probs, candidates.aligned, candidates.shares, nll_per_byte)
+    features = candidate_features(asn.config.features, *said)
     if asn.config.granularity == "token":
         return asn(features)
     return asn(pool_by_chunk(features, chunk_of, len(candidates.nll_per_byte)))[chunk_of]
@@ -285,6 +289,15 @@ def avg_ce_weights(candidates: Candidates) -> Tensor:
     scores = -_BYTES_PER_TOKEN * candidates.nll_per_byte.nan_to_num(nan=float("inf"))
     scores = scores[candidates.chunk_of].to(candidates.probs.dtype)
     return gate(scores, candidates.aligned & scores.isfinite())
+
+
+def fixed_share_weights(candidates: Candidates) -> Tensor:
+    """Fixed share, [N, M]: the candidates that are aligned, weighed by how they foretold the chunk's text so far."""
+    w = candidates.shares * candidates.aligned
+    return w / w.sum(-1, keepdim=True).clamp(min=_TINY)
+
+
+_RULES = {"min_ce": min_ce_weights, "avg_ce": avg_ce_weights, "fixed_share": fixed_share_weights}
 
 
 def entropy(p: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from shard_builder import (
 from trainings import assert_same_batch, assert_same_tensor
 
 from fusionx.contract.shapes import FEW
+from fusionx.contract.shards.fixed_share import fixed_share_weights
 from fusionx.train.data.block_order import packed
 from fusionx.train.data.collate import collate, collate_blocks
 from fusionx.train.data.shard_stream import Sample
@@ -44,6 +45,19 @@ def samples_of(lengths: list[int], seed: int = 0) -> list[Sample]:
         )
         for index, (chunk, said) in enumerate(zip(chunks, entries, strict=True))
     ]
+
+
+def test_who_is_trusted_is_decided_chunk_by_chunk() -> None:
+    samples = samples_of([9, 1, 4, 6])
+    found = collate_blocks([samples[:2], samples[2:]], 0, True, shapes=FEW, longest=64).candidates
+    assert found is not None
+    alone = [
+        fixed_share_weights(sample.label_probs[:-1], np.array([0, len(sample.input_ids) - 1])) for sample in samples
+    ]
+    expected = np.concatenate(alone)
+    assert not np.allclose(expected, 0.5)
+    assert found.shares[: len(expected)].numpy() == pytest.approx(expected)
+    assert (found.shares[len(expected) :] == 0.5).all()
 
 
 @settings(max_examples=60, deadline=None)

@@ -37,6 +37,7 @@ def filled_up(candidates: Candidates, positions: int) -> Candidates:
         torch.full((positions, m), torch.nan, dtype=torch.float64),
         torch.zeros(positions, m, dtype=torch.bool),
         torch.full((positions,), IGNORED),
+        torch.full((positions, m), 1 / m, dtype=torch.float64),
         torch.full((1, m), torch.nan, dtype=torch.float64),
         torch.full((positions,), chunks),
     )

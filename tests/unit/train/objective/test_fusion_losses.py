@@ -23,7 +23,7 @@ from fusionx.train.objective.losses import (
     selection_loss,
     squared_variation,
 )
-from fusionx.train.objective.selection_network import SelectionNetwork
+from fusionx.train.objective.selection_network import FEATURE_WIDTHS, SelectionNetwork
 from fusionx.train.objective.teacher import (
     Candidates,
     Selection,
@@ -44,6 +44,8 @@ METHODS: dict[str, MethodConfig] = {
     "token, the paper's losses": variant("fusionx", tail="renormalise", **PAPERS_LOSSES),
     "sequence, gate through L_fuse": variant("fusionx", {"granularity": "sequence"}, **PAPERS_LOSSES),
     "MinCE with a bucket": variant("fusellm", tail="bucket"),
+    "fixed share": variant("fusionx", teacher="fixed_share", lambda_feed=0, lambda_select=0),
+    "all features": variant("fusionx", {"features": list(FEATURE_WIDTHS)}),
     "AvgCE with a bucket": variant("fusellm-avgce", tail="bucket"),
     **{
         f"{base}, {option} {value}, {tail}": variant(base, {option: value}, tail=tail, **losses)
@@ -133,7 +135,7 @@ def parts_of(candidates: Candidates, hidden: Tensor, cut: int) -> list[tuple[Can
     """The same positions as two micro-batches, which may share a chunk."""
     return [
         (
-            Candidates(*(field[at] for field in candidates[:5]), candidates.nll_per_byte, candidates.chunk_of[at]),
+            Candidates(*(field[at] for field in candidates[:6]), candidates.nll_per_byte, candidates.chunk_of[at]),
             hidden[at],
         )
         for at in (slice(0, cut), slice(cut, None))
@@ -230,7 +232,7 @@ def test_batch_without_any_next_token() -> None:
     """Chunks of one token predict nothing: a loss of 0 with gradients, not NaN."""
     for method in PRESETS.values():
         whole = random_candidates(0)
-        empty = Candidates(*(field[:0] for field in whole[:5]), whole.nll_per_byte, whole.chunk_of[:0])
+        empty = Candidates(*(field[:0] for field in whole[:6]), whole.nll_per_byte, whole.chunk_of[:0])
         asn = network(method)
         hidden, weight = linear_head(0, n=0)
         found = sparse_objective(method, asn, [(empty, hidden)], weight, block=4)
@@ -288,6 +290,7 @@ def test_label_probability_known_and_unknown() -> None:
         label_probs=torch.tensor([[0.2, 0.07, unknown, unknown]]),
         aligned=torch.tensor([[True, True, True, False]]),
         labels=torch.tensor([5]),
+        shares=torch.full((1, 4), 0.25),
         nll_per_byte=torch.ones(1, 4),
         chunk_of=torch.tensor([0]),
     )

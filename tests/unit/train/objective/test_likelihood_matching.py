@@ -148,7 +148,7 @@ class Case:
     def micro_batch(self, chunks: range) -> tuple[Candidates, Tensor, Spans[Tensor]]:
         at = slice(self.firsts[chunks.start], self.firsts[chunks.stop])
         moved = [shifted(self.pieces[chunk], self.firsts[chunk] - at.start) for chunk in chunks]
-        fields = [field[at] for field in self.candidates[:5]]
+        fields = [field[at] for field in self.candidates[:6]]
         whole = self.candidates._replace(chunk_of=self.candidates.chunk_of - chunks.start)
         nll_per_byte = whole.nll_per_byte[chunks.start : chunks.stop]
         candidates = Candidates(*fields, nll_per_byte, whole.chunk_of[at])  # type: ignore[arg-type]

@@ -29,7 +29,7 @@ GRANULARITIES: list[Granularity] = ["element", "token", "sequence"]
 
 
 FEATURES = list(FEATURE_WIDTHS)
-WIDTH = sum(FEATURE_WIDTHS.values())
+WIDTH = sum(FEATURE_WIDTHS[name] for name in SelectionConfig().features)
 
 
 def network(granularity: Granularity, candidates: int = 3, **changed: Any) -> SelectionNetwork:
@@ -62,18 +62,16 @@ def test_shapes_and_initial_weights(granularity: Granularity) -> None:
 def test_features_are_the_documented_numbers(k: int, wanted: list[Feature]) -> None:
     candidates = random_candidates(k, k=k)
     nll = candidates.nll_per_byte[candidates.chunk_of]
-    found = candidate_features(wanted, candidates.probs, candidates.aligned, nll)
-    starts = dict(zip(FEATURES, itertools.accumulate(FEATURE_WIDTHS.values(), initial=0), strict=False))
-    columns = [starts[name] + at for name in wanted for at in range(FEATURE_WIDTHS[name])]
-    torch.testing.assert_close(found, feature_rows(candidates).reshape(6, 3, WIDTH)[..., columns], rtol=1e-9, atol=1e-9)
+    found = candidate_features(wanted, candidates.probs, candidates.aligned, candidates.shares, nll)
+    torch.testing.assert_close(found, feature_rows(candidates, wanted), rtol=1e-9, atol=1e-9)
 
 
 def test_an_unknown_nll_becomes_the_mean() -> None:
     candidates = random_candidates(0, n=1)
     nll = torch.tensor([[0.5, float("nan"), 1.5]], dtype=torch.float64)
-    relative = candidate_features(["nll_per_byte"], candidates.probs, candidates.aligned, nll)
+    relative = candidate_features(["nll_per_byte"], candidates.probs, candidates.aligned, candidates.shares, nll)
     assert relative.flatten().tolist() == [-2.0, 0.0, 2.0]
-    nowhere = candidate_features(FEATURES, candidates.probs, candidates.aligned, nll * float("nan"))
+    nowhere = candidate_features(FEATURES, candidates.probs, candidates.aligned, candidates.shares, nll * float("nan"))
     assert torch.isfinite(nowhere).all()
 
 
@@ -121,7 +119,7 @@ def test_chunks_of_a_batch_do_not_mix() -> None:
     """A chunk's logits are the same alone and in company."""
     candidates = random_candidates(0, n=6, chunks=2)
     alone = Candidates(
-        *(field[3:] for field in candidates[:5]), candidates.nll_per_byte[1:], candidates.chunk_of[3:] - 1
+        *(field[3:] for field in candidates[:6]), candidates.nll_per_byte[1:], candidates.chunk_of[3:] - 1
     )
     for granularity in ("token", "sequence"):
         asn = network(granularity)  # type: ignore[arg-type]
