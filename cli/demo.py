@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
+from fusionx.cli.options import examples
 
-@click.command("demo-inputs")
+
+@click.command("demo-inputs", epilog=examples("demo-inputs configs/inputs/demo.yaml"))
 @click.argument("config_file", metavar="CONFIG", type=click.Path(path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a value of the config.")
 @click.option("--only", metavar="PART", help="corpus, models, siblings, or the id of one model.")
@@ -20,7 +22,7 @@ def demo_inputs(config_file: Path, overrides: tuple[str, ...], only: str | None)
     make_inputs(load_config(DemoInputs, config_file, overrides), only)
 
 
-@click.command("real-inputs")
+@click.command("real-inputs", epilog=examples("real-inputs configs/inputs/real.yaml"))
 @click.argument("config_file", metavar="CONFIG", type=click.Path(path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a value of the config.")
 def real_inputs(config_file: Path, overrides: tuple[str, ...]) -> None:

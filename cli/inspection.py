@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from fusionx.cli.options import config_argument, opened_pipeline
+from fusionx.cli.options import config_argument, examples, opened_pipeline
 from fusionx.contract.errors import EXIT_INCOMPLETE
 
 if TYPE_CHECKING:
@@ -25,7 +25,12 @@ _STYLES: dict[str, dict[str, Any]] = {
 """Of the roles in `align.walk.explained_lines`."""
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        'explain run.yaml --source coder "def add(left, right):"',
+        'explain run.yaml --source coder --map mined "some text"',
+    )
+)
 @config_argument
 @click.argument("text", required=False)
 @click.option("--source", required=True, metavar="ID", help="Whose knowledge is brought to the target.")
@@ -49,7 +54,7 @@ def explain(config: str, overrides: tuple[str, ...], text: str | None, source: s
             click.echo("".join(click.style(piece, **_STYLES[role]) for piece, role in pieces))
 
 
-@click.command()
+@click.command(epilog=examples("status run.yaml"))
 @config_argument
 def status(config: str, overrides: tuple[str, ...]) -> None:
     """What is done, missing, damaged or stale, and why; exit code 1 unless all is complete."""
@@ -65,7 +70,9 @@ def status(config: str, overrides: tuple[str, ...]) -> None:
         sys.exit(EXIT_INCOMPLETE)
 
 
-@click.command()
+@click.command(
+    epilog=examples("plan run.yaml", "plan run.yaml --documents 50 --json", "plan run.yaml --card H100 --cards 8")
+)
 @config_argument
 @click.option("--documents", default=200, show_default=True, help="Documents of the sample that is measured.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from fusionx.cli import demo, inspection, models, reports, stages
+from fusionx.cli import demo, inspection, models, reports, shell, stages
+from fusionx.cli.options import examples
 from fusionx.contract.errors import FusionXError
 
 
@@ -28,7 +29,12 @@ class _Main(click.Group):
         return list(self.commands)  # in the order of a run, not of the alphabet
 
 
-@click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=_Main,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=examples("run configs/demo.yaml", "status configs/demo.yaml"),
+)
+@click.version_option(package_name="fusionx", prog_name="fusionx", message="%(prog)s %(version)s")
 def main() -> None:
     """Fusion-X: make one language model learn what several others know.
 
@@ -56,5 +62,6 @@ for _command in (
     reports.bench,
     demo.demo_inputs,
     demo.real_inputs,
+    shell.completion,
 ):
     main.add_command(_command)

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import click
 
+from fusionx.cli.options import examples
 
-@click.group()
+
+@click.group(epilog=examples("inspect model models/my-llm"))
 def inspect() -> None:
     """Look into what a config names, without running anything."""
 
 
-@inspect.command()
+@inspect.command(
+    epilog=examples(
+        "inspect model models/my-llm",
+        "inspect model Qwen/Qwen2.5-0.5B --revision main --json",
+        "inspect model hf://Qwen/Qwen2.5-0.5B-Instruct-GGUF/qwen2.5-0.5b-instruct-q8_0.gguf",
+    )
+)
 @click.argument("path")
 @click.option("--revision", help="Of a hub id.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")

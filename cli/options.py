@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+def examples(*lines: str) -> str:
+    """What stands at the end of a command's help, as its `epilog`: command lines to copy."""
+    return "\n".join(["\b", "Examples:", *(f"  fusionx {line}" for line in lines)])
+
+
 def config_argument(command: Command) -> Command:
     command = click.option(
         "--set", "overrides", multiple=True, metavar="a.b=value", help="Override a config field; repeatable."

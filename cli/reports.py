@@ -8,16 +8,21 @@ from typing import Any
 import click
 
 from fusionx.benchmarks import BENCHMARKS, GPU
-from fusionx.cli.options import config_argument, opened_pipeline
+from fusionx.cli.options import config_argument, examples, opened_pipeline
 from fusionx.pipelines.study import STUDIES
 
 
-@click.group()
+@click.group(epilog=examples("report interference eval/models/target.json eval/ct eval/fusionx"))
 def report() -> None:
     """Reports of evaluations that are there, of this run or of any other; needs no config."""
 
 
-@report.command()
+@report.command(
+    epilog=examples(
+        "report interference target.json ct fusellm fusionx",
+        "report interference target.json mine=eval/fusionx --step last --output pages",
+    )
+)
 @click.argument("models", nargs=-1, required=True, metavar="[NAME=]PATH...")
 @click.option(
     "--step", type=click.Choice(["best", "last"]), default="best", show_default=True, help="Of a folder, these files."
@@ -59,7 +64,11 @@ def interference(models: tuple[str, ...], as_json: bool, output: str | None, **o
     click.echo(json.dumps(finite(results), ensure_ascii=False) if as_json else terminal_text(results))
 
 
-@click.command(epilog="\b\n" + "\n".join(f"{name:<12}{shows}" for name, shows in STUDIES.items()))
+@click.command(
+    epilog="\n".join(["\b", *(f"{name:<12}{shows}" for name, shows in STUDIES.items())])
+    + "\n\n"
+    + examples("study tau run.yaml", "study lambda run.yaml --method paper")
+)
 @click.argument("name", type=click.Choice(list(STUDIES)), metavar="NAME")
 @config_argument
 @click.option("--method", metavar="NAME", help="Whose fields the study changes: paper or fusionx.")
@@ -76,7 +85,7 @@ def study(name: str, config: str, overrides: tuple[str, ...], method: str | None
         click.echo(path)
 
 
-@click.command()
+@click.command(epilog=examples("bench precompute", "bench all --json --output benchmarks/results"))
 @click.argument("name", type=click.Choice(["all", *BENCHMARKS, GPU]))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line instead of a table.")
 @click.option("--output", type=click.Path(file_okay=False), help="Also write its NAME.jsonl (gpu: add to it).")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from fusionx.cli.options import config_options, opened_pipeline, source_option
+from fusionx.cli.options import config_options, examples, opened_pipeline, source_option
 
 
-@click.command()
+@click.command(epilog=examples("chunk run.yaml"))
 @config_options
 def chunk(config: str, overrides: tuple[str, ...], overwrite: bool) -> None:
     """Cut the corpus so that every chunk fits every tokenizer."""
@@ -17,7 +17,12 @@ def chunk(config: str, overrides: tuple[str, ...], overwrite: bool) -> None:
         pipeline.chunk()
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "precompute run.yaml",
+        "precompute run.yaml --source coder --set precompute.workers=16",
+    )
+)
 @config_options
 @source_option
 def precompute(config: str, overrides: tuple[str, ...], overwrite: bool, source: str | None) -> None:
@@ -26,7 +31,7 @@ def precompute(config: str, overrides: tuple[str, ...], overwrite: bool, source:
         pipeline.precompute(source)
 
 
-@click.command()
+@click.command(epilog=examples("align run.yaml", "align run.yaml --source coder"))
 @config_options
 @source_option
 def align(config: str, overrides: tuple[str, ...], overwrite: bool, source: str | None) -> None:
@@ -35,7 +40,12 @@ def align(config: str, overrides: tuple[str, ...], overwrite: bool, source: str 
         pipeline.align(source)
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "train run.yaml",
+        "train run.yaml --set train.methods=[ct,fusionx] --set train.seeds=[0,1,2]",
+    )
+)
 @config_options
 @click.option(
     "--resume", default="auto", metavar="auto|PATH", help="Checkpoint that its training goes on from; auto: the last."
@@ -46,7 +56,14 @@ def train(config: str, overrides: tuple[str, ...], overwrite: bool, resume: str)
         pipeline.train(None if resume == "auto" else Path(resume))
 
 
-@click.command("eval")
+@click.command(
+    "eval",
+    epilog=examples(
+        "eval run.yaml",
+        "eval run.yaml --benchmarks cs,mmlu --set eval.harness.limit=200",
+        "eval run.yaml --benchmarks me --run-generated-code",
+    ),
+)
 @config_options
 @click.option("--benchmarks", metavar="cs,bbh,mmlu,me", help="Public benchmarks, as --set eval.benchmarks=[...].")
 @click.option(
@@ -66,7 +83,7 @@ def evaluate(
         pipeline.eval()
 
 
-@click.command()
+@click.command(epilog=examples("run run.yaml", "run run.yaml --set output=runs/second --set precompute.k=64"))
 @config_options
 def run(config: str, overrides: tuple[str, ...], overwrite: bool) -> None:
     """All stages in order; finished work is kept."""
