@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from os.path import normpath
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,7 +12,7 @@ from fusionx.align.config import AlignConfig
 from fusionx.contract.config import Config, Operational
 from fusionx.eval.config import EvalConfig
 from fusionx.precompute.config import ChunkConfig, CorpusConfig, ModelConfig, PrecomputeConfig
-from fusionx.train.config import TrainConfig
+from fusionx.train.config import MethodConfig, OptimizerConfig, SelectionConfig, TrainConfig
 
 
 class ExecutorConfig(Config):
@@ -30,6 +30,29 @@ class ExecutorConfig(Config):
     env: list[str] = ["AWS_*", "HF_*", "GOOGLE_APPLICATION_CREDENTIALS"]
 
 
+class RecipeConfig(Config):
+    """The search of `fusionx study recipe`: every method of the run at `trials` settings, or as many as there are.
+
+    `space`: field -> the values that are tried; `optimizer.FIELD`, or a field of the methods (`lambda_fuse`,
+    `selection.tau`), which only those are given that it means something for.
+    """
+
+    trials: int = Field(8, ge=1)
+    space: dict[str, list[Any]] = {}
+
+    @model_validator(mode="after")
+    def _fields_exist(self) -> RecipeConfig:
+        known = {f"optimizer.{name}" for name in OptimizerConfig.model_fields}
+        known |= {f"selection.{name}" for name in SelectionConfig.model_fields}
+        known |= set(MethodConfig.model_fields) - {"selection"}
+        for name, values in self.space.items():
+            if name not in known:
+                raise ValueError(f"space: there is no field '{name}'; it takes {', '.join(sorted(known))}")
+            if not values:
+                raise ValueError(f"space: '{name}' has no value to be tried")
+        return self
+
+
 class FusionConfig(Config):
     """A run. The target is a candidate too (paper, section 3); `sources` are the others."""
 
@@ -44,6 +67,7 @@ class FusionConfig(Config):
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     executor: Operational[ExecutorConfig] = ExecutorConfig()
+    recipe: Operational[RecipeConfig] = RecipeConfig()
 
     @property
     def models(self) -> list[ModelConfig]:
@@ -60,12 +84,13 @@ class FusionConfig(Config):
             method = self.train.method(name)
             if method.teacher != "none" and method.alignment not in self.align.methods:
                 problems.append(
-                    f"method '{name}' reads the alignment '{method.alignment}', which align.methods does not make"
+                    f"train.methods: method '{name}' reads the alignment '{method.alignment}', which align.methods "
+                    f"does not make (found {self.align.methods})"
                 )
         taken = {"target", *self.train.methods, *self.eval.merge_rows} & set(self.eval.rivals)
-        problems += [f"eval.rivals names a model '{name}', as a row of the report is named" for name in sorted(taken)]
+        problems += [f"eval.rivals: '{name}' is the name of another row of the report" for name in sorted(taken)]
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
         return self
 
 
@@ -75,4 +100,8 @@ def _place(model: ModelConfig) -> str:
 
 
 def _listed_twice(field: str, values: list[str]) -> list[str]:
-    return [f"a source is listed twice ({field} '{value}')" for value, count in Counter(values).items() if count > 1]
+    return [
+        f"sources: a source is listed twice ({field} '{value}')"
+        for value, count in Counter(values).items()
+        if count > 1
+    ]

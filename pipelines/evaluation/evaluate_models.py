@@ -56,13 +56,13 @@ def evaluate_all(config: FusionConfig, layout: Layout) -> int:
     check_benchmarks(config.eval)
     chunks = held_out_chunks(layout, config.eval.split)
     models = list(all_models(config, layout, finished_jobs(config, layout)))
-    made = _evaluate_each(models, chunks, config.eval)
+    made = evaluate_each(models, chunks, config.eval)
     if config.eval.benchmarks:
         made += run_benchmarks([item.model for item in models], config.eval, layout.benchmarks)
     return made
 
 
-def _evaluate_each(models: Sequence[EvaluationJob], chunks: Sequence[Chunk], config: EvalConfig) -> int:
+def evaluate_each(models: Sequence[EvaluationJob], chunks: Sequence[Chunk], config: EvalConfig) -> int:
     """How many had no valid evaluation; says after each of these how far it is."""
     started, made = time.monotonic(), 0
     for number, item in enumerate(models, start=1):

@@ -17,17 +17,19 @@ from fusionx.eval.results.statistics import t_interval
 from fusionx.pipelines.config import FusionConfig
 from fusionx.pipelines.layout import Layout
 from fusionx.pipelines.study import STUDIES
-from fusionx.pipelines.study import run as study_run
+from fusionx.pipelines.study import cells as study_cells
+from fusionx.pipelines.study.cells import cell_config, study_job
 from fusionx.pipelines.study.figures import figures
 from fusionx.pipelines.study.grids import OF_METHODS, OF_ONE_METHOD, Cell, Study, make_study
 from fusionx.pipelines.study.outcomes import Point, TrainingCourse, read_outcome
+from fusionx.pipelines.study.recipe import NAME as RECIPE
 from fusionx.pipelines.study.report import write_study
 from fusionx.pipelines.study.results import CellOutcome, study_results
-from fusionx.pipelines.study.run import cell_config, study_job
 from fusionx.train.config import PRESETS, TrainJob
 from fusionx.train.state.result import write_result
 
 SEEDS = [0, 1]
+GRIDS = [*OF_ONE_METHOD, *OF_METHODS]
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +55,10 @@ def job(demo: FusionConfig, tmp_path: Path) -> Callable[..., TrainJob]:
 
 
 def test_every_study_has_a_grid_and_a_title() -> None:
-    assert {*OF_ONE_METHOD, *OF_METHODS} == {*STUDIES}
+    assert {*GRIDS, RECIPE} == {*STUDIES}
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", GRIDS)
 def test_cells_are_told_apart_compared_with_a_cell_and_possible(demo: FusionConfig, name: str) -> None:
     study = make_study(name, demo)
     labels = [cell.labels for cell in study.cells]
@@ -65,7 +67,7 @@ def test_cells_are_told_apart_compared_with_a_cell_and_possible(demo: FusionConf
     for cell in study.cells:
         assert len(cell.labels) == len(study.columns)
         assert cell.against is None or cell.against in labels
-        assert cell_config(demo, study, cell).train.methods == [cell.method]
+        assert cell_config(demo, study.name, cell).train.methods == [cell.method]
 
 
 def test_a_cell_changes_its_own_fields_and_keeps_the_runs(demo: FusionConfig) -> None:
@@ -73,20 +75,20 @@ def test_a_cell_changes_its_own_fields_and_keeps_the_runs(demo: FusionConfig) ->
     overrides = {"fusionx": {"lambda_fuse": 3, "selection": {"metric": "noise"}}}
     config = demo.model_copy(update={"train": demo.train.model_copy(update={"overrides": overrides})})
     study = make_study("tau", config)
-    method = cell_config(config, study, study.cells[0]).train.method("fusionx")
+    method = cell_config(config, study.name, study.cells[0]).train.method("fusionx")
     assert (method.lambda_fuse, method.selection.metric, method.selection.tau) == (3, "noise", 0.05)
 
 
 def test_equal_cells_are_one_training(demo: FusionConfig, job: Callable[..., TrainJob]) -> None:
     """Table 1 lists the whole method six times."""
     study = make_study("table1", demo)
-    jobs = [job(cell_config(demo, study, cell), None, cell.method, 0, 1e-3) for cell in study.cells]
+    jobs = [job(cell_config(demo, study.name, cell), None, cell.method, 0, 1e-3) for cell in study.cells]
     assert (len(jobs), len({one.digest() for one in jobs})) == (18, 13)
 
 
 def test_sources_are_added_in_order(demo: FusionConfig) -> None:
     study = make_study("sources", demo)
-    found = {cell.labels: [m.id for m in cell_config(demo, study, cell).models] for cell in study.cells}
+    found = {cell.labels: [m.id for m in cell_config(demo, study.name, cell).models] for cell in study.cells}
     assert found["2", "fusionx"] == ["target", "coder"]
     assert found["3", "fusellm"] == ["target", "coder", "writer"]
     assert found["4", "fusionx"] == [model.id for model in demo.models]
@@ -98,7 +100,8 @@ def test_every_method_is_tried_at_every_weight(demo: FusionConfig) -> None:
     config = demo.model_copy(update={"train": demo.train.model_copy(update={"overrides": overrides})})
     study = make_study("baselines", config)
     tried = [
-        (cell.method, cell_config(config, study, cell).train.method(cell.method).lambda_fuse) for cell in study.cells
+        (cell.method, cell_config(config, study.name, cell).train.method(cell.method).lambda_fuse)
+        for cell in study.cells
     ]
     methods = ["fusellm", "fusellm-avgce", "paper", "fusionx"]
     assert tried == list(itertools.product(methods, [0.1, 0.3, 0.5, 1, 2, 4]))
@@ -108,7 +111,7 @@ def test_every_method_is_tried_at_every_weight(demo: FusionConfig) -> None:
 def test_amounts_are_validated_equally_often(demo: FusionConfig) -> None:
     study = make_study("data", demo)
     for cell in study.cells:
-        train = cell_config(demo, study, cell).train
+        train = cell_config(demo, study.name, cell).train
         length = train.optimizer.data_share * train.optimizer.epochs / demo.train.optimizer.epochs
         assert train.run.validate_every == pytest.approx(length * demo.train.run.validate_every, abs=0.5)
 
@@ -137,8 +140,8 @@ def test_objectives_are_compared_with_the_runs_own_method(
     (reference,) = {cell.against for cell in study.cells}
     (same,) = [cell for cell in study.cells if cell.labels == reference]
     mine = job(config, None, "fusionx", 0, 1e-3)
-    assert job(cell_config(config, study, same), None, "fusionx", 0, 1e-3).digest() == mine.digest()
-    ct, *methods = [cell_config(config, study, cell).train.method(cell.method) for cell in study.cells]
+    assert job(cell_config(config, study.name, same), None, "fusionx", 0, 1e-3).digest() == mine.digest()
+    ct, *methods = [cell_config(config, study.name, cell).train.method(cell.method) for cell in study.cells]
     assert ct.teacher == "none"
     assert {(one.fuse, one.teacher) for one in methods} == {
         (fuse, teacher) for fuse in ("distributions", "likelihood") for teacher in ("asn", "min_ce")
@@ -159,13 +162,15 @@ def test_entries_that_are_all_stored_are_no_limit(demo: FusionConfig) -> None:
 )
 def test_what_cannot_be_studied_is_refused(demo: FusionConfig, name: str, method: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        [cell_config(demo, study, cell) for study in [make_study(name, demo, method)] for cell in study.cells]
+        [cell_config(demo, study.name, cell) for study in [make_study(name, demo, method)] for cell in study.cells]
 
 
 def test_every_alignment_is_tried_and_compared_with_the_walk(demo: FusionConfig) -> None:
     study = make_study("align", demo)
     assert study.columns == ("Alignment", "Tail", "k")
-    read = {cell.labels[0]: cell_config(demo, study, cell).train.method(cell.method).alignment for cell in study.cells}
+    read = {
+        cell.labels[0]: cell_config(demo, study.name, cell).train.method(cell.method).alignment for cell in study.cells
+    }
     assert read == {"walk": "walk", "mined": "mined", "exact": "exact"}
     assert {cell.against for cell in study.cells} == {("walk", "bucket", "32")}
 
@@ -174,7 +179,7 @@ def test_an_alignment_that_the_run_does_not_make_is_named(demo: FusionConfig) ->
     config = demo.model_copy(update={"align": demo.align.model_copy(update={"methods": ["walk"]})})
     study = make_study("align", config)
     with pytest.raises(ConfigError, match=r"study align, cell mined[\s\S]*align\.methods"):
-        [cell_config(config, study, cell) for cell in study.cells]
+        [cell_config(config, study.name, cell) for cell in study.cells]
 
 
 def test_sources_need_a_source(demo: FusionConfig) -> None:
@@ -186,14 +191,14 @@ def test_the_runs_own_training_is_read(
     demo: FusionConfig, job: Callable[..., TrainJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And a cell that differs from it gets a folder of its own, named by content."""
-    monkeypatch.setattr(study_run, "make_job", job)
+    monkeypatch.setattr(study_cells, "make_job", job)
     layout = Layout(str(tmp_path))
     mine = job(demo, layout, "fusionx", 0, 1e-3)
     assert study_job(demo, layout, "fusionx", 0, 1e-3).output.endswith(f"studies/trainings/fusionx-{mine.digest()}")
     write_result(Path(mine.output), {"job": mine.digest(), "config": mine.content()})
     assert study_job(demo, layout, "fusionx", 0, 1e-3) == mine
     study = make_study("tau", demo)
-    other = study_job(cell_config(demo, study, study.cells[0]), layout, "fusionx", 0, 1e-3)
+    other = study_job(cell_config(demo, study.name, study.cells[0]), layout, "fusionx", 0, 1e-3)
     assert other.output == layout.study_training("fusionx", other.digest())
     assert other.digest() != mine.digest()
 
@@ -243,7 +248,7 @@ def made(study: Study, demo: FusionConfig, job: Callable[..., TrainJob], failed:
     """Results of invented trainings; those of the cells at `failed` have none."""
     cells = []
     for number, cell in enumerate(study.cells):
-        jobs = [job(cell_config(demo, study, cell), None, cell.method, seed, 1e-3) for seed in SEEDS]
+        jobs = [job(cell_config(demo, study.name, cell), None, cell.method, seed, 1e-3) for seed in SEEDS]
         low = 2 + 0.01 * number
         chosen = None if cell.method == "ct" else 1.5
         outcomes = [None if number in failed else outcome(3, low + 0.1 * seed, 2.5, chosen=chosen) for seed in SEEDS]
@@ -252,7 +257,7 @@ def made(study: Study, demo: FusionConfig, job: Callable[..., TrainJob], failed:
 
 
 @pytest.mark.parametrize("failed", [(), (2,)], ids=["whole", "one failed"])
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", GRIDS)
 def test_every_study_is_shown(
     demo: FusionConfig, job: Callable[..., TrainJob], tmp_path: Path, name: str, failed: tuple[int, ...]
 ) -> None:
