@@ -128,7 +128,7 @@ def parse_config(cls: type[ConfigType], raw: dict[str, Any], source: object) -> 
     try:
         return cls.model_validate(raw)
     except ValidationError as error:
-        problems = [_describe(cls, problem) for problem in error.errors()]
+        problems = [line for problem in error.errors() for line in _describe(cls, problem)]
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     raise ConfigError("\n".join([f"{source}: {count} in the config.", *(f"  {problem}" for problem in problems)]))
 
@@ -171,20 +171,35 @@ def _index(node: list, name: str, key: str) -> int:
             return position
     if name.isascii() and name.isdigit() and int(name) < len(node):
         return int(name)
-    raise ConfigError("An override names no item of the list.", field=key, found=name, expected=f"0..{len(node) - 1}")
+    ids = [item["id"] for item in node if isinstance(item, dict) and isinstance(item.get("id"), str)]
+    expected = f"0 to {len(node) - 1}" if node else "an item, but the list is empty"
+    close = difflib.get_close_matches(name, ids, n=1)
+    raise ConfigError(
+        "An override names no item of the list.",
+        field=f"--set {key}",
+        found=name,
+        expected=f"one of {', '.join(ids)}, or {expected}" if ids else expected,
+        remedy=f"did you mean '{close[0]}'?" if close else None,
+    )
 
 
-def _describe(cls: type[Config], problem: ErrorDetails) -> str:
-    location = ".".join(str(part) for part in problem["loc"]) or "(whole config)"
+def _describe(cls: type[Config], problem: ErrorDetails) -> list[str]:
+    """A problem in the user's words; a validator that sees several fields gives a line for each it complains of."""
+    location = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         known = _fields_at(cls, problem["loc"][:-1])
         close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
-        return f"{location}: unknown key; {hint}"
+        return [f"{location}: unknown key; {hint}"]
     if problem["type"] == "missing":
-        return f"{location}: required, but missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{location}: {message} (found {problem['input']!r:.80})"
+        return [f"{location}: required, but missing"]
+    found = f"(found {problem['input']!r:.80})"
+    if problem["type"] in ("model_type", "dict_type"):
+        return [f"{location}: must be a mapping, `key: value` lines {found}"]
+    messages = problem["msg"].removeprefix("Value error, ").splitlines()
+    if isinstance(problem["input"], dict):  # it is about several fields, which its message names with their values
+        return [f"{location}: {message}" if location else message for message in messages]
+    return [f"{location}: {message} {found}" for message in messages]
 
 
 def _fields_at(cls: type[Config], location: tuple[int | str, ...]) -> list[str]:

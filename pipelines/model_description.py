@@ -13,7 +13,7 @@ from fusionx.contract.models.gguf_folder import said_kinds
 from fusionx.contract.models.gguf_header import GgufHeader, read_header
 from fusionx.contract.models.gguf_model import run_dtype
 from fusionx.contract.models.licence import licence
-from fusionx.contract.models.place import gguf_file
+from fusionx.contract.models.place import gguf_file, loadable
 from fusionx.contract.models.tokenizer_proof import adds
 from fusionx.contract.tokens.tokenizer import ROLES, adds_bos, load_tokenizer
 from fusionx.precompute.logits.source_model import context_length
@@ -123,15 +123,16 @@ def describe_model(path: str, revision: str | None = None) -> ModelDescription:
     file = gguf_file(path, revision)
     if file is not None:
         return _of_gguf(path, read_header(file))
-    config = _config(path, revision)
-    tokens, no_tokens = _tokens(path, revision)
+    place = loadable(path, revision)
+    config = _config(place, revision)
+    tokens, no_tokens = _tokens(place, revision)
     empty, no_model = _empty_model(config)
-    stored = _stored(path, revision)
+    stored = _stored(place, revision)
     text = config.get_text_config(decoder=True)
     dtype = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     found = ModelDescription(
         path=path,
-        kind="folder" if Path(path).is_dir() else "hub id",
+        kind="folder" if Path(place).is_dir() else "hub id",
         architecture=(config.architectures or [config.model_type])[0],
         layers=getattr(text, "num_hidden_layers", None),
         hidden_size=getattr(text, "hidden_size", None),
@@ -142,13 +143,13 @@ def describe_model(path: str, revision: str | None = None) -> ModelDescription:
         tokens=tokens,
         head=_head(empty),
         tied=None if empty is None else bool(config.get_text_config(decoder=True).tie_word_embeddings),
-        licence=licence(path, revision),
+        licence=licence(place, revision),
         source=Verdict(True),
         target=Verdict(True),
     )
-    why_not = no_tokens or no_model or _no_weights(path, stored)
+    why_not = no_tokens or no_model or _no_weights(place, stored)
     remote = bool(getattr(config, "auto_map", None)) and no_model
-    if remote and not (no_tokens or _no_weights(path, stored)):
+    if remote and not (no_tokens or _no_weights(place, stored)):
         return replace(
             found,
             source=Verdict(True, "with trust_remote_code: true, since its architecture is code beside its weights"),
@@ -221,7 +222,7 @@ def _gguf_tokens(header: GgufHeader) -> Tokens | None:
 def _config(path: str, revision: str | None) -> Any:
     from transformers import AutoConfig, PreTrainedConfig
 
-    place = Path(path).expanduser()
+    place = Path(path)
     if place.is_dir() and not (place / "config.json").is_file():
         raise ConfigError(
             "The folder holds no model.",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fusionx.contract.errors import ConfigError
 from fusionx.contract.models.gguf_folder import gguf_folder
+from fusionx.contract.models.hub import check_hub_id
 
 _HUB = "hf://"
 _SUFFIX = ".gguf"
@@ -21,11 +22,17 @@ def loadable(path: str | Path, revision: str | None = None) -> str:
     """The folder or hub id that `from_pretrained` takes for `path`.
 
     Raises:
-        ConfigError: a GGUF file is meant that is not there, or not to be had from the hub.
+        ConfigError: there is no such folder or GGUF file, nor can it be had from the hub.
         DataError: the GGUF file is damaged, or holds what cannot be read.
     """
     file = gguf_file(str(path), revision)
-    return str(path) if file is None else str(gguf_folder(file))
+    if file is not None:
+        return str(gguf_folder(file))
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    check_hub_id(str(path), revision)
+    return str(path)
 
 
 def gguf_file(path: str, revision: str | None = None) -> Path | None:

@@ -34,15 +34,6 @@ def load_tokenizer(folder_or_hub_id: str | Path, revision: str | None = None) ->
     from transformers import AutoTokenizer
 
     name = loadable(folder_or_hub_id, revision)
-    looks_local = isinstance(folder_or_hub_id, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1
-    if looks_local and not Path(name).expanduser().is_dir():
-        raise ConfigError(
-            "There is no such tokenizer folder.",
-            file=name,
-            remedy="name a folder with tokenizer.json (or tokenizer.model), or a hub id",
-        )
-    if looks_local:
-        name = str(Path(name).expanduser())
     try:
         found = AutoTokenizer.from_pretrained(name, revision=revision, use_fast=True, trust_remote_code=False)
         return _deterministic(_converted_from_tekken(found, name) if _is_mistral_common(found) else found)

@@ -286,8 +286,8 @@ def _incomplete(runs: list[_StageRun]) -> IncompleteError:
     return IncompleteError(
         f"The stage {runs[0].stage.name} is incomplete: {counts} failed; the others are kept.",
         file=join(runs[0].stage.output, unit.part),
-        found=f"first failure, unit {unit.index}: {first}",
-        remedy="mend the cause and run the same command again",
+        found=f"first failure, unit {unit.index}, told above: {first.problem}",
+        remedy=first.details.get("remedy", "mend the cause and run the same command again"),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from fusionx.contract.errors import ConfigError
 from fusionx.contract.files.storage import failure
+from fusionx.contract.models.hub import is_offline
 from fusionx.precompute.config import CorpusConfig, Split
 from fusionx.precompute.corpus.rows import RowSource, fields_of
 
@@ -38,6 +39,7 @@ class HubSplit(RowSource):
 
 
 def _load_hub_split(config: CorpusConfig, split: Split) -> Any:
+    is_offline()  # `datasets` is told when it is imported, else it waits for a hub that does not answer
     try:
         import datasets
     except ImportError:

@@ -217,12 +217,19 @@ def load_model_config(model: ModelConfig) -> Any:
 
     try:
         return AutoConfig.from_pretrained(
-            loadable(model.path, model.revision),
+            _place(model),
             revision=model.revision,
             trust_remote_code=model.trust_remote_code,
         )
     except (OSError, ValueError) as error:
         raise _not_loadable(model, error) from None
+
+
+def _place(model: ModelConfig) -> str:
+    try:
+        return loadable(model.path, model.revision)
+    except ConfigError as error:
+        raise ConfigError(error.problem, **error.details | {"field": f"path of model '{model.id}'"}) from None
 
 
 def load_model(model: ModelConfig, device: torch.device, num_gpus: float = 0.0) -> torch.nn.Module:
@@ -246,7 +253,7 @@ def load_model(model: ModelConfig, device: torch.device, num_gpus: float = 0.0) 
         options["device_map"] = "auto"
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
-            loadable(model.path, model.revision),
+            _place(model),
             revision=model.revision,
             dtype=model.dtype,
             trust_remote_code=model.trust_remote_code,

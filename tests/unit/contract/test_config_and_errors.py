@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fusionx.contract.config import Added, Config, Operational, digest_of, load_config, parse_config
 from fusionx.contract.errors import ConfigError, DataError, FusionXError, IncompleteError
@@ -25,7 +25,19 @@ class Item(Config):
     size: float = 1.0
 
 
+class Pair(Config):
+    low: int = 0
+    high: int = 1
+
+    @model_validator(mode="after")
+    def _apart(self) -> Pair:
+        if self.low >= self.high:
+            raise ValueError(f"low: {self.low} is not below {self.high}\nhigh: not above it")
+        return self
+
+
 class Outer(Config):
+    pair: Pair = Pair()
     name: str
     output: Operational[str] = "runs/x"
     inner: Inner = Inner()
@@ -53,7 +65,7 @@ def test_unknown_keys_are_errors_with_a_suggestion_and_all_problems_come_at_once
         "items.0.sise: unknown key; did you mean 'size'?",
         "items.1.id: required, but missing",
         "items.1.size: ",
-        "zzz: unknown key; known keys: inner, items, maybe, name, output, shares",
+        "zzz: unknown key; known keys: inner, items, maybe, name, output, pair, shares",
     ):
         assert line in text
 
@@ -102,6 +114,23 @@ def test_malformed_overrides_are_refused(tmp_path: Path, override: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(Outer, path, [override])
     assert caught.value.exit_code == 2
+
+
+def test_an_override_that_names_no_item_is_told_the_ids(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'coder'") as caught:
+        load_config(Outer, write(tmp_path, "name: a\nitems: [{id: coder}, {id: writer}]"), ["items.codr.size=2"])
+    assert caught.value.details["expected"] == "one of coder, writer, or 0 to 1"
+
+
+def test_what_concerns_several_fields_is_told_line_by_line_without_the_whole_config(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(Outer, write(tmp_path, "name: a\npair: {low: 5, high: 3}\ninner: 3"))
+    _, *lines = str(caught.value).splitlines()
+    assert sorted(lines) == [
+        "  inner: must be a mapping, `key: value` lines (found 3)",
+        "  pair: high: not above it",
+        "  pair: low: 5 is not below 3",
+    ]
 
 
 def test_an_unknown_override_is_an_unknown_key(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_quantised_and_foreign_models_are_sources_only(folder: Path) -> None:
 
 def test_what_is_no_model_is_refused_by_name(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for place, said in ((tmp_path / "empty", "holds no model"), (tmp_path / "none", "no model that can be")):
+    for place, said in ((tmp_path / "empty", "holds no model"), (tmp_path / "none", "no such model folder")):
         with pytest.raises(ConfigError, match=said) as error:
             describe_model(str(place))
         assert error.value.details["file"] == str(place)

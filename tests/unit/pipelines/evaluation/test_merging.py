@@ -122,7 +122,7 @@ def test_what_cannot_be_merged_is_named(
 def test_a_rival_is_not_named_as_a_merge_is(folder: Path, tmp_path: Path) -> None:
     raw = run_of(folder, tmp_path, "sibling", ["ties"]).model_dump()
     raw["eval"]["rivals"] = {"merge: ties": str(folder / "sibling")}
-    with pytest.raises(ConfigError, match="as a row of the report is named"):
+    with pytest.raises(ConfigError, match="the name of another row of the report"):
         parse_config(FusionConfig, raw, source="test")
 
 
