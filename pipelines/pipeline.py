@@ -15,7 +15,7 @@ from fusionx.align.config import AlignMethod
 from fusionx.align.tokens_stage import TokensStage
 from fusionx.contract.errors import ConfigError
 from fusionx.contract.files.storage import join, plain, write_bytes
-from fusionx.contract.shards.manifest import read_manifest
+from fusionx.contract.shards.manifest import has_manifest, read_manifest
 from fusionx.contract.stage import Stage
 from fusionx.pipelines.config import FusionConfig
 from fusionx.pipelines.execution.executor import Executor, make_executor
@@ -44,7 +44,7 @@ class Pipeline:
     def chunk(self) -> None:
         check_corpus(self.config.corpus)
         self.check_models()
-        self._run("chunk", [self.chunk_stage()])
+        self._run("chunk", [self.chunk_stage(self._newcomers())])
         for line in corpus_findings(read_manifest(self.layout.chunks, "chunks", "chunk")):
             print(f"[chunk] {line}", file=sys.stderr, flush=True)
 
@@ -104,9 +104,13 @@ class Pipeline:
 
             check_merges(self.config)
 
-    def chunk_stage(self) -> ChunkStage:
+    def _newcomers(self) -> tuple[str, ...]:
+        """Candidates that have not read all chunks yet, and may have joined after they were cut."""
+        return tuple(model.id for model in self.config.models if not has_manifest(self.layout.logits(model.id)))
+
+    def chunk_stage(self, newcomers: tuple[str, ...] = ()) -> ChunkStage:
         config = self.config
-        return ChunkStage(config.corpus, config.chunk, config.models, self.layout.chunks, recut=self.overwrite)
+        return ChunkStage(config.corpus, config.chunk, config.models, self.layout.chunks, newcomers)
 
     def logits_stage(self, model: ModelConfig) -> LogitsStage:
         return LogitsStage(model, self.config.precompute, self.layout.chunks, self.layout.logits(model.id))

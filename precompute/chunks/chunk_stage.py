@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from fusionx.contract.files.storage import join
-from fusionx.contract.shards.parts import PartEntry, Provenance, differences, write_part
+from fusionx.contract.shards.parts import PartEntry, Provenance, differences, read_part, write_part
 from fusionx.contract.shards.schema import CHUNKS, text_hash
 from fusionx.contract.stage import Resources, Unit, Worker
 from fusionx.contract.tokens.encoder import load_encoder
@@ -35,8 +35,8 @@ class ChunkStage:
     config: ChunkConfig
     models: list[ModelConfig]
     output: str
-    recut: bool = False
-    """Cut again where a source joined after the cutting; otherwise its longer chunks are precompute's to refuse."""
+    newcomers: tuple[str, ...] = ()
+    """Models that may have joined after the cutting: a part that was cut without them is kept where its chunks fit."""
 
     name = "chunk"
     kind = "chunks"
@@ -48,7 +48,7 @@ class ChunkStage:
     @cached_property
     def _tokenizers(self) -> dict[str, str]:
         """Fingerprint of each model's tokenizer."""
-        return {f"tokenizer.{m.id}": load_encoder(m.path, m.revision).fingerprint for m in self.models}
+        return {_key(m): load_encoder(m.path, m.revision).fingerprint for m in self.models}
 
     def units(self) -> Iterator[Unit]:
         """Documents in order, gathered per split until a part is full."""
@@ -78,10 +78,24 @@ class ChunkStage:
         return Provenance(self.kind, unit.split, config, unit.hashes, self._tokenizers)
 
     def differences(self, found: Provenance, unit: Unit) -> list[str]:
-        """Chunks stay valid when a source joins or leaves; precompute checks that they fit a newcomer's block."""
-        known = {key: value for key, value in self._tokenizers.items() if self.recut or key in found.identity}
+        """Chunks stay valid when a source leaves, and when one joins under whose tokenizer they fit the block."""
+        known = {key: value for key, value in self._tokenizers.items() if key in found.identity}
         kept = {key: value for key, value in found.identity.items() if key in self._tokenizers}
-        return differences(_with_identity(found, kept), _with_identity(self.provenance(unit), known))
+        changed = differences(_with_identity(found, kept), _with_identity(self.provenance(unit), known))
+        return changed or self._too_long(found, unit)
+
+    def _too_long(self, found: Provenance, unit: Unit) -> list[str]:
+        """Newcomers under whose tokenizer a chunk of the part does not fit."""
+        counted = {*found.identity.values()}
+        joined = [m for m in self.models if m.id in self.newcomers and self._tokenizers[_key(m)] not in counted]
+        if not joined:
+            return []
+        texts = read_part(join(self.output, unit.part), self.kind, ["text"])[0].column("text").to_pylist()
+        longest = {_key(m): max(load_encoder(m.path, m.revision).count(texts), default=0) for m in joined}
+        block = self.config.block_size
+        return [
+            f"{key}: found a chunk of {n} tokens, expected at most {block}" for key, n in longest.items() if n > block
+        ]
 
     def worker(self) -> Worker:
         # One worker is one core; without this each would start a thread per core of the machine.
@@ -123,6 +137,10 @@ class ChunkWorker:
             stats["unread_files"] = unread
         path = join(self.stage.output, unit.part)
         return write_part(path, table, self.stage.provenance(unit), tokens=0, stats=stats)
+
+
+def _key(model: ModelConfig) -> str:
+    return f"tokenizer.{model.id}"
 
 
 def _with_identity(provenance: Provenance, identity: dict[str, str]) -> Provenance:

@@ -237,7 +237,8 @@ class LogitsWorker:
                 field="block_size",
                 found=f"{longest} tokens",
                 expected=f"at most {block_size}",
-                remedy="this source joined after the corpus was cut: run `fusionx chunk --overwrite` with it",
+                remedy="this source joined after the corpus was cut: run `fusionx chunk --overwrite` with it, which "
+                "cuts again what does not fit, and `fusionx precompute --overwrite`",
             )
 
     def _refuse_unknown(self, tokens: UnitTokens, file: str) -> None:

@@ -209,17 +209,30 @@ def test_adding_a_source_leaves_the_others_untouched(world: Any, tmp_path: Path,
     assert {name.split("/")[-2] for name in set(after) - set(before)} == {"writer"}
 
 
-def test_a_source_whose_chunks_do_not_fit_is_refused_and_the_remedy_helps(world: Any, tmp_path: Path) -> None:
+def test_a_source_whose_chunks_do_not_fit_is_said_at_once_and_only_those_are_cut_again(
+    world: Any, tmp_path: Path, part_hashes: Any
+) -> None:
     output = tmp_path / "out"
-    without(world, tmp_path, "coder").run(output, "chunk")
-    done = world.here(output, "precompute --source coder")
-    assert done.returncode == 1
-    for word in ("tokenizer of 'coder'", "block_size", "`fusionx chunk --overwrite`"):
-        assert word in done.stderr
-    world.run(output, "chunk")  # without --overwrite the chunks stay as they are
-    assert world.here(output, "precompute --source coder").returncode == 1
+    fewer = without(world, tmp_path, "coder")
+    fewer.run(output, "chunk")
+    fewer.run(output, "precompute")
+    before, times = part_hashes(output), {path: path.stat().st_mtime_ns for path in output.rglob("part-*")}
+    for command in ("chunk", "run", "precompute --source coder"):
+        done = world.here(output, command)
+        assert done.returncode == 1, command
+        for word in ("coder", "tokens", "at most 96", "--overwrite"):
+            assert word in done.stderr, command
+    assert before.items() <= part_hashes(output).items()
+    assert "complete" in world.here(output, "status").stdout.splitlines()[0], "looking counts no tokens"
     world.run(output, "chunk --overwrite")
-    world.run(output, "precompute --source coder --overwrite")
+    world.run(output, "precompute --overwrite")
+    chunks = sorted((output / "chunks").glob("part-*"))
+    kept = [path.name for path in chunks if path.stat().st_mtime_ns == times[path]]
+    assert 0 < len(kept) < len(chunks), "some fitted, some did not"
+    for name in ("target", "writer"):
+        parts = sorted((output / "logits" / name).glob("part-*"))
+        assert [p.name in kept for p in parts] == [p.stat().st_mtime_ns == times[p] for p in parts]
+    assert " 0 parts made" in world.run(output, "chunk")
 
 
 @pytest.mark.parametrize(
