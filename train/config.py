@@ -177,6 +177,8 @@ class RunConfig(Config):
     (How the sums of a step are divided - devices, `micro_batch`, compilation - shifts last bits, too; but a training
     may go on with another division, so it is no part of its identity.)
 
+    precision: of products; weights are fp32. auto: bf16 on a GPU, and on a CPU that multiplies it itself where the
+        target is stored so; else fp32.
     micro_batch: blocks per forward pass and device; none: a device's whole share of the batch, on a GPU the largest
         even part of it within 16,384 tokens.
     head_block: positions whose logits exist at a time; none: 1,024 on a CPU, as many as fit 2^28 logits on a GPU.

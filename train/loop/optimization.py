@@ -8,6 +8,7 @@ import math
 import torch
 from torch import nn
 
+from fusionx.contract.cpu_dtypes import instruction_for
 from fusionx.train.config import TrainJob
 
 
@@ -36,7 +37,10 @@ def adamw(job: TrainJob, module: nn.Module, learning_rate: float) -> torch.optim
     )
 
 
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+def autocast_dtype(precision: str, device: torch.device, stored: torch.dtype) -> torch.dtype | None:
+    """What products are computed in; None: fp32, as the weights. `stored`: the dtype of the target's folder."""
     if precision == "auto":
-        precision = "bf16" if device.type == "cuda" else "fp32"
+        # On a CPU only a model that was made in bf16 changes its last bits for speed, and only where there is any.
+        fast = stored == torch.bfloat16 and instruction_for("bfloat16", torch.cpu.get_capabilities())
+        precision = "bf16" if device.type == "cuda" or fast else "fp32"
     return torch.bfloat16 if precision == "bf16" else None

@@ -77,7 +77,6 @@ class Trainer:
     def __init__(self, job: TrainJob, world: World) -> None:
         self.job, self.world = job, world
         self.output = Path(job.output)
-        self.dtype = autocast_dtype(job.run.precision, world.device)
         if world.device.type == "cpu":
             torch.set_num_threads(job.run.threads)
         elif job.run.deterministic:
@@ -86,6 +85,7 @@ class Trainer:
         torch.manual_seed(job.seed)  # the selection network and adapters start alike on every process
         self.tokenizer = load_encoder(job.target_path, job.target_revision).tokenizer
         self.target = load_target(job.target_path, job.target_revision, world.device, job.optimizer.lora)
+        self.dtype = autocast_dtype(job.run.precision, world.device, self.target.stored_dtype)
         # By name, not as listed: a checkpoint's selection network must meet its candidates in the order it knows.
         aligned = dict(sorted(job.aligned.items())) if job.method.teacher != "none" else {}
         self.candidates = list(aligned)
