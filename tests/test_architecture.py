@@ -44,7 +44,7 @@ def test_there_is_a_link_for_every_package_and_nothing_else() -> None:
     links = {path.name: path.readlink() for path in (ROOT / "fusionx").iterdir() if path.is_symlink()}
     assert links == {name: Path("..", name) for name in PACKAGES}
     files = {path.name for path in (ROOT / "fusionx").iterdir() if not path.is_symlink()} - {"__pycache__"}
-    assert files == {"__init__.py", "__main__.py"}
+    assert files == {"__init__.py", "__main__.py", "py.typed"}
 
 
 def test_modules_are_loaded_from_the_folders_that_a_person_opens() -> None:
@@ -147,7 +147,7 @@ def test_the_wheel_adds_one_name_by_way_of_a_source_archive_too(tmp_path: Path) 
     for name in ("fusionx", *PACKAGES):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, checkout / name, symlinks=True, ignore=ignored)
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, checkout / name)
     archive = build(checkout, "sdist", tmp_path)
     with tarfile.open(archive) as tar:
@@ -159,10 +159,23 @@ def test_the_wheel_adds_one_name_by_way_of_a_source_archive_too(tmp_path: Path) 
         (tmp_path / source.name).mkdir(exist_ok=True)
         with zipfile.ZipFile(build(source, "wheel", tmp_path / source.name)) as wheel:
             contents.append(sorted(name for name in wheel.namelist() if ".dist-info/" not in name))
+            beside = {name.split("/", 1)[1] for name in wheel.namelist() if ".dist-info/" in name}
+            assert {"licenses/LICENSE", "licenses/NOTICE"} <= beside
+            wheel.extractall(tmp_path / "installed")
     assert contents[0] == contents[1]
     assert {name.split("/")[0] for name in contents[0]} == {"fusionx"}
     expected = [f"fusionx/{path.relative_to(ROOT).as_posix()}" for path in modules(*PACKAGES)]
-    assert {*expected, "fusionx/__main__.py", "fusionx/eval/report/templates/report.html.j2"} <= set(contents[0])
+    assert {
+        *expected,
+        "fusionx/__main__.py",
+        "fusionx/py.typed",
+        "fusionx/eval/report/templates/report.html.j2",
+    } <= set(contents[0])
+    code = "import fusionx; print(fusionx.__file__); from fusionx.cli.main import main; main(['--help'])"
+    told = run_python(f"import sys; sys.path.insert(0, {str(tmp_path / 'installed')!r}); {code}")
+    assert told.splitlines()[0] == str(tmp_path / "installed" / "fusionx" / "__init__.py"), (
+        "as the Containerfile calls it"
+    )
 
 
 def run_python(code: str) -> str:
