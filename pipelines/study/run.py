@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fusionx.contract.errors import IncompleteError
+from fusionx.contract.errors import ConfigError, IncompleteError
 from fusionx.pipelines.config import FusionConfig
 from fusionx.pipelines.evaluation.reporting import trained_domains
 from fusionx.pipelines.layout import Layout
@@ -16,6 +16,8 @@ from fusionx.pipelines.study import STUDIES
 from fusionx.pipelines.study.cells import announce, cell_config, study_job
 from fusionx.pipelines.study.grids import make_study
 from fusionx.pipelines.study.outcomes import read_outcome
+from fusionx.pipelines.study.recipe import NAME as RECIPE
+from fusionx.pipelines.study.recipe import run_recipe
 from fusionx.pipelines.study.report import write_study
 from fusionx.pipelines.study.results import CellOutcome, study_results
 from fusionx.pipelines.training.training_jobs import count_unfinished, refuse_object_store, run_jobs, tune
@@ -42,6 +44,16 @@ def run_study(config: FusionConfig, layout: Layout, name: str, method: str | Non
         IncompleteError: a training failed; what the others gave is written.
         StoppedError: a signal asked for it; the same call goes on.
     """
+    if name == RECIPE:
+        if method is not None:
+            raise ConfigError(
+                "This study searches all methods of the run.",
+                field="--method",
+                found=method,
+                expected="no --method",
+                remedy="list the methods in train.methods",
+            )
+        return StudyFiles(run_recipe(config, layout), [])
     refuse_object_store(layout)
     study = make_study(name, config, method)
     configs = [cell_config(config, study.name, cell) for cell in study.cells]

@@ -12,12 +12,14 @@ import pytest
 
 from fusionx.contract.config import load_config
 from fusionx.contract.errors import ConfigError, IncompleteError
+from fusionx.contract.files.sealed import write_sealed
 from fusionx.eval.results.evaluation import Evaluation
 from fusionx.pipelines.config import FusionConfig, RecipeConfig
 from fusionx.pipelines.layout import Layout
 from fusionx.pipelines.study import recipe
 from fusionx.pipelines.study.outcomes import Point, TrainingCourse
-from fusionx.pipelines.study.recipe import drawn, run_recipe
+from fusionx.pipelines.study.recipe import NAME, drawn, run_recipe
+from fusionx.pipelines.study.run import run_study
 
 RATES, EPOCHS, WEIGHTS, TAUS = [1e-3, 2e-3, 4e-3], [3, 6], [0.3, 1.0, 3.0, 9.0], [0.1, 0.2]
 SPACE: dict[str, list[Any]] = {
@@ -115,8 +117,7 @@ def searched(config: FusionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def evaluate(items: list[Any], *_: Any) -> None:
         for item in items:
             name = item.source.split("/")[0] if isinstance(item.source, str) else item.source.id
-            Path(item.output).parent.mkdir(parents=True, exist_ok=True)
-            Path(item.output).write_text(json.dumps(vars(_evaluation(name))))
+            write_sealed(item.output, vars(_evaluation(name)))
 
     monkeypatch.setattr(recipe, "run_jobs", run_jobs)
     monkeypatch.setattr(recipe, "study_job", lambda own, _, method, seed, rate: _Job(method, seed, rate))
@@ -131,7 +132,7 @@ def searched(config: FusionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     def run() -> dict[str, Any]:
         with pytest.raises(IncompleteError, match=r"1 of 9 trials failed[\s\S]*table\.md"):
-            run_recipe(config, layout)
+            run_study(config, layout, NAME)
         found = json.loads(Path(layout.study("recipe"), "results.json").read_text())
         found["table"], found["trained"] = Path(layout.study("recipe"), "table.md").read_text(), trained
         return found
@@ -165,6 +166,11 @@ def test_what_is_chosen_on_validation_text_is_compared_on_test_text(searched: Ca
     row = "| fusellm | optimizer.learning_rate 0.001 (edge) | 1.9000 ± 0.0000 | −10.5 % ± 0.0 | 2.0000 ± 0.0000 |"
     assert row in " ".join(found["table"].split())
     assert "| fusellm | 0.004 | failed" in found["table"]
+
+
+def test_it_studies_all_methods(config: FusionConfig, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--method[\s\S]*train\.methods"):
+        run_study(config, Layout(str(tmp_path)), NAME, "fusionx")
 
 
 def test_without_a_space_there_is_nothing_to_search(config: FusionConfig, tmp_path: Path) -> None:
