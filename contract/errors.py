@@ -55,6 +55,10 @@ class DataError(FusionXError):
     """Something on disk is missing, cut short, or not what the config says it is. Exit code 1."""
 
 
+class DamageError(DataError):
+    """Something on disk is not what was written: it was changed or cut short, or carries no hash. Exit code 1."""
+
+
 class IncompleteError(FusionXError):
     """Some units failed; the others were finished and kept. Exit code 1."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -11,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fusionx.contract.config import digest_of
-from fusionx.contract.errors import DataError
-from fusionx.contract.files.storage import exists, write_bytes
+from fusionx.contract.errors import DamageError, DataError
+from fusionx.contract.files.sealed import write_sealed
+from fusionx.contract.files.storage import exists
 from fusionx.eval.config import EvalConfig
 from fusionx.eval.models.loaded_model import (
     LoadedModel,
@@ -71,7 +71,7 @@ def evaluate_model(
     result["seconds"] = round(time.perf_counter() - start, 3)
     log.info("%s: %d chunks and %d tasks in %.1f s", folder, len(chunks), len(tasks), result["seconds"])
     if output is not None:
-        write_bytes(output, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+        write_sealed(output, result)
     return result
 
 
@@ -90,7 +90,8 @@ def _finished(output: str | Path, identity: dict[str, str]) -> dict[str, Any] | 
         return None
     try:
         found = Evaluation.load(output)
-    except DataError:
+    except DamageError as error:
+        log.warning("evaluated anew. %s", error)
         return None
     same = all(getattr(found, name) == digest for name, digest in identity.items())
     return dict(vars(found)) if same else None

@@ -8,21 +8,24 @@ nearest is `align.vocabulary.nearest_token`, applying a map to distributions `al
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fusionx.contract.errors import DataError
-from fusionx.contract.files.storage import read_bytes, write_bytes
+from fusionx.contract.errors import DamageError
+from fusionx.contract.files.sealed import sealed, unsealed
+from fusionx.contract.files.storage import exists, read_bytes, write_bytes
 from fusionx.contract.tokens.token_table import TokenTable
 from fusionx.contract.tokens.tokenizer import ROLES
 
@@ -32,8 +35,10 @@ if TYPE_CHECKING:
 Mode = Literal["mined", "exact"]
 DROPPED = -1
 
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3
 _METADATA_KEY = b"fusionx.vocab_map"
+_COLUMNS = ("target_ids", "kind", "distance")
+_REMEDY = "delete the file and run the align stage again"
 
 
 class MapKind(IntEnum):
@@ -77,11 +82,12 @@ class VocabMap:
             "mode": self.mode,
             "source_fingerprint": self.source_fingerprint,
             "target_fingerprint": self.target_fingerprint,
+            "columns": self._column_hashes(),
         }
-        table = pa.table({name: getattr(self, name) for name in ("target_ids", "kind", "distance")})
-        table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
+        table = pa.table({name: getattr(self, name) for name in _COLUMNS})
+        table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(sealed(metadata)).encode()})
         buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
+        pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
         write_bytes(path, buffer.getvalue())
 
     @classmethod
@@ -91,41 +97,56 @@ class VocabMap:
         Raises:
             DataError: the file is missing, damaged, or no vocabulary map of this version.
         """
+        data = read_bytes(path)
         try:
-            table = pq.read_table(pa.BufferReader(read_bytes(path)), page_checksum_verification=True)
-        except (OSError, pa.ArrowException) as error:
-            raise _unreadable(path, type(error).__name__) from error
-        metadata: dict[str, Any] = json.loads((table.schema.metadata or {}).get(_METADATA_KEY, b"{}"))
+            table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+            table.validate(full=True)
+            written = json.loads((table.schema.metadata or {}).get(_METADATA_KEY, b"{}"))
+            columns = {name: table[name].to_numpy() for name in _COLUMNS}
+        except (OSError, ValueError, KeyError, RecursionError, pa.ArrowException) as error:
+            raise _unreadable(path, f"{type(error).__name__}: {str(error).splitlines()[0]:.200}") from None
+        metadata = unsealed(written, path, _REMEDY)
         if metadata.get("schema_version") != _SCHEMA_VERSION or metadata["mode"] not in get_args(Mode):
-            raise _unreadable(path, f"schema version {metadata.get('schema_version')}")
-        return cls(
-            table["target_ids"].to_numpy().astype(np.int32),
-            table["kind"].to_numpy().astype(np.uint8),
-            table["distance"].to_numpy().astype(np.int32),
-            metadata["mode"],
-            metadata["source_fingerprint"],
-            metadata["target_fingerprint"],
+            raise _unreadable(path, f"schema version {metadata.get('schema_version')}, mode {metadata.get('mode')}")
+        found = cls(
+            **columns,
+            mode=metadata["mode"],
+            source_fingerprint=metadata["source_fingerprint"],
+            target_fingerprint=metadata["target_fingerprint"],
         )
+        if found._column_hashes() != metadata["columns"]:
+            raise _unreadable(path, "other values than were written")
+        return found
+
+    def _column_hashes(self) -> dict[str, str]:
+        """Of name, type and bytes of each column."""
+        arrays = {name: getattr(self, name) for name in _COLUMNS}
+        return {
+            name: f"{array.dtype} {hashlib.sha256(array.tobytes()).hexdigest()[:16]}" for name, array in arrays.items()
+        }
 
     @classmethod
     def load_if_valid(cls, path: str | Path, source: TokenTable, target: TokenTable, mode: Mode) -> VocabMap | None:
         """The map at `path` if it is whole and of these two tokenizers and this mode, else None: make it anew."""
+        if not exists(path):
+            return None
         try:
             found = cls.load(path)
-        except DataError:
+        except DamageError as error:
+            print(f"[align] the vocabulary map is made anew. {error}", file=sys.stderr, flush=True)
             return None
         wanted = (source.fingerprint, target.fingerprint, mode, source.size)
         same = (found.source_fingerprint, found.target_fingerprint, found.mode, len(found.target_ids))
         return found if same == wanted else None
 
 
-def _unreadable(path: str | Path, found: str) -> DataError:
-    return DataError(
+def _unreadable(path: str | Path, found: str) -> DamageError:
+    return DamageError(
         "The vocabulary map cannot be read.",
         file=path,
         found=found,
         expected=f"a vocabulary map, schema version {_SCHEMA_VERSION}",
-        remedy="delete the file and run the align stage again",
+        remedy=_REMEDY,
     )
 
 

@@ -1,22 +1,18 @@
-"""The marks of finished pieces: written last, next to a piece, with what it was made from and hashes of its files.
+"""The marks of finished pieces: sealed files, written last, next to a piece, with what it was made from.
 
 A piece counts as made when its mark names the same digest of inputs and every file still has the hash it had.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import sys
 from pathlib import Path
 from typing import Any
 
-from fusionx.contract.files.storage import write_bytes
+from fusionx.contract.errors import DamageError
+from fusionx.contract.files.sealed import check_files, hashes_of, read_sealed, write_sealed
 
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes (first 16 hex digits)."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+_REMEDY = "run the same command again: what is damaged is made anew"
 
 
 def mark_path(piece: Path) -> Path:
@@ -26,25 +22,29 @@ def mark_path(piece: Path) -> Path:
 
 def write_mark(piece: Path, digest: str, files: list[Path], notes: dict[str, Any] | None = None) -> None:
     """Marks a piece as made from inputs of this digest; `files` are named relative to the mark."""
-    base = piece.parent
-    hashes = {file.relative_to(base).as_posix(): file_hash(file) for file in sorted(files)}
-    content = json.dumps({"digest": digest, "files": hashes, "notes": notes or {}}, indent=1)
-    write_bytes(mark_path(piece), content.encode())
+    write_sealed(mark_path(piece), {"digest": digest, "files": hashes_of(files, piece.parent), "notes": notes or {}})
 
 
 def read_mark(piece: Path) -> dict[str, Any] | None:
-    """The mark of a piece, or None where there is none or it cannot be read."""
-    try:
-        mark = json.loads(mark_path(piece).read_text())
-    except (OSError, ValueError):
+    """The mark of a piece, or None where there is none or it is damaged, which is said."""
+    path = mark_path(piece)
+    if not path.is_file():
         return None
-    return mark if isinstance(mark, dict) and {"digest", "files", "notes"} <= set(mark) else None
+    try:
+        return read_sealed(path, _REMEDY)
+    except DamageError as error:
+        print(f"{piece} is made anew. {error}", file=sys.stderr, flush=True)
+        return None
 
 
 def is_done(piece: Path, digest: str) -> bool:
-    """Whether the piece was made from inputs of this digest and is still what it was when its mark was written."""
+    """Whether the piece was made from inputs of this digest and is still what it was; damage to it is said."""
     mark = read_mark(piece)
     if mark is None or mark["digest"] != digest:
         return False
-    files = {piece.parent / name: expected for name, expected in mark["files"].items()}
-    return all(file.is_file() and file_hash(file) == expected for file, expected in files.items())
+    try:
+        check_files(mark["files"], piece.parent, _REMEDY)
+    except DamageError as error:
+        print(f"{piece} is made anew. {error}", file=sys.stderr, flush=True)
+        return False
+    return True

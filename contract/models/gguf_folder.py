@@ -15,17 +15,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fusionx.contract.errors import DataError
+from fusionx.contract.errors import DamageError, DataError
 from fusionx.contract.files.atomic_folder import atomic_folder, recover
 from fusionx.contract.files.lock import folder_lock
-from fusionx.contract.files.storage import explained, write_bytes
+from fusionx.contract.files.sealed import check_files, hashes_of, read_sealed, write_sealed
+from fusionx.contract.files.storage import explained
 from fusionx.contract.models.gguf_header import GgufHeader, read_header
 from fusionx.contract.models.gguf_model import read_model
 
 FACTS = "gguf.json"
-_RULES_VERSION = 1
+_RULES_VERSION = 2
 """Raised when the rules change what comes out of the same file."""
 _KEY_HEX = 32
+_REMEDY = "nothing: it is made anew of the GGUF file"
 _BYTES_PER_VALUE = 4
 
 
@@ -68,14 +70,14 @@ def write_folder(file: Path, output: Path) -> None:
         "rules": _RULES_VERSION,
         "stored_as": header.kinds,
         "made_with": {name: version(name) for name in ("transformers", "gguf")},
-        "files": {path.name: path.stat().st_size for path in sorted(output.iterdir())},
+        "files": hashes_of(output.iterdir(), output),
     }
-    (output / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_sealed(output / FACTS, facts)
 
 
 def dequantised_from(folder: str | Path) -> str | None:
     """`model.gguf (Q4_K 62%, ...)` where the folder was made of a quantised GGUF file, else None."""
-    facts = _facts(Path(folder))
+    facts = _read(Path(folder) / FACTS)
     if facts is None or not set(facts["stored_as"]) - {"F32", "F16", "BF16"}:
         return None
     return f"{facts['file']} ({said_kinds(facts['stored_as'])})"
@@ -94,15 +96,12 @@ def gguf_sha256(file: Path) -> str:
         now = file.stat()
     known = cache_folder() / "hashes" / f"{hashlib.sha256(str(file).encode()).hexdigest()[:_KEY_HEX]}.json"
     key = [str(file), now.st_size, now.st_mtime_ns, now.st_ino]
-    try:
-        noted = json.loads(known.read_text(encoding="utf-8"))
-        if noted["of"] == key:
-            return str(noted["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # never hashed, or the note is damaged
+    noted = _read(known) or {}
+    if noted.get("of") == key:
+        return str(noted["sha256"])
     with explained(file, "read"), file.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
-    write_bytes(known, json.dumps({"of": key, "sha256": found}).encode())
+    write_sealed(known, {"of": key, "sha256": found})
     return found
 
 
@@ -113,19 +112,25 @@ def cache_folder() -> Path:
 
 
 def _is_whole(folder: Path) -> bool:
-    facts = _facts(folder)
+    """Whether the folder was made by these rules and is what it was; damage to it is said."""
+    facts = _read(folder / FACTS)
     if facts is None or facts["rules"] != _RULES_VERSION:
         return False
-    files = {folder / name: size for name, size in facts["files"].items()}
-    return all(path.is_file() and path.stat().st_size == size for path, size in files.items())
-
-
-def _facts(folder: Path) -> dict[str, Any] | None:
     try:
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        check_files(facts["files"], folder, _REMEDY)
+    except DamageError as error:
+        _say(f"{folder} is made anew. {error}")
+        return False
+    return True
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A sealed file; None where there is none or it is damaged."""
+    try:
+        return read_sealed(path, _REMEDY) if path.is_file() else None
+    except DamageError as error:
+        _say(f"it is made anew. {error}")
         return None
-    return facts if isinstance(facts, dict) and {"file", "rules", "stored_as", "files"} <= set(facts) else None
 
 
 def _refuse_full_disk(header: GgufHeader) -> None:

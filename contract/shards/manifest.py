@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fusionx.contract.config import digest_of
-from fusionx.contract.errors import DataError
+from fusionx.contract.errors import DamageError, DataError
+from fusionx.contract.files.sealed import sealed, unsealed
 from fusionx.contract.files.storage import exists, join, read_bytes, write_bytes
 from fusionx.contract.shards.parts import PartEntry, sha256_of
 from fusionx.contract.shards.schema import SCHEMA_VERSION
@@ -58,9 +59,8 @@ def _add(left: Any, right: Any) -> Any:
 
 
 def write_manifest(folder: str, manifest: Manifest) -> None:
-    content = asdict(manifest)
-    # `digest` is the identity of the data; `checksum` covers everything a reader relies on, stats and splits too.
-    data = {**content, "digest": manifest.digest, "checksum": digest_of(content)}
+    # `digest` is the identity of the data, for people; the checksum covers everything that a reader relies on.
+    data = {**sealed(asdict(manifest)), "digest": manifest.digest}
     write_bytes(join(folder, MANIFEST_NAME), (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())
 
 
@@ -82,10 +82,11 @@ def read_manifest(folder: str, kind: str, stage: str) -> Manifest:
         )
     try:
         raw = json.loads(read_bytes(path))
-        found = {name: raw.pop(name, None) for name in ("digest", "checksum")}
-        manifest = Manifest(**{**raw, "parts": [PartEntry(**part) for part in raw["parts"]]})
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError("A manifest cannot be read.", file=path, found=repr(error), remedy=remedy) from None
+        digest = raw.pop("digest", None)
+        content = unsealed(raw, path, remedy)
+        manifest = Manifest(**{**content, "parts": [PartEntry(**part) for part in content["parts"]]})
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+        raise DamageError("A manifest cannot be read.", file=path, found=repr(error), remedy=remedy) from None
     if manifest.schema_version != SCHEMA_VERSION or manifest.kind != kind:
         raise DataError(
             "An output is of another kind or schema version.",
@@ -94,12 +95,10 @@ def read_manifest(folder: str, kind: str, stage: str) -> Manifest:
             expected=f"{kind}, version {SCHEMA_VERSION}",
             remedy=remedy,
         )
-    expected = {"digest": manifest.digest, "checksum": digest_of(asdict(manifest))}
-    for name, value in expected.items():
-        if found[name] != value:
-            raise DataError(
-                "A manifest was edited.", file=path, field=name, found=found[name], expected=value, remedy=remedy
-            )
+    if digest != manifest.digest:
+        raise DamageError(
+            "A manifest was edited.", file=path, field="digest", found=digest, expected=manifest.digest, remedy=remedy
+        )
     return manifest
 
 
@@ -112,7 +111,7 @@ def verify_part(folder: str, entry: PartEntry, stage: str) -> None:
     path = join(folder, entry.name)
     found = sha256_of(path)
     if found != entry.sha256:
-        raise DataError(
+        raise DamageError(
             "A part differs from its manifest.",
             file=path,
             field="sha256",

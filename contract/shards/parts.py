@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fusionx.contract.config import changed_fields
-from fusionx.contract.errors import DataError
+from fusionx.contract.errors import DamageError, DataError
 from fusionx.contract.files.storage import read_bytes, write_bytes
 from fusionx.contract.shards.schema import DICTIONARY_KEY, SCHEMA_VERSION, schema_of, widths
 
@@ -247,7 +247,7 @@ def _provenance(footer: dict[str, Any], path: str) -> Provenance:
 def _damaged(path: str, error: Exception) -> DataError:
     if isinstance(error, DataError):
         return error
-    return DataError(
+    return DamageError(
         "A part is damaged: it was cut short or its bytes changed.",
         file=path,
         found=(str(error).strip() or type(error).__name__).splitlines()[0],

@@ -5,22 +5,23 @@ Weights come from safetensors only; code from the folder runs only where the cal
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fusionx.contract.config import digest_of
 from fusionx.contract.errors import ConfigError, DataError
+from fusionx.contract.files.sealed import FOLDER_SEAL, hashes_of
 from fusionx.contract.tokens.token_table import TokenTable, token_table
 from fusionx.contract.tokens.tokenizer import adds_bos, load_tokenizer
+from fusionx.contract.weights import check_model_files
 
 if TYPE_CHECKING:
     import torch
 
 SETTINGS_SUFFIXES = (".json", ".model", ".tiktoken", ".txt", ".jinja", ".py")
-DIGEST_HEX = 16
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,12 @@ def check_model_folder(folder: str | Path) -> Path:
 
     Raises:
         ConfigError: there is no such folder.
-        DataError: the folder holds no model, or its weights are in another format.
+        DataError: the folder holds no model, its weights are in another format, or it is damaged.
     """
     path = Path(folder)
     if not path.is_dir():
-        raise ConfigError("There is no such model folder.", file=path, remedy="train and export the model first")
+        remedy = "train the model first; where a finished training's folder was deleted, `fusionx train --overwrite`"
+        raise ConfigError("There is no such model folder.", file=path, remedy=remedy)
     if not (path / "config.json").is_file():
         raise DataError(
             "The folder is not a model.",
@@ -67,6 +69,7 @@ def check_model_folder(folder: str | Path) -> Path:
             expected="model.safetensors or model-*.safetensors",
             remedy="convert it with save_pretrained(); pickled weights are never read",
         )
+    check_model_files(path)
     return path
 
 
@@ -77,21 +80,13 @@ def weight_files(folder: Path) -> list[Path]:
 
 def weights_digest(folder: Path) -> str:
     """SHA-256 (first 16 hex digits) over the names and contents of the weight files."""
-    return _digest_files(weight_files(folder))
+    return digest_of(hashes_of(weight_files(folder), folder))
 
 
 def settings_digest(folder: Path) -> str:
     """SHA-256 (first 16 hex digits) over everything but the weights that decides results: config, tokenizer, code."""
-    return _digest_files(sorted(path for path in folder.iterdir() if path.suffix in SETTINGS_SUFFIXES))
-
-
-def _digest_files(paths: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as stream:
-            digest.update(f"{path.name}\0".encode())
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:DIGEST_HEX]
+    settings = [file for file in folder.iterdir() if file.suffix in SETTINGS_SUFFIXES and file.name != FOLDER_SEAL]
+    return digest_of(hashes_of(settings, folder))
 
 
 def load_model(

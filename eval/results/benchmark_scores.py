@@ -6,13 +6,13 @@ measured once.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from fusionx.contract.errors import DataError
+from fusionx.contract.files.sealed import sealed_bytes
 from fusionx.contract.files.storage import exists, read_bytes, write_bytes
 from fusionx.eval.results.evaluation import Evaluation, Number, read_json
 
@@ -96,7 +96,7 @@ class BenchmarkScores:
             for model, identity in self.models.items()
         }
         content = {"format": 2, "models": models}
-        data = (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
+        data = sealed_bytes(content)
         if not exists(path) or read_bytes(path) != data:
             write_bytes(path, data)
 

@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from fusionx.contract.errors import DataError
-from fusionx.contract.files.storage import read_bytes
+from fusionx.contract.errors import DamageError
+from fusionx.contract.files.sealed import read_sealed
 
 T = TypeVar("T")
 Number = int | float
 """What JSON has. `float` alone would turn every whole number that is read into 1.0, and the file's bytes with it."""
+_REMEDY = "delete it and run `fusionx eval` again"
 
 
 def read_json(cls: type[T], path: str | Path, otherwise: str) -> T:
-    """A file of `eval` as a dataclass; every value must have the type that its field says.
+    """A sealed file of `eval` as a dataclass; every value must have the type that its field says.
 
     Raises:
-        DataError: the file is missing, cut short or something else, which `otherwise` says.
+        DataError: the file is missing; DamageError: it is damaged, or something else, which `otherwise` says.
     """
+    content = read_sealed(path, _REMEDY)
     try:
-        return TypeAdapter(cls).validate_json(read_bytes(path), strict=True)
+        return TypeAdapter(cls).validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         problem, *_ = error.errors(include_url=False)
-        raise DataError(
+        raise DamageError(
             otherwise,
             file=path,
             field=".".join(map(str, problem["loc"])) or None,
             found=problem["msg"],
-            remedy="delete it and evaluate again",
+            remedy=_REMEDY,
         ) from None
 
 

@@ -7,7 +7,7 @@ tokenizer. What the shards do not say exactly, the tail beyond the k entries, co
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from fusionx.contract.errors import DataError
-from fusionx.contract.files.storage import exists, join, read_bytes, write_bytes
+from fusionx.contract.errors import DamageError, DataError
+from fusionx.contract.files.sealed import read_sealed, write_sealed
+from fusionx.contract.files.storage import exists, join
 from fusionx.contract.shards.codec import probabilities, read_distributions, read_tokens
 from fusionx.contract.shards.fixed_share import fixed_share_weights
 from fusionx.contract.shards.manifest import Manifest, read_manifest
@@ -138,7 +139,7 @@ def evaluate_ensembles(shards: AlignedSplit, output: str | None = None) -> dict[
         scores.add(*_read(shards, entry, manifests))
     result = {**identity, "positions": scores.positions, "unaligned": scores.unaligned, **scores.figures()}
     if output is not None:
-        write_bytes(output, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+        write_sealed(output, result)
     return result
 
 
@@ -147,12 +148,13 @@ def _finished(output: str, identity: dict[str, Any]) -> dict[str, Any] | None:
     if not exists(output):
         return None
     try:
-        found: dict[str, Any] = json.loads(read_bytes(output))
-        same = all(found[name] == value for name, value in identity.items())
-        # The same candidates in another order are another question: the target comes first.
-        return found if same and list(found["inputs"]) == list(identity["inputs"]) else None
-    except (ValueError, TypeError, KeyError):
+        found = read_sealed(output, "it is computed anew")
+    except DamageError as error:
+        print(f"[eval] ensembles are scored anew. {error}", file=sys.stderr, flush=True)
         return None
+    same = all(found.get(name) == value for name, value in identity.items())
+    # The same candidates in another order are another question: the target comes first.
+    return found if same and list(found["inputs"]) == list(identity["inputs"]) else None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from fusionx.contract.errors import ConfigError
 from fusionx.contract.models.place import loadable
 from fusionx.contract.packed_rows import packed_rows_found_by
 from fusionx.contract.shapes import EXACT, Shapes, shapes_of
+from fusionx.contract.weights import check_model_files
 from fusionx.precompute.config import ModelConfig
 from fusionx.precompute.logits.cpu_dtype import in_fast_dtype
 from fusionx.precompute.logits.fake_model import fake_model
@@ -251,16 +252,18 @@ def load_model(model: ModelConfig, device: torch.device, num_gpus: float = 0.0) 
     if num_gpus > 1:
         _require("accelerate", "precompute.num_gpus", num_gpus)
         options["device_map"] = "auto"
+    place = _place(model)
+    check_model_files(place)
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
-            _place(model),
+            place,
             revision=model.revision,
             dtype=model.dtype,
             trust_remote_code=model.trust_remote_code,
             use_safetensors=True,
             **options,
         )
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # transformers and safetensors raise many kinds for a damaged folder
         raise _not_loadable(model, error) from None
     if model.dtype == "auto" and device.type == "cpu":
         loaded = in_fast_dtype(model.id, loaded)

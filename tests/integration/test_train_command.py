@@ -16,6 +16,7 @@ from training_process import free_port
 
 from fusionx.contract.errors import EXIT_STOPPED, DataError
 from fusionx.contract.files.lock import folder_lock
+from fusionx.contract.files.sealed import write_sealed
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +175,7 @@ def test_a_finished_training_is_not_resumed(aligned: Path, tmp_path: Path) -> No
     checkpoint = first_checkpoint(command, output)
     assert command.wait() == 0
     checkpoint.mkdir(parents=True)
-    (checkpoint / "state.json").write_text("{}")
+    write_sealed(checkpoint / "state.json", {})
     refused = start(file, "train", "--set", "train.methods=[ct]", "--resume", str(checkpoint))
     _, printed = refused.communicate()
     assert refused.returncode == 2

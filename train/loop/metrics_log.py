@@ -5,43 +5,52 @@ log.jsonl is the record that reports and resumed runs read; the other two show t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from fusionx.contract.errors import ConfigError, DataError
+from fusionx.contract.errors import ConfigError, DamageError
 from fusionx.contract.extras import import_extra
+from fusionx.contract.files.storage import explained
 from fusionx.train.config import TrainJob
 
 _LOSSES = ("lm", "fuse", "feed", "select")
 _SELECTION = ("weight", "selected", "gate_entropy")
 
 
+class LogMark(NamedTuple):
+    """How much of log.jsonl a checkpoint belongs to: its first `bytes` and their SHA-256."""
+
+    bytes: int = 0
+    sha256: str = hashlib.sha256().hexdigest()
+
+
 class MetricsLog:
     """The records of one job. Only one process writes them: for the others `write` does nothing.
 
     Args:
-        folder: the job's output. position, step: those of the checkpoint that the run goes on from, 0 for a new run;
+        folder: the job's output. kept, step: those of the checkpoint that the run goes on from, nothing for a new run;
             what was logged after them is dropped.
         is_main: whether this process is the one that writes.
 
     Raises:
-        DataError: log.jsonl is shorter than `position`.
+        DamageError: log.jsonl does not begin with what is to be kept.
         ConfigError: TensorBoard or W&B is asked for and cannot be used.
     """
 
-    def __init__(self, folder: Path, job: TrainJob, position: int, step: int, is_main: bool = True) -> None:
+    def __init__(self, folder: Path, job: TrainJob, kept: LogMark, step: int, is_main: bool = True) -> None:
         self._file = folder / "log.jsonl"
         self._is_main = is_main
         self._views: list[_View] = []
         if not is_main:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        _truncate(self._file, position)
+        _truncate(self._file, kept)
         if job.run.tensorboard:
-            self._views.append(_TensorBoard(folder / "tensorboard", 0 if position == 0 else step + 1))
+            self._views.append(_TensorBoard(folder / "tensorboard", step + 1 if kept.bytes else 0))
         if job.run.wandb is not None:
             self._views.append(_WandB(folder, job))
 
@@ -57,18 +66,18 @@ class MetricsLog:
         if not self._is_main:
             return
         record = {"event": event, "step": step, **values}
-        with self._file.open("a") as stream:
+        with explained(self._file, "written"), self._file.open("a") as stream:
             stream.write(json.dumps(record) + "\n")
         for view in self._views:
             view.show(scalars(record), step)
 
-    def position(self) -> int:
-        """Length of log.jsonl in bytes, all of which are on the disk: what a checkpoint keeps."""
+    def mark(self) -> LogMark:
+        """Of log.jsonl as it stands, all of which is on the disk: what a checkpoint keeps."""
         if not self._is_main:
-            return 0
-        with self._file.open("rb") as stream:
+            return LogMark()
+        with explained(self._file, "written"), self._file.open("rb") as stream:
             os.fsync(stream.fileno())
-            return os.fstat(stream.fileno()).st_size
+            return LogMark(os.fstat(stream.fileno()).st_size, hashlib.file_digest(stream, "sha256").hexdigest())
 
 
 def scalars(record: dict[str, Any]) -> dict[str, float]:
@@ -97,19 +106,20 @@ def _flatten(name: str, value: Any) -> Iterator[tuple[str, float]]:
         yield name, float(value)
 
 
-def _truncate(path: Path, position: int) -> None:
+def _truncate(path: Path, kept: LogMark) -> None:
     """Drops what was logged after the checkpoint that this run goes on from."""
-    with path.open("ab") as stream:
-        found = stream.tell()
-        if found < position:
-            raise DataError(
-                "The log is shorter than the checkpoint says.",
+    with explained(path, "written"), path.open("a+b") as stream:
+        stream.seek(0)
+        start = stream.read(kept.bytes)
+        if hashlib.sha256(start).hexdigest() != kept.sha256:
+            raise DamageError(
+                "The log is damaged: it does not begin with what the checkpoint says.",
                 file=path,
-                found=f"{found} bytes",
-                expected=f"at least {position} bytes",
-                remedy="bring the file back, delete the folder, or run with --overwrite",
+                found="other bytes" if len(start) == kept.bytes else f"{len(start)} bytes",
+                expected=f"{kept.bytes} bytes of SHA-256 {kept.sha256[:16]}",
+                remedy="bring the file back, or delete the folder: the training begins anew",
             )
-        stream.truncate(position)
+        stream.truncate(kept.bytes)
 
 
 class _View(Protocol):

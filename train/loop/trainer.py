@@ -25,7 +25,7 @@ from fusionx.train.data.collate import Batch
 from fusionx.train.data.loader import StepBatches, blocks_at_once, loader, workers_for
 from fusionx.train.data.shard_stream import ShardSet
 from fusionx.train.distributed.collectives import World, by_first_rank, clip, gradient_sync, parallelize, process_group
-from fusionx.train.loop.metrics_log import MetricsLog
+from fusionx.train.loop.metrics_log import LogMark, MetricsLog
 from fusionx.train.loop.optimization import adamw, autocast_dtype, schedule, step_seed, trained
 from fusionx.train.loop.progress_line import ProgressLine
 from fusionx.train.loop.selection_log import SelectionLog
@@ -171,7 +171,7 @@ class Trainer:
         return result
 
     def _log_from(self, first: int) -> MetricsLog:
-        arguments = (self.output, self.job, self.state.log_bytes, first)
+        arguments = (self.output, self.job, LogMark(*self.state.log), first)
         made: list[MetricsLog] = []
         by_first_rank(lambda: made.append(MetricsLog(*arguments)))  # what it holds stays in its process
         return made[0] if made else MetricsLog(*arguments, is_main=False)
@@ -336,7 +336,7 @@ class Trainer:
     def _save(self, checkpoints: Checkpointer) -> None:
         self._read()
         with self.throughput.paused():
-            self.state.log_bytes = self.log.position()
+            self.state.log = list(self.log.mark())
             self.state.window = self.selection_log.save()
             checkpoints.save(self.state)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fusionx.contract.errors import ConfigError
 from fusionx.contract.models.place import loadable
 from fusionx.contract.packed_rows import packed_rows_found_by
+from fusionx.contract.weights import check_model_files
 from fusionx.train.config import LoraConfig
 from fusionx.train.model.lora import add_adapters, quantization_options
 from fusionx.train.objective.fused_head import HeadLosses, fused_head, label_nll
@@ -197,6 +198,7 @@ def load_target(path: str, revision: str | None, device: torch.device, lora: Lor
 
     logging.disable_progress_bar()
     place = loadable(path, revision)
+    check_model_files(place)
     try:
         stored = AutoConfig.from_pretrained(place, revision=revision).dtype
         load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
@@ -204,12 +206,12 @@ def load_target(path: str, revision: str | None, device: torch.device, lora: Lor
         # Frozen weights need no spare digits, but adapters' gradients would vanish in fp16.
         dtype = torch.bfloat16 if lora is not None and stored == torch.bfloat16 else torch.float32
         model = load(place, revision=revision, dtype=dtype, use_safetensors=True, **options)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers and safetensors raise many kinds for a damaged folder
         raise ConfigError(
             "The target cannot be loaded.",
             file=path,
             field="target.path",
-            found=str(error).strip().splitlines()[0],
+            found=f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]:.200}",
             expected="a Hugging Face folder or hub id with safetensors weights, or a GGUF file",
         ) from None
     if not options:

@@ -1,14 +1,12 @@
 """Checkpoints: everything a training needs to go on bit-exactly, written whole, in the background, the mark last.
 
 `checkpoints/step-00000100/` holds of every part (the target, the selection network) `<part>.safetensors`, its trained
-parameters, and `<part>.optimizer.safetensors`; and state.json, the mark: which job, how far, sizes and hashes.
+parameters, and `<part>.optimizer.safetensors`; and state.json, the sealed mark: which job, how far, the files' hashes.
 Nothing in it depends on the number of processes. No state of a random generator either: every step seeds afresh.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import sys
 from dataclasses import asdict, dataclass, field
@@ -23,8 +21,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fusionx.contract.config import changed_fields, digest_of
-from fusionx.contract.errors import DataError
+from fusionx.contract.errors import DamageError, DataError
 from fusionx.contract.files.atomic_folder import atomic_folder, recover
+from fusionx.contract.files.sealed import check_files, hashes_of, read_sealed, write_sealed
 from fusionx.contract.files.storage import explained, failure
 from fusionx.train.distributed.collectives import by_first_rank
 from fusionx.train.state.background import BackgroundWriter
@@ -40,14 +39,14 @@ Parts = dict[str, tuple[nn.Module, Optimizer]]
 class TrainState:
     """Where a training stands; the data's position follows from `step`.
 
-    tokens: seen so far. log_bytes: length of the log at this step. start, best, last bits per byte: validation's on the
-    trained domains. skipped: steps left out because they were not finite. window: running sums of the selection log.
-    world_size: processes that saved it.
+    tokens: seen so far. log: length and hash of the log at this step (`LogMark`). start, best, last bits per byte:
+    validation's on the trained domains. skipped: steps left out because they were not finite. window: running sums of
+    the selection log. world_size: processes that saved it.
     """
 
     step: int = 0
     tokens: int = 0
-    log_bytes: int = 0
+    log: list[Any] = field(default_factory=list)
     start_bits_per_byte: float = float("inf")
     best_step: int = 0
     best_bits_per_byte: float = float("inf")
@@ -102,10 +101,12 @@ class Checkpointer:
     def load(self, path: Path | None = None) -> TrainState | None:
         """Restores the checkpoint at `path`, or the latest one, in place; None when there is none. Every rank calls it.
 
-        Going on from an earlier one drops those that came after it in this folder: they belong to a log that is cut.
+        Of the latest ones a damaged one is passed over, which is said. Going on from an earlier one drops those that
+        came after it in this folder: they belong to a log that is cut.
 
         Raises:
-            DataError: it belongs to another job (the fields that differ are named), is damaged, or is not there.
+            DataError: it belongs to another job (the fields that differ are named), is not there, or is damaged (of the
+                latest ones, all are).
         """
         found = by_first_rank(lambda: self._find(path))
         if found is None:
@@ -131,8 +132,7 @@ class Checkpointer:
         with atomic_folder(self._folder / f"step-{step:08d}") as folder:
             for name in list(files):
                 save_file(files.pop(name), folder / name)  # its memory is free again once it is written
-            mark["files"] = {path.name: _fingerprint(path) for path in sorted(folder.iterdir())}
-            (folder / _MARK).write_text(json.dumps(mark, indent=1) + "\n")
+            write_sealed(folder / _MARK, {**mark, "files": hashes_of(folder.iterdir(), folder)})
         for old in finished_checkpoints(self._folder)[: -self._keep]:
             _delete(old)
 
@@ -149,8 +149,7 @@ class Checkpointer:
         finished = finished_checkpoints(self._folder)
         if path is None and not finished:
             return None
-        chosen = (finished[-1] if path is None else path).resolve()
-        mark = self._verified(chosen)
+        chosen, mark = self._latest(finished) if path is None else (path.resolve(), self._verified(path.resolve()))
         saved_by = mark["state"]["world_size"]
         if saved_by != _world_size():
             print(
@@ -164,12 +163,29 @@ class Checkpointer:
                 _delete(later)
         return chosen, mark
 
+    def _latest(self, finished: list[Path]) -> tuple[Path, dict[str, Any]]:
+        """The last one that is whole, and its mark."""
+        damage: DamageError | None = None
+        for path in reversed(finished):
+            try:
+                return path.resolve(), self._verified(path.resolve())
+            except DamageError as error:
+                damage = damage or error
+                print(f"[train] a checkpoint is passed over. {error}", file=sys.stderr, flush=True)
+        assert damage is not None
+        raise DamageError(
+            "No checkpoint of a training is whole.",
+            file=damage.details["file"],
+            found=damage.problem,
+            remedy=f"bring the file back, or delete {finished[-1].parent}: the training begins anew",
+        )
+
     def _verified(self, path: Path) -> dict[str, Any]:
-        try:
-            mark = json.loads((path / _MARK).read_text())
-        except (OSError, ValueError) as error:
-            raise failure("A checkpoint cannot be read.", path / _MARK, error, "name a folder step-...") from None
-        changed = changed_fields(mark.get("config", {}), self._content)
+        if not (path / _MARK).is_file():
+            raise DataError("There is no such checkpoint.", file=path / _MARK, remedy="name a folder step-...")
+        remedy = f"delete {path}: the run goes on from the one before it"
+        mark = read_sealed(path / _MARK, remedy)
+        changed = changed_fields(mark["config"], self._content)
         if changed:
             raise DataError(
                 "A checkpoint belongs to another training.",
@@ -178,16 +194,7 @@ class Checkpointer:
                 found="; ".join(changed),
                 remedy=_OTHER_JOB,
             )
-        for name, expected in mark["files"].items():
-            found = _fingerprint(path / name) if (path / name).is_file() else "no such file"
-            if found != expected:
-                raise DataError(
-                    "A checkpoint is damaged.",
-                    file=path / name,
-                    found=found,
-                    expected=expected,
-                    remedy=f"delete {path}: the run goes on from the one before it",
-                )
+        check_files(mark["files"], path, remedy)
         return mark
 
 
@@ -209,11 +216,6 @@ def _weights(part: str) -> str:
 
 def _moments(part: str) -> str:
     return f"{part}.optimizer.safetensors"
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as stream:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
 
 def _reading(path: Path) -> Any:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fusionx.contract.files.atomic_folder import atomic_folder
+from fusionx.contract.files.sealed import check_folder, seal_folder
 from fusionx.contract.files.storage import failure
 from fusionx.train.config import SelectionConfig
 from fusionx.train.model.target import Target
@@ -62,6 +63,7 @@ def prepared_export(
             if asn is not None:
                 _write_asn(made, asn, candidates)
             (made / "README.md").write_text(card + dropped, encoding="utf-8")
+            seal_folder(made)
 
     return write
 
@@ -97,9 +99,10 @@ def load_asn(folder: str | Path) -> tuple[SelectionNetwork, list[str]]:
     """The exported selection network and its candidates' ids, in the order of its outputs.
 
     Raises:
-        DataError: there is none, or its two files do not belong together.
+        DataError: there is none, its two files do not belong together, or the folder is damaged.
     """
     folder = Path(folder)
+    check_folder(folder)
     try:
         content = json.loads((folder / ASN_CONFIG).read_text())
         asn = SelectionNetwork(len(content["candidates"]), SelectionConfig(**content["selection"]))

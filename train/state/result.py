@@ -1,4 +1,4 @@
-"""What a finished training leaves to read: result.json, the mark, and log.jsonl. Needs no torch."""
+"""What a finished training leaves to read: result.json, the sealed mark, and log.jsonl. Needs no torch."""
 
 from __future__ import annotations
 
@@ -9,28 +9,34 @@ from pathlib import Path
 from typing import Any
 
 from fusionx.contract.config import changed_fields
-from fusionx.contract.errors import DataError
-from fusionx.contract.files.storage import write_bytes
+from fusionx.contract.errors import DamageError, DataError
+from fusionx.contract.files.sealed import FOLDER_SEAL, hashes_of, read_sealed, verified, write_sealed
+from fusionx.contract.files.storage import explained
 from fusionx.train.config import TrainJob
 from fusionx.train.distributed.ranks import is_main_process
 
 RESULT = "result.json"
+LOG = "log.jsonl"
+EXPORTS = ("best", "last")
+_REMEDY = "bring the file back, or run with --overwrite: the training is carried out again"
 
 
 def write_result(output: Path, result: dict[str, Any]) -> None:
-    write_bytes(output / RESULT, (json.dumps(result, indent=1, sort_keys=True) + "\n").encode())
+    """The mark of a finished training, which vouches for its log, too."""
+    write_sealed(output / RESULT, {**result, "files": hashes_of([output / LOG], output)})
 
 
 def finished_result(job: TrainJob) -> dict[str, Any] | None:
-    """The result in the job's folder, if it is this job's.
+    """The result in the job's folder, if it is this job's. The exported models vouch for themselves (`sealed.json`).
 
     Raises:
-        DataError: the folder holds the result of a training with another config, data or target.
+        DataError: the folder holds the result of a training with another config, data or target; DamageError: result or
+            log changed since they were written.
     """
     path = Path(job.output) / RESULT
     if not path.is_file():
         return None
-    result = json.loads(path.read_text())
+    result = verified(path, _REMEDY)
     if result["job"] == job.digest():
         return result
     changed = changed_fields(result["config"], job.content())
@@ -50,19 +56,35 @@ def discard_checkpoints(job: TrainJob) -> None:
 
 
 def is_stale(job: TrainJob) -> bool:
-    """Whether the job's folder holds the result or a checkpoint of another training."""
-    marks = [RESULT, *glob("checkpoints/step-*/state.json", root_dir=job.output)]
-    return any(_job_of(Path(job.output) / mark) not in (None, job.digest()) for mark in marks)
+    """Whether the job's folder holds what belongs to another training, or a finished one that is not whole any more."""
+    output = Path(job.output)
+    try:
+        if finished_result(job) is not None:
+            for name in EXPORTS:
+                verified(output / name / FOLDER_SEAL, _REMEDY)
+    except DataError:
+        return True
+    marks = [output / name for name in glob("checkpoints/step-*/state.json", root_dir=output)]
+    return any(_job_of(mark) not in (None, job.digest()) for mark in marks)
 
 
 def _job_of(mark: Path) -> str | None:
-    """None: there is no such file, or no more, since another process deletes the folder."""
+    """None: there is no such file, or no more, since another process deletes the folder; or it is damaged."""
     try:
-        return json.loads(mark.read_text())["job"]
-    except FileNotFoundError:
+        return str(read_sealed(mark, _REMEDY)["job"]) if mark.is_file() else None
+    except DamageError:  # for whoever loads it to refuse: an earlier one may be whole
         return None
 
 
 def read_log(output: Path) -> list[dict[str, Any]]:
-    with open(output / "log.jsonl") as stream:
-        return [json.loads(line) for line in stream]
+    """The records of a training; those of a finished one are what `finished_result` has checked.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    path = output / LOG
+    with explained(path, "read"), path.open(encoding="utf-8") as stream:
+        try:
+            return [json.loads(line) for line in stream]
+        except ValueError as error:
+            raise DamageError("A log is damaged.", file=path, found=str(error), remedy=_REMEDY) from None

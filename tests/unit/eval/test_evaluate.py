@@ -11,6 +11,7 @@ import pytest
 
 import fusionx.eval.evaluate as evaluate_module
 from fusionx.contract.errors import ConfigError, DataError
+from fusionx.contract.files.sealed import read_sealed
 from fusionx.eval.config import EvalConfig
 from fusionx.eval.evaluate import evaluate_model
 from fusionx.eval.results.evaluation import Evaluation
@@ -33,7 +34,7 @@ def test_result_file_is_complete_and_kept(
     config = EvalConfig(tasks=[str(task_file)], max_new_tokens=4, device="cpu", threads=1)
     output = tmp_path / "out" / "llama.json"
     result = evaluate_model(model_folders["llama"], chunks, config, output)
-    assert json.loads(output.read_text()) == result
+    assert read_sealed(output, "") == result
     assert [path.name for path in output.parent.iterdir()] == ["llama.json"]
     evaluation = Evaluation.load(output)
     assert evaluation == Evaluation.from_dict(result)
@@ -74,7 +75,7 @@ def test_another_tokenizer_config_or_code_makes_a_result_stale(
     with open(folder / name, "a") as stream:
         stream.write("\n")
     second = evaluate_model(folder, chunks, EvalConfig(device="cpu"), output)
-    assert json.loads(output.read_text()) == second
+    assert read_sealed(output, "") == second
     assert second["settings_digest"] != first["settings_digest"]
     assert second["domains"] == first["domains"]
 

@@ -187,6 +187,11 @@ def test_sources_need_a_source(demo: FusionConfig) -> None:
         make_study("sources", demo.model_copy(update={"sources": []}))
 
 
+def write_log(output: Path, records: list[dict[str, Any]]) -> None:
+    output.mkdir(parents=True)
+    (output / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
 def test_the_runs_own_training_is_read(
     demo: FusionConfig, job: Callable[..., TrainJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +200,7 @@ def test_the_runs_own_training_is_read(
     layout = Layout(str(tmp_path))
     mine = job(demo, layout, "fusionx", 0, 1e-3)
     assert study_job(demo, layout, "fusionx", 0, 1e-3).output.endswith(f"studies/trainings/fusionx-{mine.digest()}")
+    write_log(Path(mine.output), [])
     write_result(Path(mine.output), {"job": mine.digest(), "config": mine.content()})
     assert study_job(demo, layout, "fusionx", 0, 1e-3) == mine
     study = make_study("tau", demo)
@@ -235,8 +241,8 @@ def test_what_a_log_says(demo: FusionConfig, job: Callable[..., TrainJob]) -> No
 
     log = [validation(0, a=4, b=9, absent=3), step(2, t=0.2, c=0.8), validation(4, a=2, b=8, absent=5)]
     output = Path(mine.output)
+    write_log(output, log)
     write_result(output, {"job": mine.digest(), "config": mine.content(), "best_step": 4, "tokens": 80, "steps": 4})
-    (output / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     found = read_outcome(mine, ["a", "b"])
     assert found is not None
     assert (found.start.corpus, found.start.worse) == (6.5, 0)

@@ -20,7 +20,7 @@ import fusionx.train.loop.progress_line
 import fusionx.train.loop.throughput
 from fusionx.contract.errors import ConfigError, DataError
 from fusionx.train.config import TrainJob
-from fusionx.train.loop.metrics_log import MetricsLog, scalars
+from fusionx.train.loop.metrics_log import LogMark, MetricsLog, scalars
 from fusionx.train.loop.progress_line import ProgressLine
 from fusionx.train.loop.selection_log import SelectionLog
 from fusionx.train.loop.throughput import TIMED_FIELDS, Throughput, flops_per_token, peak_flops
@@ -38,25 +38,27 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 def test_the_log_goes_on_where_the_checkpoint_was(tmp_path: Path) -> None:
     job = job_of(tmp_path)
-    with MetricsLog(tmp_path, job, 0, 0) as log:
+    with MetricsLog(tmp_path, job, LogMark(), 0) as log:
         log.write("step", 1, **STEP)
-        position = log.position()
+        kept = log.mark()
         log.write("step", 2, loss=1.0)
-    with MetricsLog(tmp_path, job, position, 1) as log:
+    with MetricsLog(tmp_path, job, kept, 1) as log:
         log.write("step", 2, loss=1.5)
     assert lines(tmp_path) == [{"event": "step", "step": 1, **STEP}, {"event": "step", "step": 2, "loss": 1.5}]
-    with pytest.raises(DataError, match="shorter than the checkpoint says") as caught:
-        MetricsLog(tmp_path, job, 10_000, 9)
+    with pytest.raises(DataError, match="does not begin with what the checkpoint says") as caught:
+        MetricsLog(tmp_path, job, kept._replace(bytes=10_000), 9)
     assert caught.value.details["file"].endswith("log.jsonl")
-    with MetricsLog(tmp_path, job, 0, 0):
+    with MetricsLog(tmp_path, job, LogMark(), 0):
         pass
     assert lines(tmp_path) == []
 
 
 def test_only_one_process_writes(tmp_path: Path) -> None:
-    with MetricsLog(tmp_path / "out", job_of(tmp_path, tensorboard=True, wandb="p"), 0, 0, is_main=False) as log:
+    with MetricsLog(
+        tmp_path / "out", job_of(tmp_path, tensorboard=True, wandb="p"), LogMark(), 0, is_main=False
+    ) as log:
         log.write("step", 1, loss=1.0)
-        assert log.position() == 0
+        assert log.mark() == LogMark()
     assert not (tmp_path / "out").exists()
 
 
@@ -83,16 +85,16 @@ def tensorboard_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def test_tensorboard_shows_no_step_twice(tmp_path: Path) -> None:
     """Neither after a resume nor after a start from scratch."""
     job = job_of(tmp_path, tensorboard=True)
-    with MetricsLog(tmp_path, job, 0, 0) as log:
+    with MetricsLog(tmp_path, job, LogMark(), 0) as log:
         log.write("validation", 0, bits_per_byte=9.0)
         log.write("step", 1, loss=7.0)
-    with MetricsLog(tmp_path, job, 0, 0) as log:
+    with MetricsLog(tmp_path, job, LogMark(), 0) as log:
         log.write("validation", 0, bits_per_byte=3.0)
         for step in range(1, 5):
             log.write("step", step, loss=float(step))
             if step == 2:
-                position = log.position()
-    with MetricsLog(tmp_path, job, position, 2) as log:
+                kept = log.mark()
+    with MetricsLog(tmp_path, job, kept, 2) as log:
         for step in range(3, 6):
             log.write("step", step, loss=step + 0.5)
     assert tensorboard_of(tmp_path) == {
@@ -136,11 +138,11 @@ def test_wandb_goes_on_in_the_same_run(tmp_path: Path, monkeypatch: pytest.Monke
     wandb = StandInWandB()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     job = job_of(tmp_path, wandb="fusion")
-    with MetricsLog(tmp_path, job, 0, 0) as log:
+    with MetricsLog(tmp_path, job, LogMark(), 0) as log:
         log.write("step", 1, loss=1.0)
-        position = log.position()
+        kept = log.mark()
         log.write("step", 2, loss=2.0)
-    with MetricsLog(tmp_path, job, position, 1) as log:
+    with MetricsLog(tmp_path, job, kept, 1) as log:
         log.write("step", 2, loss=2.0)
         log.write("validation", 2, bits_per_byte=3.0)
     assert wandb.runs == {
@@ -149,7 +151,7 @@ def test_wandb_goes_on_in_the_same_run(tmp_path: Path, monkeypatch: pytest.Monke
     assert (wandb.given["project"], wandb.given["config"]) == ("fusion", job.content())
     assert wandb.open == 0
     with pytest.raises(ConfigError, match="cannot be used") as caught:
-        MetricsLog(tmp_path, job_of(tmp_path, wandb="closed"), 0, 0)
+        MetricsLog(tmp_path, job_of(tmp_path, wandb="closed"), LogMark(), 0)
     assert "wandb login" in caught.value.details["remedy"]
 
 
@@ -161,7 +163,7 @@ def test_a_missing_package_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=f"package {package}") as caught:
-        MetricsLog(tmp_path, job_of(tmp_path, **run), 0, 0)
+        MetricsLog(tmp_path, job_of(tmp_path, **run), LogMark(), 0)
     assert caught.value.details["field"] == f"train.run.{package}"
     assert f"[{extra}]" in caught.value.details["remedy"]
 
@@ -309,7 +311,7 @@ CANDIDATES, DOMAINS = ["target", "prose", "code"], ["web", "code", "unseen"]
 
 
 def random_batch(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """weights, entropy, anywhere, chunk_of, domains (by number) of 30 positions in 4 chunks."""
+    """weights, entropy, anywhere, chunk_of, domains (by number) of 30 kepts in 4 chunks."""
     torch.manual_seed(seed)
     anywhere = torch.rand(30) > 0.2
     weights = torch.softmax(3 * torch.randn(30, 3), -1)
@@ -318,7 +320,7 @@ def random_batch(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, t
     return weights, torch.rand(30), anywhere, torch.arange(30) // 8, torch.tensor([0, 1, 0, 1])
 
 
-def test_selection_means_are_over_aligned_positions() -> None:
+def test_selection_means_are_over_aligned_kepts() -> None:
     log = SelectionLog(CANDIDATES, DOMAINS)
     batches = [random_batch(seed) for seed in range(3)]
     for batch in batches:
@@ -333,7 +335,7 @@ def test_selection_means_are_over_aligned_positions() -> None:
     assert found["gate_entropy"] == pytest.approx(float(entropy.mean()))
     of_code = [b[0][b[2] & (b[4][b[3]] == DOMAINS.index("code"))] for b in batches]
     by_domain = log.by_domain()
-    assert list(by_domain["domains"]) == list(by_domain["selected"]) == ["code", "web"]  # the third has no position
+    assert list(by_domain["domains"]) == list(by_domain["selected"]) == ["code", "web"]  # the third has no kept
     for said, values in (("domains", torch.cat(of_code)), ("selected", (torch.cat(of_code) > 0).double())):
         assert list(by_domain[said]["code"].values()) == pytest.approx(values.mean(0).tolist())
     assert log.empty

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import shutil
 import signal
@@ -19,6 +18,7 @@ from trainings import ALONE, METHODS, Make, assert_same_training
 import fusionx.train.loop.trainer
 import fusionx.train.state.checkpoint
 from fusionx.contract.errors import DataError, StoppedError
+from fusionx.contract.files.sealed import read_sealed
 from fusionx.train.config import TrainJob
 from fusionx.train.loop.trainer import Trainer, run_job
 from fusionx.train.state.result import read_log
@@ -135,7 +135,7 @@ def test_a_finished_job(
     job = make(output, "ct", run={"log_every": 3})
     with monkeypatch.context() as patch:
         patch.setattr(fusionx.train.loop.trainer, "Trainer", None)
-        assert run_job(job) == json.loads((output / "result.json").read_text())
+        assert run_job(job) == read_sealed(output / "result.json", "")
     assert not (output / "checkpoints").exists()
     for field, changed in (
         ("optimizer", {"optimizer": {"epochs": 5}}),

@@ -18,7 +18,7 @@ from tiny_model import TinyModel
 from torch import nn
 
 import fusionx.train.state.checkpoint
-from fusionx.contract.errors import DataError
+from fusionx.contract.errors import DamageError, DataError
 from fusionx.contract.files.atomic_folder import atomic_folder, recover
 from fusionx.train.state.background import BackgroundWriter
 from fusionx.train.state.checkpoint import Checkpointer, TrainState, finished_checkpoints
@@ -182,7 +182,7 @@ def test_an_earlier_one_drops_what_came_after(tmp_path: Path, saved: Training) -
     state = again.checkpoints.load(tmp_path / "checkpoints" / "step-00000003")
     assert state == TrainState(step=3)
     assert folders(tmp_path) == ["step-00000003"]
-    with pytest.raises(DataError, match="cannot be read") as caught:
+    with pytest.raises(DataError, match="no such checkpoint") as caught:
         again.checkpoints.load(tmp_path / "checkpoints" / "step-00000004")
     assert caught.value.details["file"].endswith("step-00000004/state.json")
 
@@ -207,9 +207,26 @@ def test_a_damaged_one_is_refused(tmp_path: Path, saved: Training) -> None:
     content = bytearray(file.read_bytes())
     content[-5] ^= 1
     file.write_bytes(content)
-    with pytest.raises(DataError, match="damaged") as caught:
+    with pytest.raises(DataError, match="No checkpoint of a training is whole") as caught:
         Training(tmp_path / "checkpoints").checkpoints.load()
     assert caught.value.details["file"] == str(file)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "asn.optimizer.safetensors", "state.json"])
+def test_a_damaged_one_is_passed_over(
+    tmp_path: Path, saved: Training, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """But not where the user names it."""
+    saved.step()
+    saved.save()
+    file = tmp_path / "checkpoints" / "step-00000004" / name
+    file.write_bytes(file.read_bytes().replace(b"e", b"f", 1))
+    with pytest.raises(DamageError) as caught:
+        Training(tmp_path / "checkpoints").checkpoints.load(file.parent)
+    assert caught.value.details["file"] == str(file)
+    assert Training(tmp_path / "checkpoints").checkpoints.load() == TrainState(step=3)
+    assert str(file) in capsys.readouterr().err
+    assert folders(tmp_path) == ["step-00000003"]
 
 
 def test_another_number_of_processes_is_said(
@@ -228,12 +245,12 @@ class _KilledError(BaseException):
     """Like a signal: no handler of the product may swallow it."""
 
 
-@pytest.mark.parametrize("where", ["save_file", "_fingerprint", "_delete"])
+@pytest.mark.parametrize("where", ["save_file", "write_sealed", "_delete"])
 def test_killed_while_writing(tmp_path: Path, saved: Training, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     calls = iter(range(10))
 
     def dying(*arguments: Any) -> Any:
-        if next(calls) == 1:
+        if next(calls) == (where != "write_sealed"):
             raise _KilledError
         return original(*arguments)
 

@@ -14,7 +14,8 @@ from shard_builder import make_job
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import fusionx.contract.models.licence
-from fusionx.contract.errors import DataError
+from fusionx.contract.errors import DamageError, DataError
+from fusionx.contract.files.sealed import FOLDER_SEAL
 from fusionx.train.config import PRESETS, MethodConfig, SelectionConfig, TrainJob
 from fusionx.train.objective.selection_network import SelectionNetwork
 from fusionx.train.state.export import load_asn, prepared_export
@@ -132,6 +133,10 @@ def test_heads_beyond_the_plain_one_are_left_out_and_said(
 def test_a_selection_network_that_cannot_be_read(folder: Path) -> None:
     output = exported(folder, StandInTarget(folder), SelectionNetwork(2, SelectionConfig()))
     save_file({"other": torch.zeros(1)}, output / "asn.safetensors")
+    with pytest.raises(DamageError, match="is damaged") as caught:
+        load_asn(output)
+    assert caught.value.details["file"] == str(output / "asn.safetensors")
+    (output / FOLDER_SEAL).unlink()  # as whoever changes the folder is told to
     with pytest.raises(DataError, match="cannot be read"):
         load_asn(output)
     with pytest.raises(DataError, match="cannot be read"):
