@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from posixpath import dirname
 from typing import Literal
 
 from fusionx.align.aligned_stage import AlignedStage
@@ -69,23 +70,51 @@ class StageStatus:
         return f"{self.name:<32} {state:<11} {counts}{remarks}{warning}"
 
 
+class _StaleFolders:
+    """Outputs that are stale, in themselves or because of what they were made from; and what of them was made."""
+
+    def __init__(self) -> None:
+        self._because: dict[str, str] = {}
+        """Folder -> the stage to blame."""
+
+    def of(self, *inputs: str) -> str | None:
+        """The stage whose being stale makes what was made from these folders stale, too."""
+        return next((self._because[folder] for folder in inputs if folder in self._because), None)
+
+    def add(self, output: str, stage: str) -> None:
+        self._because[output] = stage
+
+    def carry(self, found: StageStatus, output: str, *inputs: str) -> StageStatus:
+        """Notes in `found` what its inputs say, and remembers what it says of its output."""
+        stage = self.of(*inputs)
+        if stage is not None and found.done:
+            found.done, found.stale = 0, found.stale + found.done
+            found.why = found.why or f"made from {stage}, which is stale"
+        if stage is not None or found.stale:
+            self.add(output, stage or found.name)
+        return found
+
+
 def status(pipeline: Pipeline) -> Iterator[StageStatus]:
     """Stage after stage, in the order of the pipeline: what alignment left of the sources before what is trained."""
-    config = pipeline.config
-    yield _stage(pipeline.chunk_stage())
+    config, stale = pipeline.config, _StaleFolders()
+    chunks = pipeline.chunk_stage()
+    yield stale.carry(_stage(chunks), chunks.output)
     for model in config.models:
-        yield _stage(pipeline.logits_stage(model))
-    yield _stage(pipeline.tokens_stage())
+        logits = pipeline.logits_stage(model)
+        yield stale.carry(_stage(logits), logits.output, logits.chunks)
+    tokens = pipeline.tokens_stage()
+    yield stale.carry(_stage(tokens), tokens.output, tokens.chunks)
     for method in config.align.methods:
         of_target: Figures = {}
         for model in config.models:  # the target is the first
             stage = pipeline.aligned_stage(method, model)
-            found = _stage(stage)
+            found = stale.carry(_stage(stage), stage.output, stage.logits, stage.target_logits, stage.tokens)
             of_source = _costs(stage, found, of_target)
             of_target = of_source if model.id == config.target.id else of_target
             yield found
-    yield _trainings(pipeline)
-    yield _evaluations(pipeline)
+    yield _trainings(pipeline, stale)
+    yield _evaluations(pipeline, stale)
 
 
 def _stage(stage: Stage) -> StageStatus:
@@ -137,29 +166,33 @@ def _bits(found: Mapping[str, float]) -> str:
     return f"own {own:.3f}, aligned {aligned:.3f} ({cost}) bits per byte; right {right}"
 
 
-def _trainings(pipeline: Pipeline) -> StageStatus:
+def _trainings(pipeline: Pipeline, stale: _StaleFolders) -> StageStatus:
     found = StageStatus("train", block="models")
     try:
         for job in tuning_jobs(pipeline.config, pipeline.layout):
-            _training(job, found)
+            _training(job, found, stale)
         for job in planned_jobs(pipeline.config, pipeline.layout):
-            _training(job, found)
+            _training(job, found, stale)
     except FusionXError as error:
         found.why = _reason(error)
     return found
 
 
-def _training(job: TrainJob, found: StageStatus) -> None:
+def _training(job: TrainJob, found: StageStatus, stale: _StaleFolders) -> None:
+    stage = stale.of(job.tokens, *job.aligned.values(), *job.logits.values())
     try:
         finished = finished_result(job) is not None
+        why = "" if stage is None or not finished else f"made from {stage}, which is stale"
     except DataError as error:
-        found.stale += 1
-        found.why = found.why or f"{job.output}: {error.details.get('field', error.problem)} changed"
-        return
-    found.done, found.missing = found.done + finished, found.missing + (not finished)
+        finished, why = True, f"{job.output}: {error.details.get('field', error.problem)} changed"
+    if why:
+        stale.add(job.output, stage or found.name)
+        found.stale, found.why = found.stale + 1, found.why or why
+    else:
+        found.done, found.missing = found.done + finished, found.missing + (not finished)
 
 
-def _evaluations(pipeline: Pipeline) -> StageStatus:
+def _evaluations(pipeline: Pipeline, stale: _StaleFolders) -> StageStatus:
     """Evaluations of models, benchmark tasks, ensembles and models beside them; each kind's counts are in the note."""
     config, layout, found = pipeline.config, pipeline.layout, StageStatus("eval", block="models")
     jobs: list[TrainJob] = []
@@ -168,13 +201,20 @@ def _evaluations(pipeline: Pipeline) -> StageStatus:
     models = list(all_models(config, layout, jobs))
     evaluations = [item.output for item in models]
     _count(found, "models", *_existing(evaluations))
+    for item in models:
+        training = [dirname(item.source)] if isinstance(item.source, str) else []
+        _withdraw(found, [item.output], stale.of(layout.chunks, *training))
     with _missing_on_error(found):
         _count(found, "benchmark tasks", *_benchmark_tasks(pipeline, models))
     with _missing_on_error(found):
         ensembles, beside = rival_files(config, layout, jobs)
         _count(found, "ensembles", *_existing(ensembles))
-        # Counted above where the split is the same.
-        _count(found, "models beside them", *_existing([path for path in beside if path not in evaluations]))
+        methods, target = config.align.methods, config.target.id
+        aligned = [layout.aligned(target, method, model.id) for method in methods for model in config.models]
+        _withdraw(found, ensembles, stale.of(layout.chunks, *aligned))
+        others = [path for path in beside if path not in evaluations]  # counted above where the split is the same
+        _count(found, "models beside them", *_existing(others))
+        _withdraw(found, others, stale.of(layout.chunks))
     return found
 
 
@@ -191,6 +231,14 @@ def _count(found: StageStatus, kind: str, done: int, planned: int) -> None:
     found.done, found.missing = found.done + done, found.missing + planned - done
     if planned:
         found.note += f"{', ' if found.note else ''}{kind}: {done} of {planned}"
+
+
+def _withdraw(found: StageStatus, files: Sequence[str], stage: str | None) -> None:
+    """Counts as stale those of the files that were counted as done, if there is a stage to blame."""
+    count = _existing(files)[0] if stage is not None else 0
+    if count:
+        found.done, found.stale = found.done - count, found.stale + count
+        found.why = found.why or f"made from {stage}, which is stale"
 
 
 def _existing(files: Sequence[str]) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import time
@@ -145,6 +146,33 @@ def test_status_says_what_is_done_and_what_is_not(world: Any, finished: Path, co
 
 def lines_about(text: str, *words: str) -> list[str]:
     return [line for line in text.splitlines() if all(word in line for word in words)]
+
+
+@pytest.mark.parametrize(
+    ("change", "stale", "kept"),
+    [
+        ("chunk.block_size=64", ["chunk", "precompute/coder", "align/tokens", "align/walk/coder", "train", "eval"], []),
+        ("precompute.k=4", ["precompute/target", "align/mined/coder", "train", "eval"], ["chunk", "align/tokens"]),
+        (
+            "sources.coder.dtype=bfloat16",
+            ["precompute/coder", "align/walk/coder", "train", "eval"],
+            ["chunk", "precompute/target", "align/tokens", "align/walk/target", "align/walk/writer"],
+        ),
+    ],
+)
+def test_what_is_made_from_something_stale_is_stale(
+    world: Any, finished: Path, change: str, stale: list[str], kept: list[str]
+) -> None:
+    lines = {line.split()[0]: line for line in world.here(finished, "status", change).stdout.splitlines() if line}
+    for name in stale:
+        assert " stale" in lines[name], lines[name]
+        assert " incomplete " in lines[name]
+    for name in kept:
+        assert " complete " in lines[name], lines[name]
+    assert "which is stale" not in lines[stale[0]]
+    assert all(re.search(r"made from \S+, which is stale", lines[name]) for name in stale[1:])
+    if "coder.dtype" in change:
+        assert " 1 done" in lines["train"], "ct reads no source"
 
 
 def test_a_map_is_explained_for_a_text_and_as_a_whole(world: Any, tmp_path: Path) -> None:
