@@ -4,3 +4,5 @@ BENCHMARKS = ("chunk", "precompute", "codec", "map", "align", "fidelity", "colla
 """Names of the modules; `fusionx bench NAME` runs one."""
 GPU = "gpu"
 """All of it on one card. Its figures are added to those of other cards and days, so that it is no part of `all`."""
+DAMAGE = "damage"
+"""No measure of speed: every kind of file is damaged at random, and what the readers make of it is counted."""

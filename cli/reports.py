@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fusionx.benchmarks import BENCHMARKS, GPU
+from fusionx.benchmarks import BENCHMARKS, DAMAGE, GPU
 from fusionx.cli.options import config_argument, examples, opened_pipeline
 from fusionx.pipelines.study import STUDIES
 
@@ -86,7 +86,7 @@ def study(name: str, config: str, overrides: tuple[str, ...], method: str | None
 
 
 @click.command(epilog=examples("bench precompute", "bench all --json --output benchmarks/results"))
-@click.argument("name", type=click.Choice(["all", *BENCHMARKS, GPU]))
+@click.argument("name", type=click.Choice(["all", *BENCHMARKS, GPU, DAMAGE]))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line instead of a table.")
 @click.option("--output", type=click.Path(file_okay=False), help="Also write its NAME.jsonl (gpu: add to it).")
 def bench(name: str, as_json: bool, output: str | None) -> None:

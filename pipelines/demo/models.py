@@ -22,6 +22,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from fusionx.contract.config import digest_of
+from fusionx.contract.errors import DataError
+from fusionx.contract.files.atomic_folder import atomic_folder, recover
+from fusionx.contract.files.sealed import FOLDER_SEAL, seal_folder, verified
 from fusionx.pipelines.demo.config import DemoInputs, DemoModelConfig, DemoOptimizerConfig
 from fusionx.pipelines.demo.corpus import read_texts
 from fusionx.pipelines.demo.tokenizers import encode_documents
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Log = Callable[[str], None]
+_STATE = "state.pt"
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,8 @@ class Training:
 
     @property
     def checkpoint(self) -> Path:
-        """The file that a killed training resumes from; removed when the model is saved."""
-        return self.output.with_name(f".{self.output.name}.checkpoint.pt")
+        """The sealed folder that a killed training resumes from; removed when the model is saved."""
+        return self.output.with_name(f".{self.output.name}.checkpoint")
 
 
 def build_model(
@@ -197,7 +201,7 @@ def train(training: Training, log: Log = print) -> Path:
         log(f"{config.id}: resuming at step {first}")
     _run_steps(training, model, optimizer, rows, first, log)
     _save(model, tokenizer, training.output)
-    training.checkpoint.unlink(missing_ok=True)
+    shutil.rmtree(training.checkpoint, ignore_errors=True)
     return training.output
 
 
@@ -298,22 +302,24 @@ def _write_checkpoint(training: Training, model: PreTrainedModel, optimizer: tor
     import torch
 
     state = {"digest": training.digest, "step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    temporary = training.checkpoint.with_suffix(".tmp")
-    training.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, training.checkpoint)
+    with atomic_folder(training.checkpoint) as folder:
+        torch.save(state, folder / _STATE)
+        seal_folder(folder)
 
 
 def _resume(training: Training, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> int:
-    """Loads the checkpoint of this very training, if there is one; returns the step to go on with."""
+    """Loads the checkpoint of this very training, if there is a whole one; returns the step to go on with."""
     import torch
 
-    if not training.checkpoint.is_file():
+    recover(training.checkpoint)
+    if not training.checkpoint.is_dir():
         return 0
-    state = torch.load(training.checkpoint, map_location=model.device, weights_only=True)
+    try:
+        verified(training.checkpoint / FOLDER_SEAL, "nothing: the training begins anew")
+    except DataError as error:
+        print(f"{training.model.id}: the training begins anew. {error}", flush=True)
+        return 0
+    state = torch.load(training.checkpoint / _STATE, map_location=model.device, weights_only=True)
     if state["digest"] != training.digest:
         return 0
     model.load_state_dict(state["model"])

@@ -84,7 +84,7 @@ def test_everything_loads_as_ordinary_folders(output: Path) -> None:
         assert model.config.model_type == config.architecture
         assert model.get_input_embeddings().num_embeddings == len(tokenizer) == config.vocab_size
         assert model.generation_config.eos_token_id == tokenizer.eos_token_id
-        assert not list(output.rglob("*.checkpoint.pt"))
+        assert not list(output.rglob("*.checkpoint"))
         trained = AutoTokenizer.from_pretrained(output / "tokenizers" / config.id)
         assert trained("x = [1, 23]\n")["input_ids"] == tokenizer("x = [1, 23]\n")["input_ids"]
     tasks = json.loads((output / "tasks" / "boolean.json").read_text())
@@ -238,7 +238,7 @@ class KilledError(Exception):
 
 @pytest.mark.parametrize("place", [0, 2])
 def test_a_killed_training_resumes_exactly(
-    output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int
+    output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: int
 ) -> None:
     config = tiny(output, checkpoint_seconds=1e-9)
     model = config.models[place]
@@ -253,13 +253,19 @@ def test_a_killed_training_resumes_exactly(
         if step == 3:
             raise KilledError
 
-    monkeypatch.setattr(models, "_write_checkpoint", die_after_three)
-    with pytest.raises(KilledError):
-        models.train(training)
-    monkeypatch.undo()
-    lines: list[str] = []
-    assert models.train(training, lines.append).joinpath("model.safetensors").read_bytes() == whole
-    assert any("resuming at step 3" in line for line in lines)
+    for damaged in (False, True):
+        monkeypatch.setattr(models, "_write_checkpoint", die_after_three)
+        with pytest.raises(KilledError):
+            models.train(training)
+        monkeypatch.undo()
+        if damaged:
+            file = training.checkpoint / "state.pt"
+            content = file.read_bytes()
+            file.write_bytes(content[:999] + bytes([content[999] ^ 1]) + content[1000:])
+        lines: list[str] = []
+        assert models.train(training, lines.append).joinpath("model.safetensors").read_bytes() == whole
+        assert any("resuming at step 3" in line for line in lines) is not damaged
+        assert ("begins anew" in capsys.readouterr().out) is damaged
 
 
 def test_pack_mix_keeps_the_weights() -> None:
