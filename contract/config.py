@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -34,7 +34,9 @@ no part of the digest, so that the new field makes no finished work stale."""
 class Config(BaseModel):
     """Base of every config: unknown keys are errors, values are immutable."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
     def content(self) -> dict[str, Any]:
         """The fields that decide an output's content, as plain JSON values."""
@@ -87,8 +89,40 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
 ConfigType = TypeVar("ConfigType", bound=Config)
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML's safe loader, but a key that stands twice is an error: one of the two would be dropped in silence."""
+_MOST_BYTES, _MOST_LEVELS, _MOST_NODES = 1 << 20, 50, 100_000
+_MOST = 2**63
+"""Numbers are smaller, as in every library that they are handed to."""
+
+
+class _CarefulLoader(yaml.SafeLoader):
+    """YAML's safe loader, with limits on nesting and on what aliases expand to.
+
+    A key that stands twice is an error: one of the two would be dropped in silence.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._level = 0
+        self._nodes: dict[yaml.Node, int] = {}
+        """Of every node that is complete, how many it holds, aliases expanded."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        mark = self.peek_event().start_mark
+        self._level += 1
+        if self._level > _MOST_LEVELS:
+            raise yaml.composer.ComposerError(None, None, f"nested more than {_MOST_LEVELS} levels deep", mark)
+        is_alias = self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        self._level -= 1
+        if node is not None and not is_alias:
+            self._nodes[node] = 1 + sum(map(self._size, _children(node)))
+        if node is not None and self._size(node) > _MOST_NODES:
+            raise yaml.composer.ComposerError(None, None, f"aliases expand to more than {_MOST_NODES} values", mark)
+        return node
+
+    def _size(self, node: yaml.Node) -> int:
+        """Of one that is an alias inside itself: too many."""
+        return self._nodes.get(node, _MOST_NODES + 1)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
@@ -98,6 +132,12 @@ class _UniqueKeys(yaml.SafeLoader):
                 None, None, f"the key '{min(twice)}' is given twice", node.start_mark
             )
         return super().construct_mapping(node, deep)
+
+
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
 
 
 def load_config(cls: type[ConfigType], path: str | Path, overrides: Iterable[str] = ()) -> ConfigType:
@@ -111,7 +151,13 @@ def load_config(cls: type[ConfigType], path: str | Path, overrides: Iterable[str
     if not path.is_file():
         raise ConfigError("There is no such config file.", file=path, remedy="see configs/ for the shipped ones")
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # a safe loader
+        with path.open("rb") as file:
+            text = file.read(_MOST_BYTES + 1)
+        if len(text) > _MOST_BYTES:
+            raise ValueError(f"longer than {_MOST_BYTES:,} bytes")
+        raw = yaml.load(text.decode("utf-8"), _CarefulLoader)  # a safe loader
+    except OSError as error:
+        raise ConfigError("The config cannot be read.", file=path, found=error.strerror) from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date that does not exist
         raise ConfigError("The config is not valid YAML.", file=path, found=str(error).replace("\n", " ")) from None
     if not isinstance(raw, dict):
@@ -126,11 +172,33 @@ def load_config(cls: type[ConfigType], path: str | Path, overrides: Iterable[str
 def parse_config(cls: type[ConfigType], raw: dict[str, Any], source: object) -> ConfigType:
     """Validates plain values into `cls`; `source` is what error messages call the file."""
     try:
-        return cls.model_validate(raw)
+        config = cls.model_validate(raw)
+        problems = list(_unusable(config.model_dump(), ""))
+        if not problems:
+            return config
     except ValidationError as error:
         problems = [line for problem in error.errors() for line in _describe(cls, problem)]
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     raise ConfigError("\n".join([f"{source}: {count} in the config.", *(f"  {problem}" for problem in problems)]))
+
+
+def _unusable(value: Any, place: str) -> Iterator[str]:
+    """A line for every text and number that no field can use."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _unusable(str(key), f"{place}{key!r:.80}")
+            yield from _unusable(item, f"{place}{key}.")
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            yield from _unusable(item, f"{place}{number}.")
+    elif isinstance(value, str) and ("\0" in value or _has_surrogate(value)):
+        yield f"{place.rstrip('.')}: must hold no NUL and no half of a surrogate pair (found {value!r:.80})"
+    elif isinstance(value, int | float) and abs(value) >= _MOST:
+        yield f"{place.rstrip('.')}: must be smaller than 2^63 (found {value!r:.80})"
+
+
+def _has_surrogate(text: str) -> bool:
+    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
@@ -138,7 +206,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise ConfigError("An override is not of the form a.b=value.", field="--set", found=override)
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _CarefulLoader)  # a safe loader
     except (yaml.YAMLError, ValueError):
         raise ConfigError("An override's value is not valid YAML.", field="--set", found=override) from None
     *parents, last = key.split(".")

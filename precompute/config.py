@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -47,7 +47,7 @@ class CorpusConfig(Config):
     domain: str | None = None
     splits: list[Split] = list(SPLITS)
     holdout: dict[Literal["validation", "test"], float] = {}
-    limit: dict[Split, int] = {}
+    limit: dict[Split, Annotated[int, Field(ge=0)]] = {}
 
     @model_validator(mode="after")
     def _one_place(self) -> CorpusConfig:

@@ -146,6 +146,9 @@ class LoraConfig(Config):
     quantization: Literal["none", "4bit"] = "none"
 
 
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerConfig(Config):
     """AdamW with a cosine schedule (paper, section 5.1).
 
@@ -158,7 +161,7 @@ class OptimizerConfig(Config):
 
     learning_rate: float = Field(3e-5, gt=0)
     asn_learning_rate: float = Field(1e-3, gt=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[_Beta, _Beta] = (0.9, 0.95)
     weight_decay: float = Field(0.1, ge=0)
     clip: float = Field(1.0, gt=0)
     warmup_ratio: float = Field(0.008, ge=0, le=1)
@@ -224,7 +227,7 @@ class TrainConfig(Config):
     methods: list[str] = Field(["fusionx"], min_length=1)
     overrides: dict[str, dict[str, object]] = {}
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
-    tune: list[float] = []
+    tune: list[Annotated[float, Field(gt=0)]] = []
     tune_each: Added[bool] = False
     optimizer: OptimizerConfig = OptimizerConfig()
     run: RunConfig = RunConfig()

@@ -193,3 +193,51 @@ def test_a_field_that_was_added_makes_nothing_stale_until_it_is_used() -> None:
 
     assert After().digest() == After(share=1).digest() == Before().digest()
     assert After(share=0.5).content() == {"k": 32, "share": 0.5}
+
+
+def nested(levels: int) -> str:
+    return "name: " + "[" * levels + "]" * levels
+
+
+def bomb(merged: bool) -> str:
+    lines = ["a0: &a0 {x: 1}" if merged else "a0: &a0 [x, x]"]
+    for level in range(1, 30):
+        twice = f"[*a{level - 1}, *a{level - 1}]"
+        lines.append(f"a{level}: &a{level} {{<<: {twice}}}" if merged else f"a{level}: &a{level} {twice}")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (nested(5000), "levels deep"),
+        (bomb(merged=False), "aliases expand"),
+        (bomb(merged=True), "aliases expand"),
+        ("name: &a [*a]", "aliases expand"),
+        ("name: x" + " " * (1 << 20), "longer than"),
+        ("\0", "not valid YAML"),
+    ],
+    ids=["deep", "bomb", "merges", "circle", "long", "NUL"],
+)
+def test_hostile_yaml_is_refused_at_once(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        load_config(Outer, path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        *(("items.0.size", value) for value in (".inf", "-.inf", ".nan", "inf", "1e300", "1.0e+23")),
+        *(("inner.k", value) for value in ("1e23", "1.0e+23", "9223372036854775808")),
+        *(("name", value) for value in (r'"\0"', r'"\ud800"')),
+        ("shares", r'{"a\0": 1}'),
+        ("shares", "{a: .nan}"),
+    ],
+)
+def test_what_no_field_can_use_is_refused(tmp_path: Path, place: str, value: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("name: x\nitems: [{id: a}]\n")
+    with pytest.raises(ConfigError, match=place):
+        load_config(Outer, path, [f"{place}={value}"])
