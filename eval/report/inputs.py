@@ -76,6 +76,7 @@ class Ensembles:
         scores: of candidates and ensembles, see `eval.text.ensembles.evaluate_ensembles`.
         models: one evaluation of the original target (`target`) and of every other model, and one per seed of every
             method, at its best step.
+        teachers: what the teacher that each method learns from gives the split, per domain, one per seed.
     """
 
     split: str
@@ -83,6 +84,7 @@ class Ensembles:
     alignment: str
     scores: dict[str, Any]
     models: dict[str, list[Evaluation]]
+    teachers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,9 @@ class ReportInputs:
             and of the source's own under its own; None for a length that never comes.
         ensembles: None where no held-out split was aligned.
         bootstrap: resamples behind "beyond noise"; `confidence` is its level.
-        command: what reproduces the run.
+        recommendation: `eval.results.recommendation.recommend`, the `folder` where that model lies, and the group of
+            domains (`claim`) that it is judged on; None: nothing is recommended.
+        command: what made the run, a line per command.
     """
 
     title: str
@@ -130,6 +134,7 @@ class ReportInputs:
     ensembles: Ensembles | None = None
     bootstrap: int = 2000
     confidence: float = 0.95
+    recommendation: dict[str, Any] | None = None
     command: str = "fusionx run CONFIG.yaml"
 
     def runs_of(self, method: str) -> dict[int, MethodRun]:

@@ -395,4 +395,8 @@ def _ensembles(inputs: ReportInputs) -> dict[str, Any] | None:
     }
     plain = {"split": found.split, "report_split": found.report_split, "alignment": found.alignment}
     counts = {name: found.scores[name] for name in ("positions", "unaligned")}
-    return {**plain, **counts, **shown, "models": models}
+    teachers = {
+        name: combine([_held_out_figures(inputs, one["domains"]) for one in of_seeds], _mean)
+        for name, of_seeds in found.teachers.items()
+    }
+    return {**plain, **counts, **shown, "teachers": teachers, "models": models}

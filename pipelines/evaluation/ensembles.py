@@ -7,18 +7,25 @@ models are scored on it a second time, so that no table mixes splits.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from fusionx.contract.errors import ConfigError
-from fusionx.contract.files.storage import join
 from fusionx.contract.shards.manifest import read_manifest
 from fusionx.contract.tokens.encoder import load_encoder
-from fusionx.eval.config import EvalConfig
 from fusionx.eval.report.inputs import TARGET, Ensembles
 from fusionx.eval.results.evaluation import Evaluation
 from fusionx.eval.text.ensembles import AlignedSplit, evaluate_ensembles
 from fusionx.pipelines.config import FusionConfig
-from fusionx.pipelines.evaluation.evaluate_models import EvaluationJob, evaluate, held_out_chunks
+from fusionx.pipelines.evaluation.evaluate_models import (
+    EvaluationJob,
+    best_models,
+    evaluate,
+    evaluation_on,
+    held_out_chunks,
+    settings_on,
+)
 from fusionx.pipelines.evaluation.merging import make_merges
+from fusionx.pipelines.evaluation.teachers import evaluate_teacher, has_teacher_figures
 from fusionx.pipelines.layout import Layout
 from fusionx.pipelines.training.training_jobs import finished_jobs
 from fusionx.train.config import TrainJob
@@ -38,8 +45,9 @@ def evaluate_rivals(config: FusionConfig, layout: Layout) -> int:
         return 0
     merged = make_merges(config, layout)
     evaluate_ensembles(shards, _scores_file(config, layout, shards.split))
+    _teachers(layout, shards, finished_jobs(config, layout))
     chunks = held_out_chunks(layout, shards.split)
-    settings = _settings(config, shards.split)
+    settings = settings_on(config, shards.split)
     models = _models(config, layout, shards.split, finished_jobs(config, layout))
     return merged + sum(evaluate(item, chunks, settings) for _, item in models)
 
@@ -85,7 +93,18 @@ def read_ensembles(config: FusionConfig, layout: Layout) -> Ensembles | None:
     for name, item in _models(config, layout, shards.split, finished_jobs(config, layout)):
         models.setdefault(name, []).append(Evaluation.load(item.output))
     scores = evaluate_ensembles(shards, _scores_file(config, layout, shards.split))
-    return Ensembles(shards.split, config.eval.split, _alignment(config), scores, models)
+    teachers = _teachers(layout, shards, finished_jobs(config, layout))
+    return Ensembles(shards.split, config.eval.split, _alignment(config), scores, models, teachers)
+
+
+def _teachers(layout: Layout, shards: AlignedSplit, jobs: Sequence[TrainJob]) -> dict[str, list[dict[str, Any]]]:
+    """What the teacher of every training gives the split, by method, one per seed."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for job in jobs:
+        if has_teacher_figures(job.method):
+            output = layout.evaluation("teachers", job.method_name, f"seed-{job.seed}-{shards.split}")
+            found.setdefault(job.method_name, []).append(evaluate_teacher(job, shards, output))
+    return found
 
 
 def aligned_split(config: FusionConfig, layout: Layout) -> AlignedSplit | None:
@@ -112,23 +131,15 @@ def _scores_file(config: FusionConfig, layout: Layout, split: str) -> str:
     return layout.evaluation("ensembles", f"{split}-{_alignment(config)}")
 
 
-def _settings(config: FusionConfig, split: str) -> EvalConfig:
-    """On another split than `eval.split` only the text is scored."""
-    if split == config.eval.split:
-        return config.eval
-    return config.eval.model_copy(update={"split": split, "tasks": []})
-
-
 def _models(
     config: FusionConfig, layout: Layout, split: str, jobs: Sequence[TrainJob]
 ) -> Iterator[tuple[str, EvaluationJob]]:
     """The original target, `eval.rivals`, `eval.merges`, and every method at its best step (once per seed), by name."""
-    elsewhere = () if split == config.eval.split else (split,)
-    yield TARGET, EvaluationJob(config.target, layout.evaluation(*elsewhere, "models", config.target.id))
+    target, *trained = best_models(config, layout, split, jobs)
+    yield TARGET, target
     for name, folder in config.eval.rivals.items():
-        yield name, EvaluationJob(folder, layout.evaluation(*elsewhere, "rivals", name))
+        yield name, EvaluationJob(folder, evaluation_on(config, layout, split, "rivals", name))
     for name, method in config.eval.merge_rows.items():
-        yield name, EvaluationJob(layout.merged(method), layout.evaluation(*elsewhere, "merged", method))
-    for job in jobs:
-        output = layout.evaluation(*elsewhere, job.method_name, f"seed-{job.seed}", "best")
-        yield job.method_name, EvaluationJob(join(job.output, "best"), output)
+        yield name, EvaluationJob(layout.merged(method), evaluation_on(config, layout, split, "merged", method))
+    for job, item in zip(jobs, trained, strict=True):
+        yield job.method_name, item

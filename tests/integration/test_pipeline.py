@@ -58,6 +58,7 @@ def test_ensembles_and_models_are_scored_on_the_same_text(finished: Path) -> Non
     assert list(told["candidates"]) == ["target", "coder", "writer"]
     assert list(told["models"]) == ["target", "sibling", *METHODS]
     assert told["models"]["sibling"] == told["models"]["target"]
+    assert set(told["teachers"]) == {name for name in METHODS if name not in ("ct", "paper")}
     (scores,) = (finished / "eval" / "ensembles").glob("validation-*.json")
     candidates = json.loads(scores.read_text())["candidates"]
     models = [*(finished / "eval" / "validation").rglob("*.json")]

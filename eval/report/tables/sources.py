@@ -78,9 +78,10 @@ def ensembles(results: Mapping[str, Any]) -> Section | None:
         "target's; models that are run have their full distributions. The target is there in both ways, to show what "
         "this costs.",
         "LLM-Blender has no row: it ranks and rewrites generated answers with trained models, and gives text no "
-        "likelihood. FoE (Fusion of Experts) has none either: its fuser, trained on the experts' outputs, is what the "
-        "selection network with its loss on the text (`select` in the training log) is; that fused teacher itself is "
-        "not scored on held-out text, only the model that learns from it.",
+        "likelihood. FoE (Fusion of Experts) is what the selection network with its loss on the text is.",
+        "A method's teacher is the mixture that it learns from, with its gate at the best step. MinCE, AvgCE and a "
+        "gate that sees `nll_per_byte` know how well each candidate foretells the whole chunk, so they have seen what "
+        "they are scored on; the ensembles have not. The paper's gate per vocabulary id is no mixture and has no row.",
     ]
     if any(name.startswith(MERGE_ROW) for name in found["models"]):
         notes.append(
@@ -109,7 +110,10 @@ def _ensemble_rows(results: Mapping[str, Any]) -> list[tuple[Cell, Mapping[str, 
         (Cell(method_label(name), "best step" if name in results["methods"] and name != TARGET else ""), figures)
         for name, figures in found["models"].items()
     ]
-    return [*candidates, *ensembles, ceiling, *models]
+    teachers = [
+        (Cell(f"{method_label(name)}'s teacher", "mixture"), figures) for name, figures in found["teachers"].items()
+    ]
+    return [*candidates, *ensembles, *teachers, ceiling, *models]
 
 
 def _ensemble_overview(results: Mapping[str, Any]) -> Table:

@@ -292,6 +292,11 @@ def build_inputs(
                     for method in methods
                 },
             },
+            teachers={
+                method: [{"domains": make_evaluation(method, (-0.2, -0.1), seed=seed).domains} for seed in seeds]
+                for method in methods
+                if method != "ct"
+            },
         ),
     }
     return ReportInputs(**{**fields, **changes})

@@ -92,12 +92,17 @@ def test_ensembles_are_told_beside_models_of_the_same_split(full: tuple[ReportIn
             figures = shown["models"][name]["groups"][group]
             expected = sum(macro(evaluation, domains) for evaluation in evaluations) / len(evaluations)
             assert figures["bits_per_byte"] == pytest.approx(expected)
+        for name, of_seeds in inputs.ensembles.teachers.items():
+            expected = sum(one["domains"][domain]["bits_per_byte"] for one in of_seeds for domain in domains)
+            found_bits = shown["teachers"][name]["groups"][group]["bits_per_byte"]
+            assert found_bits == pytest.approx(expected / len(of_seeds) / len(domains))
     text = (folder / "report.md").read_text()
     section = text[text.index("## Ensembles and other models") : text.index("## Alignment")]
     for row in (
         *SOURCE_ROWS,
         "Uniform average (ensemble)",
         "Oracle per token (ceiling)",
+        "Fusion-X's teacher (mixture)",
         "Fusion-X (best step)",
         "merged",
     ):

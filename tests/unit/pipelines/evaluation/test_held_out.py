@@ -60,7 +60,7 @@ def test_how_many_models_are_left_is_said_after_each_that_had_to_be_evaluated(
 ) -> None:
     monkeypatch.setattr(evaluate_models, "evaluate", lambda item, *_: item.output != "kept")
     models = [EvaluationJob("folder", output) for output in ("a", "kept", "b")]
-    assert evaluate_models._evaluate_each(models, [], EvalConfig()) == 2
+    assert evaluate_models.evaluate_each(models, [], EvalConfig()) == 2
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0] for line in lines] == ["[eval] 1 of 3 models", "[eval] 3 of 3 models"]
     assert lines[-1].endswith(" 0:00 left")
