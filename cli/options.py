@@ -39,9 +39,7 @@ def source_option(command: Command) -> Command:
 def opened_pipeline(
     config: str, overrides: tuple[str, ...], overwrite: bool = False, read_only: bool = False
 ) -> Iterator[Pipeline]:
-    from fusionx.contract.config import load_config
-    from fusionx.pipelines.config import FusionConfig
     from fusionx.pipelines.pipeline import open_pipeline
 
-    with open_pipeline(load_config(FusionConfig, config, overrides), overwrite, read_only) as pipeline:
+    with open_pipeline(config, overrides, overwrite=overwrite, read_only=read_only) as pipeline:
         yield pipeline

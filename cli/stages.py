@@ -74,22 +74,18 @@ def train(config: str, overrides: tuple[str, ...], overwrite: bool, resume: str)
 def evaluate(
     config: str, overrides: tuple[str, ...], overwrite: bool, benchmarks: str | None, run_generated_code: bool
 ) -> None:
-    """Evaluate all models and write the report."""
+    """Evaluate all models, write the report, and put the recommended model into model/."""
     if benchmarks is not None:
         overrides = (*overrides, f"eval.benchmarks=[{benchmarks}]")
     if run_generated_code:
         overrides = (*overrides, "eval.code.run=true")
     with opened_pipeline(config, overrides, overwrite) as pipeline:
-        pipeline.eval()
+        click.echo(pipeline.eval())
 
 
 @click.command(epilog=examples("run run.yaml", "run run.yaml --set output=runs/second --set precompute.k=64"))
 @config_options
 def run(config: str, overrides: tuple[str, ...], overwrite: bool) -> None:
     """All stages in order; finished work is kept."""
-    from fusionx.pipelines.pipeline import STAGES
-
     with opened_pipeline(config, overrides, overwrite) as pipeline:
-        pipeline.check_benchmarks()
-        for stage in STAGES:
-            getattr(pipeline, stage)()
+        click.echo(pipeline.run())

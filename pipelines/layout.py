@@ -14,6 +14,16 @@ class Layout:
     root: str
 
     @property
+    def record(self) -> str:
+        """The resolved config, and the commands."""
+        return join(self.root, "config.json")
+
+    @property
+    def config_file(self) -> str:
+        """The config of a run that was started from Python, for the command line."""
+        return join(self.root, "run.yaml")
+
+    @property
     def chunks(self) -> str:
         return join(self.root, "chunks")
 
@@ -45,6 +55,11 @@ class Layout:
     @property
     def benchmarks(self) -> str:
         return join(self.root, "eval", "benchmarks.json")
+
+    @property
+    def model(self) -> str:
+        """The recommended one."""
+        return join(self.root, "model")
 
     @property
     def report(self) -> str:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
 
 from fusionx.align.aligned_stage import AlignedStage
 from fusionx.align.config import AlignMethod
 from fusionx.align.tokens_stage import TokensStage
-from fusionx.contract.errors import ConfigError
-from fusionx.contract.files.storage import join, plain, write_bytes
+from fusionx.contract.config import load_config
+from fusionx.contract.errors import ConfigError, DamageError
+from fusionx.contract.files.sealed import read_sealed, write_sealed
+from fusionx.contract.files.storage import exists, plain, write_bytes
 from fusionx.contract.shards.manifest import has_manifest, read_manifest
 from fusionx.contract.stage import Stage
 from fusionx.pipelines.config import FusionConfig
@@ -29,19 +34,36 @@ from fusionx.precompute.corpus.files import check_corpus
 from fusionx.precompute.logits.logits_stage import LogitsStage
 from fusionx.train.distributed.ranks import is_main_process
 
+if TYPE_CHECKING:
+    from fusionx.pipelines.evaluation.run_result import RunResult
+
 STAGES = ("chunk", "precompute", "align", "train", "eval")
 
 
 @dataclass
 class Pipeline:
-    """A run under way: its config, its folders, its executor."""
+    """A run under way: its config, its folders, its executor. Each stage keeps what is done and valid.
+
+    `arguments`: the config file and the overrides, as a command line takes them.
+    """
 
     config: FusionConfig
     layout: Layout
     executor: Executor
     overwrite: bool = False
+    arguments: str = "CONFIG.yaml"
+
+    def run(self) -> RunResult:
+        """All stages in order."""
+        self.check_benchmarks()
+        self.chunk()
+        self.precompute()
+        self.align()
+        self.train()
+        return self.eval()
 
     def chunk(self) -> None:
+        """Cuts the corpus so that every chunk fits every tokenizer."""
         check_corpus(self.config.corpus)
         self.check_models()
         self._run("chunk", [self.chunk_stage(self._newcomers())])
@@ -76,18 +98,23 @@ class Pipeline:
 
     def train(self, resume: Path | None = None) -> None:
         """`resume`: a checkpoint that its training goes on from; the others go on from their last."""
+        from fusionx.pipelines.evaluation.recommended_model import retract
         from fusionx.pipelines.training.training_jobs import train_all
 
-        self._timed("train", lambda: train_all(self.config, self.layout, self.overwrite, resume))
+        if self._timed("train", lambda: train_all(self.config, self.layout, self.overwrite, resume)):
+            retract(self.layout)
 
-    def eval(self) -> None:
+    def eval(self) -> RunResult:
+        """Evaluates every model, writes the report, and puts the recommended model into `model/`."""
         from fusionx.pipelines.evaluation.ensembles import evaluate_rivals
         from fusionx.pipelines.evaluation.evaluate_models import evaluate_all
+        from fusionx.pipelines.evaluation.recommended_model import evaluate_for_choice
         from fusionx.pipelines.evaluation.reporting import report
+        from fusionx.pipelines.evaluation.run_result import RunResult
 
-        scorers = (evaluate_all, evaluate_rivals)
+        scorers = (evaluate_all, evaluate_rivals, evaluate_for_choice)
         self._timed("eval", lambda: sum(score(self.config, self.layout) for score in scorers))
-        report(self.config, self.layout)
+        return RunResult(report(self.config, self.layout, self._commands()), self.layout)
 
     def check_benchmarks(self) -> None:
         """Refuses, before hours go into the other stages, benchmarks that may not or cannot be run here."""
@@ -158,23 +185,78 @@ class Pipeline:
             }
             numbers = {"seconds": time.monotonic() - started, "parts": made, **totals}
             note_timing(self.layout, name, ", ".join(stage.name for stage in stages), numbers)
+        self._note_command(name)
 
-    def _timed(self, name: str, work: Callable[[], int]) -> None:
+    def _timed(self, name: str, work: Callable[[], int]) -> int:
         """Runs `work`, and notes its time if it says that anything was made (of several processes, the first does)."""
         started = time.monotonic()
-        if work() and is_main_process():
+        made = work()
+        if made and is_main_process():
             note_timing(self.layout, name, name, {"seconds": time.monotonic() - started})
+        self._note_command(name)
+        return made
+
+    def _note_command(self, stage: str) -> None:
+        """In the run's record: what its output agrees with, whether made now or before."""
+        if is_main_process():
+            _write_record(self.config, self.layout, _recorded_commands(self.layout) | {stage: self.arguments})
+
+    def _commands(self) -> str:
+        """What makes this run: one command where all stages were called with the same arguments, else one for each."""
+        noted = _recorded_commands(self.layout)
+        if {*noted.values()} <= {self.arguments}:
+            return f"fusionx run {self.arguments}"
+        return "\n".join(f"fusionx {stage} {noted[stage]}" for stage in STAGES if stage in noted)
 
 
 @contextmanager
-def open_pipeline(config: FusionConfig, overwrite: bool = False, read_only: bool = False) -> Iterator[Pipeline]:
-    """A pipeline with its executor; keeps a copy of the resolved config beside the outputs, unless `read_only`."""
-    layout = Layout(plain(config.output))
+def open_pipeline(
+    config: FusionConfig | str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    overwrite: bool = False,
+    read_only: bool = False,
+) -> Iterator[Pipeline]:
+    """A pipeline with its executor; keeps a copy of the resolved config beside the outputs, unless `read_only`.
+
+    Args:
+        config: a YAML file, or what was made of one. overrides: of the file, `a.b=value` each.
+        overwrite: stale output is made again instead of refused.
+
+    Raises:
+        ConfigError: the config is wrong; all problems are told together.
+    """
+    arguments = shlex.join([str(config), *(word for one in overrides for word in ("--set", one))])
+    if not isinstance(config, FusionConfig):
+        config = load_config(FusionConfig, config, overrides)
+        layout = Layout(plain(config.output))
+    else:
+        layout = Layout(plain(config.output))
+        arguments = layout.config_file
     if not read_only and is_main_process():
-        content = {"digest": config.digest(), "config": config.model_dump(mode="json")}
-        write_bytes(join(layout.root, "config.json"), (json.dumps(content, indent=1) + "\n").encode())
+        _write_record(config, layout, _recorded_commands(layout))
+        if arguments == layout.config_file:
+            content = config.model_dump(mode="json", exclude_unset=True)
+            write_bytes(arguments, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
     executor = make_executor(config.executor)
     try:
-        yield Pipeline(config, layout, executor, overwrite)
+        yield Pipeline(config, layout, executor, overwrite, arguments)
     finally:
         executor.close()
+
+
+def _write_record(config: FusionConfig, layout: Layout, commands: dict[str, str]) -> None:
+    content = {"digest": config.digest(), "config": config.model_dump(mode="json"), "commands": commands}
+    write_sealed(layout.record, content)
+
+
+def _recorded_commands(layout: Layout) -> dict[str, str]:
+    """Stage -> the arguments that it was last called with; nothing where there is no record, or a damaged one."""
+    if not exists(layout.record):
+        return {}
+    try:
+        commands: dict[str, str] = read_sealed(layout.record, "it is written anew").get("commands", {})
+    except DamageError as error:
+        print(f"What commands made this run is not known. {error}", file=sys.stderr, flush=True)
+        return {}
+    return commands

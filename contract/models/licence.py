@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from fusionx.contract.models.gguf_header import read_header
+from fusionx.contract.models.hub import is_offline
 from fusionx.contract.models.place import gguf_file
 
 _FIELDS = ("license", "license_name", "license_link")
@@ -19,6 +20,8 @@ _log = logging.getLogger(__name__)
 @lru_cache
 def licence_fields(path: str, revision: str | None = None) -> dict[str, str]:
     """`license`, `license_name` and `license_link` as far as they are stated; empty where nothing is or can be had.
+
+    Without a network only the hub's cache is asked.
 
     A card is a courtesy: whatever goes wrong with one is said, and never ends what is under way.
     """
@@ -31,9 +34,15 @@ def licence_fields(path: str, revision: str | None = None) -> dict[str, str]:
             if not file.exists():
                 return {}  # a model of one's own, not published: nothing went wrong
         else:
-            from huggingface_hub import hf_hub_download
+            from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-            file = Path(hf_hub_download(path, "README.md", revision=revision, etag_timeout=5))
+            if is_offline():  # not looked up, which is no failure
+                cached = try_to_load_from_cache(path, "README.md", revision=revision)
+                if not isinstance(cached, str):
+                    return {}
+                file = Path(cached)
+            else:
+                file = Path(hf_hub_download(path, "README.md", revision=revision, etag_timeout=5))
         _, front_matter, _ = re.split(r"^---\s*$", file.read_text(encoding="utf-8"), maxsplit=2, flags=re.MULTILINE)
         content = yaml.safe_load(front_matter)
         return {name: str(content[name]) for name in _FIELDS if content.get(name)}

@@ -10,6 +10,7 @@ from fusionx.contract.config import digest_of
 from fusionx.contract.errors import DamageError, DataError
 from fusionx.contract.files.sealed import sealed, unsealed
 from fusionx.contract.files.storage import exists, join, read_bytes, write_bytes
+from fusionx.contract.shards.dataset_card import CARD, dataset_card
 from fusionx.contract.shards.parts import PartEntry, sha256_of
 from fusionx.contract.shards.schema import SCHEMA_VERSION
 
@@ -59,6 +60,10 @@ def _add(left: Any, right: Any) -> Any:
 
 
 def write_manifest(folder: str, manifest: Manifest) -> None:
+    """Writes the card beside the parts, and the manifest last."""
+    splits = dict.fromkeys(part.split for part in manifest.parts)
+    files = {split: [part.name for part in manifest.parts_of(split)] for split in splits}
+    write_bytes(join(folder, CARD), dataset_card(manifest.kind, files).encode())
     # `digest` is the identity of the data, for people; the checksum covers everything that a reader relies on.
     data = {**sealed(asdict(manifest)), "digest": manifest.digest}
     write_bytes(join(folder, MANIFEST_NAME), (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())

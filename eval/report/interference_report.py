@@ -13,10 +13,11 @@ from typing import Any
 
 from fusionx.eval.report.figures.plots import Plot, change_bars
 from fusionx.eval.report.inputs import TARGET, Step, method_label
-from fusionx.eval.report.pages import markdown_cells, write_pages
+from fusionx.eval.report.pages import write_pages
 from fusionx.eval.report.summary import INTERVAL_CONFIDENCE, ONE_SEED, SUBJECT, interference_over_seeds, over_seeds
 from fusionx.eval.report.tables.cells import MISSING, Cell, Section, Table, percent
 from fusionx.eval.report.tables.methods import LOSS_HEADER, loss_cells, loss_notes, unit_cell
+from fusionx.eval.report.terminal import padded
 from fusionx.eval.report.verdict import number
 from fusionx.eval.results.evaluation import Evaluation
 from fusionx.eval.results.interference import METHOD_NOTE, compare
@@ -314,18 +315,6 @@ def terminal_text(results: Mapping[str, Any]) -> str:
     for part in interference_sections(results):
         lines += [f"## {part.heading}", ""]
         for table in part.tables:
-            lines += [f"**{table.caption}**", "", *_padded(markdown_cells(table)), ""]
+            lines += [f"**{table.caption}**", "", *padded(table), ""]
         lines += [line for note in part.notes for line in (note, "")]
     return "\n".join(lines).rstrip()
-
-
-def _padded(rows: list[list[str]]) -> list[str]:
-    """Lines of a Markdown table; the first column to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for position, row in enumerate(rows):
-        fill = "-" if position == 1 else " "
-        first, *others = zip(row, widths, strict=True)
-        cells = [first[0].ljust(first[1], fill), *(text.rjust(width, fill) for text, width in others)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines

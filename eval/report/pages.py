@@ -12,6 +12,7 @@ from fusionx.contract.files.storage import join, write_bytes
 from fusionx.eval.report.figures.canvas import METHOD_COLOURS
 from fusionx.eval.report.figures.plots import Plot, plots, with_prefix
 from fusionx.eval.report.inputs import MethodRun, ReportInputs, SourceFigures
+from fusionx.eval.report.recommendation import advice
 from fusionx.eval.report.summary import SUBJECT, summarize
 from fusionx.eval.report.tables.cells import Section, Table
 from fusionx.eval.report.tables.sections import sections
@@ -28,13 +29,15 @@ def write_report(inputs: ReportInputs, folder: str | Path) -> dict[str, Any]:
     """Builds the report and writes `results.json`, `report.md`, `plots/*.svg` and `report.html` into `folder`.
 
     Returns:
-        The content of results.json, see `eval.report.summary.summarize`; `verdict` and `warnings` hold sentences.
+        The content of results.json: what `eval.report.summary.summarize` gives, the inputs' `recommendation`, and
+        sentences in `verdict` and `warnings`.
 
     Raises:
         DataError: evaluations are of different data and cannot be compared.
     """
-    results = summarize(inputs)
-    results["verdict"], results["warnings"] = verdict(results), warnings(results)
+    results = {**summarize(inputs), "recommendation": inputs.recommendation}
+    headline, *others = verdict(results)
+    results["verdict"], results["warnings"] = [headline, *advice(results), *others], warnings(results)
     figures = plots(inputs, results)
     parts = sections(results)
     return write_pages(folder, "report", "results", results, parts, figures, key_figures(results))

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from fusionx.contract.errors import DataError
 from fusionx.eval.results.evaluation import Evaluation
@@ -25,6 +24,7 @@ from fusionx.eval.results.statistics import (
     mcnemar_p_value,
     paired_bootstrap,
     paired_bootstrap_of_means,
+    percentile_interval,
 )
 
 METHOD_NOTE = (
@@ -161,8 +161,8 @@ def _domain_change(
     after_sums = np.array(model.documents[name], np.float64).reshape(-1, 2)
     p_value, interval = 1.0, None
     if len(before_sums) >= MIN_DOCUMENTS:
-        differences = paired_bootstrap(before_sums, after_sums, resamples, _seed_of(name, seed))
-        p_value, interval = bootstrap_p_value(differences), _interval(differences, confidence)
+        differences = paired_bootstrap(before_sums, after_sums, resamples, unit_seed(name, seed))
+        p_value, interval = bootstrap_p_value(differences), percentile_interval(differences, confidence)
     return UnitChange(
         name=name,
         kind="domain",
@@ -178,14 +178,9 @@ def _domain_change(
     )
 
 
-def _seed_of(name: str, seed: int) -> int:
+def unit_seed(name: str, seed: int) -> int:
     """Every unit draws its own documents or items, whatever other units there are."""
     return seed + zlib.crc32(name.encode())
-
-
-def _interval(differences: npt.NDArray[np.float64], confidence: float) -> list[float]:
-    tail = (1 - confidence) / 2
-    return [float(value) for value in np.quantile(differences, [tail, 1 - tail])]
 
 
 def _task_change(
@@ -197,8 +192,8 @@ def _task_change(
     if {*before_items, *after_items} <= {0, 1}:
         p_value = mcnemar_p_value(before_items, after_items)
     elif len(before_items) >= MIN_DOCUMENTS:
-        differences = paired_bootstrap_of_means(before_items, after_items, resamples, _seed_of(name, seed))
-        p_value, interval = bootstrap_p_value(-differences), _interval(differences, confidence)
+        differences = paired_bootstrap_of_means(before_items, after_items, resamples, unit_seed(name, seed))
+        p_value, interval = bootstrap_p_value(-differences), percentile_interval(differences, confidence)
     return UnitChange(
         name=name,
         kind="task",

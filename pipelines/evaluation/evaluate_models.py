@@ -122,6 +122,26 @@ def all_models(config: FusionConfig, layout: Layout, jobs: Sequence[TrainJob]) -
             yield EvaluationJob(join(job.output, step), evaluation_of(layout, job, step))
 
 
+def best_models(config: FusionConfig, layout: Layout, split: str, jobs: Sequence[TrainJob]) -> Iterator[EvaluationJob]:
+    """On any split: the original target, and what every one of `jobs` has at its best step; looks at no file."""
+    yield EvaluationJob(config.target, evaluation_on(config, layout, split, "models", config.target.id))
+    for job in jobs:
+        output = evaluation_on(config, layout, split, job.method_name, f"seed-{job.seed}", "best")
+        yield EvaluationJob(join(job.output, "best"), output)
+
+
+def evaluation_on(config: FusionConfig, layout: Layout, split: str, *model: str) -> str:
+    """Where a model's evaluation on a split is kept: those on another split than `eval.split` in a folder of theirs."""
+    return layout.evaluation(*(() if split == config.eval.split else (split,)), *model)
+
+
+def settings_on(config: FusionConfig, split: str) -> EvalConfig:
+    """On another split than `eval.split` only the text is scored."""
+    if split == config.eval.split:
+        return config.eval
+    return config.eval.model_copy(update={"split": split, "tasks": []})
+
+
 def local_folder(model: ModelConfig) -> str:
     """The model's folder; a hub model is fetched into the hub's cache first (weights as safetensors only)."""
     place = loadable(model.path, model.revision)

@@ -19,6 +19,7 @@ from fusionx.pipelines.config import FusionConfig
 from fusionx.pipelines.evaluation.aligned_figures import fidelity_figures
 from fusionx.pipelines.evaluation.ensembles import read_ensembles
 from fusionx.pipelines.evaluation.evaluate_models import evaluation_of, load_evaluation
+from fusionx.pipelines.evaluation.recommended_model import publish, recommendation
 from fusionx.pipelines.layout import Layout
 from fusionx.pipelines.timings import read_timings
 from fusionx.pipelines.training.training_jobs import finished_jobs, read_tuning
@@ -31,8 +32,11 @@ _Aligned = dict[str, dict[str, dict[str, Any]]]
 _PACKAGES = ("torch", "transformers", "tokenizers", "pyarrow", "numpy")
 
 
-def report(config: FusionConfig, layout: Layout, command: str | None = None) -> dict[str, Any]:
-    """Writes results.json, report.md and report.html into the report folder and completes the exported models' cards.
+def report(config: FusionConfig, layout: Layout, command: str) -> dict[str, Any]:
+    """Writes results.json, report.md and report.html, completes the exported models' cards, and renews `model/`.
+
+    Args:
+        command: what made the run, a line per command.
 
     Returns:
         The content of results.json.
@@ -41,6 +45,7 @@ def report(config: FusionConfig, layout: Layout, command: str | None = None) -> 
     for job in finished_jobs(config, layout):
         for step in STEPS:
             _complete_card(Path(job.output, step, "README.md"), results, job, step)
+    publish(config, layout, results)
     return results
 
 
@@ -53,7 +58,7 @@ def _complete_card(path: Path, results: dict[str, Any], job: TrainJob, step: Ste
             write_bytes(path, complete.encode())
 
 
-def report_inputs(config: FusionConfig, layout: Layout, command: str | None = None) -> ReportInputs:
+def report_inputs(config: FusionConfig, layout: Layout, command: str) -> ReportInputs:
     split, aligned = _alignment(config, layout)
     train_domains = trained_domains(config, layout)
     original = load_evaluation(config, layout, layout.evaluation("models", config.target.id))
@@ -76,7 +81,8 @@ def report_inputs(config: FusionConfig, layout: Layout, command: str | None = No
         ensembles=read_ensembles(config, layout),
         bootstrap=config.eval.bootstrap,
         confidence=config.eval.confidence,
-        command=command or f"fusionx run configs/{config.name}.yaml",
+        recommendation=recommendation(config, layout, train_domains),
+        command=command,
     )
 
 

@@ -17,6 +17,8 @@ from fusionx.contract.models.place import loadable
 from fusionx.train.config import TrainJob
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_IN_HUB_FILE = re.compile(r"hf://([\w.-]+/[\w.-]+)(@[\w.-]+)?/")
+_IN_HUB_CACHE = re.compile(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,11 @@ class TrainingOutcome:
 
 def model_card(job: TrainJob, outcome: TrainingOutcome) -> str:
     """Markdown with the front matter that model hubs read."""
-    front_matter = yaml.safe_dump(_front_matter(job), sort_keys=False, allow_unicode=True)
+    content = _front_matter(job.target_path, job.target_revision, job.corpus)
+    front_matter = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    taught = (
+        "" if job.method.teacher == "none" else ", and on the next-token distributions that other models gave for it"
+    )
     facts = {**_data(job, outcome), **_method(job), **_optimizer(job), **_result(outcome), **_made_with(outcome)}
     return f"""---
 {front_matter}---
@@ -47,12 +53,12 @@ def model_card(job: TrainJob, outcome: TrainingOutcome) -> str:
 # {job.target} after {job.method_name}
 
 Trained with Fusion-X ("Enabling Flexible Multi-LLM Integration for Scalable Knowledge Aggregation",
-[arXiv 2505.23844](https://arxiv.org/abs/2505.23844)): on a corpus, and on the next-token distributions that other
-models gave for it. The architecture and the number of parameters are the target's own.
+[arXiv 2505.23844](https://arxiv.org/abs/2505.23844)): on a corpus{taught}.
+The architecture and the number of parameters are the target's own.
 
 ## Models
 
-{_table(["model", "role", "path", "revision", "licence", "mean fusion weight"], _models(job, outcome))}
+{_table(["model", "role", "from", "revision", "licence", "mean fusion weight"], _models(job, outcome))}
 
 Licences are those that the models' own cards state; they may bind what is made from the models.
 
@@ -62,20 +68,48 @@ Licences are those that the models' own cards state; they may bind what is made 
 """
 
 
-def _front_matter(job: TrainJob) -> dict[str, Any]:
-    content: dict[str, Any] = {}
-    stated = licence_fields(job.target_path, job.target_revision)
-    content |= stated
-    if _is_hub_id(job.target_path):
-        content |= {"base_model": job.target_path, "base_model_relation": "finetune"}
-    if _is_hub_id(job.corpus):
-        content["datasets"] = [job.corpus]
+def unchanged_card(name: str, path: str, revision: str | None) -> str:
+    """The card of a target that no training made better, in a folder of its own."""
+    content = _front_matter(path, revision, "", relation=None)
+    return f"""---
+{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}---
+
+# {name}, unchanged
+
+The model is {public_name(path)} as it was published: the weights are its own.
+"""
+
+
+def _front_matter(path: str, revision: str | None, corpus: str, relation: str | None = "finetune") -> dict[str, Any]:
+    content: dict[str, Any] = {**licence_fields(path, revision)}
+    base = hub_id(path)
+    if base is not None:
+        content["base_model"] = base
+        if relation is not None:
+            content["base_model_relation"] = relation
+    if hub_id(corpus) is not None:
+        content["datasets"] = [corpus]
     return {
         **content,
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["fusion-x", "knowledge-fusion"],
     }
+
+
+def hub_id(path: str) -> str | None:
+    """OWNER/NAME of what lies on the hub: an id, a file there (`hf://`), or a folder in the hub's own cache."""
+    file, cached = _IN_HUB_FILE.match(path), _IN_HUB_CACHE.search(f"{path}/")
+    if file is not None:
+        return file[1]
+    if cached is not None:
+        return f"{cached[1]}/{cached[2]}"
+    return path if _HUB_ID.fullmatch(path) and not Path(path).exists() else None
+
+
+def public_name(path: str) -> str:
+    """What a reader elsewhere can make something of: the hub's id, or of a folder its name; no local path."""
+    return hub_id(path) or Path(path).name
 
 
 def _models(job: TrainJob, outcome: TrainingOutcome) -> list[list[str]]:
@@ -85,9 +119,9 @@ def _models(job: TrainJob, outcome: TrainingOutcome) -> list[list[str]]:
         [
             name,
             "target" if name == job.target else "source",
-            said["path"],
+            public_name(said["path"]),
             said.get("revision") or "not pinned",
-            licence(said["path"], said.get("revision") or None) or "not stated",
+            licence(said["path"], said.get("revision") or None) or "not known",
             f"{outcome.weights[name]:.3f}" if name in outcome.weights else "",
         ]
         for name, said in models.items()
@@ -99,7 +133,7 @@ def _data(job: TrainJob, outcome: TrainingOutcome) -> dict[str, str]:
     weights = {} if packed is None else {"Target's weights": f"unpacked from {packed}; these are not quantised"}
     return {
         **weights,
-        "Corpus": job.corpus or "not stated",
+        "Corpus": public_name(job.corpus) or "not stated",
         "Tokens seen": f"{outcome.tokens:,}",
         "Seed": str(job.seed),
     }
@@ -167,7 +201,3 @@ def _said(value: object) -> str:
 def _table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def _is_hub_id(name: str) -> bool:
-    return _HUB_ID.fullmatch(name) is not None and not Path(name).exists()

@@ -13,13 +13,14 @@ from safetensors.torch import load_file, save_file
 from shard_builder import make_job
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+import fusionx.contract.models.hub
 import fusionx.contract.models.licence
 from fusionx.contract.errors import DamageError, DataError
 from fusionx.contract.files.sealed import FOLDER_SEAL
 from fusionx.train.config import PRESETS, MethodConfig, SelectionConfig, TrainJob
 from fusionx.train.objective.selection_network import SelectionNetwork
 from fusionx.train.state.export import load_asn, prepared_export
-from fusionx.train.state.model_card import TrainingOutcome, model_card
+from fusionx.train.state.model_card import TrainingOutcome, hub_id, model_card, public_name
 from fusionx.train.state.state_dicts import full_state_dict
 
 SELECTIONS = [
@@ -173,13 +174,15 @@ def job_of(folder: Path, method: str | MethodConfig = "fusionx", **changed: Any)
 
 @pytest.fixture
 def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hub that cannot be reached."""
+    """A hub that answers no question."""
     import huggingface_hub
 
     def unreachable(*_: object, **__: object) -> str:
         raise ConnectionError("no network")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
+    monkeypatch.setattr(fusionx.contract.models.hub, "is_offline", lambda: False)
+    monkeypatch.setattr(fusionx.contract.models.licence, "is_offline", lambda: False)
     fusionx.contract.models.licence.licence_fields.cache_clear()
 
 
@@ -208,8 +211,9 @@ def test_the_card_says_what_was_done(folder: Path) -> None:
     }  # a local target is no base model that a hub could link to
     rows = {line.split(" | ")[0].strip("| "): line for line in card.splitlines() if line.startswith("|")}
     assert "own-licence" in rows["target"]
-    assert rows["prose"].split(" | ")[1:] == ["source", str(folder.parent / "prose"), "abc", "apache-2.0", "0.500 |"]
-    assert rows["code"].split(" | ")[1:] == ["source", "someone/code-model", "not pinned", "not stated", "0.250 |"]
+    assert rows["prose"].split(" | ")[1:] == ["source", "prose", "abc", "apache-2.0", "0.500 |"]
+    assert rows["code"].split(" | ")[1:] == ["source", "someone/code-model", "not pinned", "not known", "0.250 |"]
+    assert str(folder.parent) not in card, "nobody elsewhere can do anything with a local path"
     assert "1 L_lm + 2 L_fuse + 0.05 L_feed + 0.5 L_select" in rows["Losses"]
     assert "alignment walk, tail bucket" in rows["Distributions"]
     assert "granularity token" in rows["Selection"]
@@ -237,6 +241,32 @@ def test_only_a_card_that_cannot_be_read_is_worth_a_warning(folder: Path, caplog
     model_card(job_of(folder), OUTCOME)
     assert "someone/code-model" in caplog.text
     assert str(folder) not in caplog.text
+
+
+def test_without_a_network_no_licence_is_looked_up(
+    folder: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fusionx.contract.models.licence.licence_fields.cache_clear()
+    state_licence(folder.parent / "prose", license="mit")
+    model_card(job_of(folder), OUTCOME)
+    assert caplog.text == ""
+    assert "".join(capfd.readouterr()) == ""
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("someone/model", "someone/model"),
+        ("hf://someone/files@v1/model-q4.gguf", "someone/files"),
+        ("/cache/hub/models--someone--model-1/snapshots/0123abc", "someone/model-1"),
+        ("/home/me/models/small", None),
+        ("models/small/", None),
+        ("notes.txt", None),
+    ],
+)
+def test_what_lies_on_the_hub_is_named_as_there(path: str, found: str | None) -> None:
+    assert hub_id(path) == found
+    assert "/home" not in public_name(path)
 
 
 @pytest.mark.parametrize("text", ["", "# no front matter", "---\n[broken\n---\n", "---\njust text\n---\n", b"\xff\xfe"])

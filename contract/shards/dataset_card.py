@@ -1,0 +1,56 @@
+"""The card beside a folder's parts, by which `datasets.load_dataset(folder)` finds its splits and columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import yaml
+
+from fusionx.contract.shards.schema import SCHEMAS
+
+CARD = "README.md"
+_SAID = {
+    "chunks": "A corpus, cut into chunks",
+    "logits": "Next-token distributions of one language model over a corpus",
+    "tokens": "The target's tokens of a corpus",
+    "aligned": "A source's next-token distributions, over the target's tokens",
+}
+
+
+def dataset_card(kind: str, files: Mapping[str, Sequence[str]]) -> str:
+    """Markdown with the front matter that `datasets` reads.
+
+    Columns are named because the parts' own types may differ: a packed column is as wide as a part's values need.
+
+    Args:
+        files: split -> names of its parts.
+    """
+    front_matter = {
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": split, "path": list(names)} for split, names in files.items()],
+            }
+        ],
+        "dataset_info": {
+            "config_name": "default",
+            "features": [{"name": field.name, **_feature(field.type)} for field in SCHEMAS[kind]],
+        },
+        "tags": ["fusion-x"],
+    }
+    packed = any(pa.types.is_list(field.type) for field in SCHEMAS[kind])
+    told = (
+        "\nIts list columns are packed. `fusionx.read_shards(folder, split)` gives every row as plain arrays.\n"
+        if packed
+        else ""
+    )
+    return f"---\n{yaml.safe_dump(front_matter, sort_keys=False)}---\n\n# {_SAID[kind]}\n\nMade by Fusion-X.\n{told}"
+
+
+def _feature(kind: pa.DataType) -> dict[str, Any]:
+    if pa.types.is_list(kind):
+        binary = pa.types.is_fixed_size_binary(kind.value_type)
+        return {"list": "binary" if binary else str(kind.value_type)}
+    return {"dtype": {"double": "float64"}.get(str(kind), str(kind))}
