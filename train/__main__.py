@@ -11,9 +11,11 @@ import json
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from fusionx.contract.config import parse_config
-from fusionx.contract.errors import EXIT_COMPLETE, FusionXError, StoppedError
+from fusionx.contract.errors import EXIT_COMPLETE, DataError, FusionXError, StoppedError
+from fusionx.contract.files.storage import told_by_the_system
 from fusionx.train.config import TrainJob
 from fusionx.train.distributed.ranks import is_main_process
 
@@ -31,7 +33,7 @@ def main(arguments: list[str]) -> int:
     if options.end_with_parent:
         _end_with_parent()
     try:
-        job = parse_config(TrainJob, json.loads(options.job.read_text()), options.job)
+        job = parse_config(TrainJob, _read(options.job), options.job)
         from fusionx.train.loop.trainer import run_job
 
         run_job(job, options.resume)
@@ -40,7 +42,22 @@ def main(arguments: list[str]) -> int:
         if isinstance(error, StoppedError) and options.stopped_mark is not None and is_main_process():
             options.stopped_mark.touch()
         return error.exit_code
+    except OSError as error:
+        told = told_by_the_system(error)
+        if told is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
+        return told.exit_code
     return EXIT_COMPLETE
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(
+            "A job's file is no JSON.", file=path, found=str(error), remedy="let `fusionx train` write it"
+        ) from None
 
 
 def _end_with_parent() -> None:

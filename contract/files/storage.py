@@ -12,6 +12,7 @@ A public bucket is read without credentials as `s3://anonymous@bucket/...`, like
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import re
 import uuid
@@ -45,9 +46,12 @@ _REMEDIES = {
     "HTTP status 301|PermanentRedirect": "set AWS_REGION to the bucket's region",
     "NETWORK_CONNECTION|REQUEST_TIMEOUT|CURL|curl": f"check the network and AWS_ENDPOINT_URL, then {_AGAIN}",
     "No space left|quota exceeded": f"free some space, then {_AGAIN}",
-    "Permission denied|Read-only": "choose a folder that you may write to",
+    "Permission denied|Read-only|not permitted": "choose a folder that you may write to",
+    "Input/output error|Stale file handle|Transport endpoint": f"look after the disk or mount, then {_AGAIN}",
+    "Too many open files": "raise the limit of open files (ulimit -n)",
 }
 """What helps, by a pattern of the filesystem's own message; the first one that is found counts."""
+_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EMFILE, errno.ENFILE}
 
 
 def plain(path: str | Path) -> str:
@@ -165,6 +169,14 @@ def failure(problem: str, path: object, error: Exception, otherwise: str = _AGAI
     cause = (str(error).strip() or type(error).__name__).splitlines()[0].split(" (Request ID")[0]
     remedy = next((remedy for sign, remedy in _REMEDIES.items() if re.search(sign, cause)), otherwise)
     return DataError(problem, file=path, found=cause, remedy=remedy)
+
+
+def told_by_the_system(error: OSError) -> DataError | None:
+    """For where commands end: a filesystem's error that nobody explained; None where it may be a mistake of ours."""
+    if error.filename is None and error.errno not in _OF_THE_MACHINE:
+        return None
+    problem = "A file or folder cannot be used." if error.filename is not None else "The machine cannot go on."
+    return failure(problem, error.filename, error)
 
 
 def join(base: str | Path, *parts: str) -> str:
