@@ -15,7 +15,6 @@ from fusionx.contract.files.storage import exists, join
 from fusionx.contract.shards.manifest import has_manifest, read_manifest
 from fusionx.contract.shards.parts import inspect_part
 from fusionx.contract.stage import Stage
-from fusionx.eval.config import Benchmark, HarnessBenchmark
 from fusionx.eval.report.tables.cells import percent, signed
 from fusionx.eval.report.teaching import Figures, standing
 from fusionx.eval.results.benchmark_scores import BenchmarkScores
@@ -24,12 +23,13 @@ from fusionx.pipelines.config import FusionConfig
 from fusionx.pipelines.evaluation.aligned_figures import fidelity_figures
 from fusionx.pipelines.evaluation.ensembles import rival_files
 from fusionx.pipelines.evaluation.evaluate_models import EvaluationJob, all_models
+from fusionx.pipelines.evaluation.recommended_model import choice_files
 from fusionx.pipelines.pipeline import Pipeline
 from fusionx.pipelines.training.training_jobs import planned_jobs, tuning_jobs
 from fusionx.train.config import TrainJob
 from fusionx.train.state.result import finished_result
 
-HARNESS_TASKS: dict[HarnessBenchmark, int] = {"cs": 6, "bbh": 27, "mmlu": 57}
+HARNESS_TASKS = {"cs": 6, "bbh": 27, "mmlu": 57}
 """Tasks per benchmark of lm-evaluation-harness, told without the harness, which would take seconds to say it."""
 
 
@@ -196,6 +196,7 @@ def _evaluations(pipeline: Pipeline, stale: _StaleFolders) -> StageStatus:
     """Evaluations of models, benchmark tasks, ensembles and models beside them; each kind's counts are in the note."""
     config, layout, found = pipeline.config, pipeline.layout, StageStatus("eval", block="models")
     jobs: list[TrainJob] = []
+    beside: list[str] = []
     with _missing_on_error(found):
         jobs = planned_jobs(config, layout)
     models = list(all_models(config, layout, jobs))
@@ -214,6 +215,10 @@ def _evaluations(pipeline: Pipeline, stale: _StaleFolders) -> StageStatus:
         _withdraw(found, ensembles, stale.of(layout.chunks, *aligned))
         others = [path for path in beside if path not in evaluations]  # counted above where the split is the same
         _count(found, "models beside them", *_existing(others))
+        _withdraw(found, others, stale.of(layout.chunks))
+    with _missing_on_error(found):
+        others = [path for path in choice_files(config, layout, jobs) if path not in [*evaluations, *beside]]
+        _count(found, "models on validation text", *_existing(others))
         _withdraw(found, others, stale.of(layout.chunks))
     return found
 
@@ -257,15 +262,16 @@ def _benchmark_tasks(pipeline: Pipeline, models: Sequence[EvaluationJob]) -> tup
     return done, len(models) * sum(planned.values())
 
 
-def _planned_tasks(config: FusionConfig, benchmark: Benchmark, scores: BenchmarkScores) -> int:
-    """Of `me` without `eval.code.languages`, only a machine's toolchains tell: as many as some model has, or one."""
-    if benchmark != "me":
+def _planned_tasks(config: FusionConfig, benchmark: str, scores: BenchmarkScores) -> int:
+    """Where only the harness or a machine's toolchains could tell: as many as some model has, or one."""
+    if benchmark in HARNESS_TASKS:
         return HARNESS_TASKS[benchmark]
-    scored = [sum(task.benchmark == "me" for task in tasks.values()) for tasks in scores.tasks.values()]
-    return len(config.eval.code.languages) or max([1, *scored])
+    if benchmark == "me" and config.eval.code.languages:
+        return len(config.eval.code.languages)
+    return max([1, *(sum(task.benchmark == benchmark for task in tasks.values()) for tasks in scores.tasks.values())])
 
 
-def _scored(scores: BenchmarkScores, evaluation: Evaluation, benchmark: Benchmark) -> int:
+def _scored(scores: BenchmarkScores, evaluation: Evaluation, benchmark: str) -> int:
     try:
         return len(scores.joined(evaluation, [benchmark]).tasks) - len(evaluation.tasks)
     except DataError:  # none of them

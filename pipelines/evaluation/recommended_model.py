@@ -35,14 +35,12 @@ from fusionx.pipelines.evaluation.evaluate_models import (
 from fusionx.pipelines.layout import Layout
 from fusionx.pipelines.training.training_jobs import finished_jobs
 from fusionx.train.config import TrainJob
-from fusionx.train.state.export import ASN_CONFIG, ASN_WEIGHTS
-from fusionx.train.state.model_card import unchanged_card
 
 SPLIT = "validation"
 _WEIGHTS = ".safetensors"
+_SELECTION = "asn"
+"""The selection network's two files, which a training exports beside the model."""
 _OTHERS = (".json", ".model", ".txt", ".jinja", ".tiktoken", ".py")
-# Whoever loads every safetensors file of a folder, as inference servers do, must find the model's own alone.
-_LEFT_OUT = {ASN_WEIGHTS, ASN_CONFIG, FOLDER_SEAL}
 
 
 def evaluate_for_choice(config: FusionConfig, layout: Layout) -> int:
@@ -107,23 +105,29 @@ def publish(config: FusionConfig, layout: Layout, results: dict[str, Any]) -> No
         DataError: the folder cannot be written, or the model is gone.
     """
     chosen, final = results["recommendation"], Path(layout.model)
-    job = None
-    if chosen["kind"] != TARGET:
-        jobs = finished_jobs(config, layout)
-        job = next(job for job in jobs if (job.method_name, job.seed) == (chosen["name"], chosen["seed"]))
-    folder = Path(local_folder(config.target)) if job is None else Path(job.output, "best")
+    folder, card = _chosen(config, layout, chosen)
     files = [file for file in folder.iterdir() if _belongs(file)]
     if not _stands(final, hashes_of(files, folder)):
         with atomic_folder(final) as made:
             for file in files:
                 _place(file, made / file.name)
             seal_folder(made)
-    card = (folder / "README.md") if job is not None else None
-    text = unchanged_card(config.target.id, config.target.path, config.target.revision) if card is None else (
-        card.read_text(encoding="utf-8"))  # fmt: skip
-    complete, place = with_reason(text, results).encode(), final / "README.md"
+    complete, place = with_reason(card, results).encode(), final / "README.md"
     if not place.is_file() or place.read_bytes() != complete:
         write_bytes(place, complete)
+
+
+def _chosen(config: FusionConfig, layout: Layout, chosen: dict[str, Any]) -> tuple[Path, str]:
+    """Where the chosen model lies, and its card."""
+    if chosen["kind"] == TARGET:
+        from fusionx.train.state.model_card import unchanged_card
+
+        target = config.target
+        return Path(local_folder(target)), unchanged_card(target.id, target.path, target.revision)
+    jobs = finished_jobs(config, layout)
+    job = next(job for job in jobs if (job.method_name, job.seed) == (chosen["name"], chosen["seed"]))
+    folder = Path(job.output, "best")
+    return folder, (folder / "README.md").read_text(encoding="utf-8")
 
 
 def retract(layout: Layout) -> None:
@@ -134,7 +138,8 @@ def retract(layout: Layout) -> None:
 
 
 def _belongs(file: Path) -> bool:
-    return file.suffix in (_WEIGHTS, *_OTHERS) and file.name not in _LEFT_OUT
+    """Whether a file is the model's: inference servers take every safetensors file of a folder for its weights."""
+    return file.suffix in (_WEIGHTS, *_OTHERS) and file.stem != _SELECTION and file.name != FOLDER_SEAL
 
 
 def _stands(final: Path, expected: dict[str, str]) -> bool:

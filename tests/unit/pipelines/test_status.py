@@ -3,7 +3,6 @@ alignment costs."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +13,13 @@ import pytest
 import fusionx.pipelines.evaluation.evaluate_models
 import fusionx.pipelines.status
 from fusionx.contract.errors import DataError
+from fusionx.contract.files.sealed import write_sealed
 from fusionx.contract.shards.manifest import build_manifest, write_manifest
 from fusionx.contract.shards.parts import PartEntry
 from fusionx.eval.config import HarnessBenchmark
 from fusionx.eval.results.benchmark_scores import BenchmarkScores, ModelIdentity, TaskScore
 from fusionx.eval.results.evaluation import Evaluation
-from fusionx.eval.tasks.harness_tasks import SUITES
+from fusionx.eval.tasks.harness_index import SUITES
 from fusionx.pipelines.config import FusionConfig
 from fusionx.pipelines.layout import Layout
 from fusionx.pipelines.pipeline import open_pipeline
@@ -72,8 +72,7 @@ def aligned(config: FusionConfig, layout: Layout, *splits: str) -> None:
 def write(path: str, weights: str) -> None:
     fields: dict[str, Any] = dict.fromkeys(("model", "config_digest", "data_digest"), "x")
     fields |= {"weights_digest": weights, "domains": {}, "overall": {}, "documents": {}}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(vars(Evaluation(**fields))))
+    write_sealed(path, vars(Evaluation(**fields)))
 
 
 def eval_status(config: FusionConfig) -> StageStatus:
@@ -149,7 +148,10 @@ def test_models_beside_the_ensembles_on_the_same_split_are_counted_once(config: 
     aligned(config, layout, "validation", "test")
     assert config.eval.split == "test"
     found = eval_status(config)
-    assert found.note == "models: 0 of 3, benchmark tasks: 0 of 18, ensembles: 0 of 1, models beside them: 0 of 1"
+    assert found.note == (
+        "models: 0 of 3, benchmark tasks: 0 of 18, ensembles: 0 of 1, models beside them: 0 of 1, "
+        "models on validation text: 0 of 2"
+    )
 
 
 def test_what_cannot_be_counted_is_missing_and_says_why(config: FusionConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +160,7 @@ def test_what_cannot_be_counted_is_missing_and_says_why(config: FusionConfig, mo
 
     layout = Layout(config.output)
     found = eval_status(config)
-    assert found.missing == 3 + 18 + 1
+    assert found.missing == 3 + 18 + 1 + 2
     assert "manifest" in found.why
     aligned(config, layout, "train")
     assert eval_status(config).why.startswith("Rivals are compared on a held-out split")
