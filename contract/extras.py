@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from fusionx.contract.errors import ConfigError
@@ -17,11 +18,25 @@ def import_extra(module: str, extra: str, field: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        package = module.split(".")[0]
-        raise ConfigError(
-            f"This needs the package {package}.",
-            field=field,
-            found=str(error),
-            expected=f"an installed {package}",
-            remedy=f"pip install --constraint constraints.txt '.[{extra}]'",
-        ) from None
+        raise _missing(module, extra, field, str(error)) from None
+
+
+def check_extra(module: str, extra: str, field: str) -> None:
+    """The same without importing it.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    if find_spec(module) is None:
+        raise _missing(module, extra, field, "it is not installed")
+
+
+def _missing(module: str, extra: str, field: str, found: str) -> ConfigError:
+    package = module.split(".")[0]
+    return ConfigError(
+        f"This needs the package {package}.",
+        field=field,
+        found=found,
+        expected=f"an installed {package}",
+        remedy=f"pip install --constraint constraints.txt '.[{extra}]'",
+    )

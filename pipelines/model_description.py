@@ -16,6 +16,7 @@ from fusionx.contract.models.licence import licence
 from fusionx.contract.models.place import gguf_file, loadable
 from fusionx.contract.models.tokenizer_proof import adds
 from fusionx.contract.tokens.tokenizer import ROLES, adds_bos, load_tokenizer
+from fusionx.precompute.logits.source_kind import why_not_causal
 from fusionx.precompute.logits.source_model import context_length
 
 _TRAIN_BYTES = 16
@@ -264,12 +265,10 @@ def _empty_model(config: Any) -> tuple[Any, str]:
     """The model on the meta device, or why there is none."""
     import torch
     from transformers import AutoModelForCausalLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    if getattr(config, "is_encoder_decoder", False):
-        return None, "it is an encoder with a decoder, not a causal language model"
-    if config.architectures and not {*config.architectures} & {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}:
-        return None, f"its weights are those of {config.architectures[0]}, which is no causal language model"
+    why_not = why_not_causal(config)
+    if why_not:
+        return None, why_not
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config), ""

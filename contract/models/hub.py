@@ -20,6 +20,11 @@ _FILES = ("config.json", "tokenizer_config.json", "tokenizer.json", "tokenizer.m
 """One of them is in the cache of whoever fetched a model or tokenizer."""
 
 
+def may_be_on_hub(path: str) -> bool:
+    """Whether it is written as an id, or as a file of the hub, and no folder or file of this name is here."""
+    return not Path(path).expanduser().exists() and bool(_ID.fullmatch(path) or path.startswith("hf://"))
+
+
 def check_hub_id(path: str, revision: str | None = None) -> None:
     """Refuses at once what is no folder and cannot come from the hub.
 

@@ -24,6 +24,7 @@ from fusionx.contract.tokens.encoding import Encoding
 from fusionx.contract.weights import weights_identity
 from fusionx.precompute.config import ModelConfig, PrecomputeConfig
 from fusionx.precompute.logits.batches import Plan, UnitTokens, batches_of, windows_of
+from fusionx.precompute.logits.source_kind import check_kind
 from fusionx.precompute.logits.source_model import (
     SourceModel,
     choose_device,
@@ -88,9 +89,12 @@ class LogitsStage:
         """Refuses, before any weights are loaded, what cannot work.
 
         Raises:
-            ConfigError: no such model, k larger than its vocabulary, a context shorter than the block without
-                windows, or windows that do not advance.
+            ConfigError: no such model, or none that can be a source, k larger than its vocabulary, a context shorter
+                than the block without windows, or windows that do not advance.
+            DataError: a weight file is damaged or cut short.
         """
+        if self.model.kind != "fake":
+            check_kind(self.model)
         context = source_context(self.model)
         encoder = load_encoder(self.model.path, self.model.revision)
         size = encoder.vocab_size
