@@ -180,6 +180,24 @@ def test_the_lines_of_the_documents_run(page: str) -> None:
             exec(compile(block, page, "exec"), {})
 
 
+def test_the_notebook_runs(fused: fusionx.RunResult, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Cell after cell, on this small run instead of the demo's."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    cells = json.loads((ROOT / "examples" / "fuse.ipynb").read_text(encoding="utf-8"))["cells"]
+    codes = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert codes[0]["metadata"]["tags"] == ["parameters"]
+    names: dict[str, Any] = {"CONFIG": str(copied / "run.yaml"), "OVERRIDES": []}
+    for cell in codes[1:]:
+        exec(compile("".join(cell["source"]), "fuse.ipynb", "exec"), names)
+    assert str(fused) in capsys.readouterr().out
+    bits = names["knows"].loc[["code", "prose"]].mean()
+    figures = fused.recommendation["all"]
+    assert bits["target"] == pytest.approx(figures["target"], rel=2e-3)
+    assert bits[[*SOURCES]].to_dict() == pytest.approx(figures["sources"], rel=1e-6)
+
+
 @pytest.mark.parametrize("folder", ["logits/coder", "aligned/target/walk/coder", "aligned/target/tokens", "chunks"])
 def test_datasets_loads_a_folder_with_its_splits(fused: fusionx.RunResult, folder: str, tmp_path: Path) -> None:
     import datasets

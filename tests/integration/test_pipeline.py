@@ -42,8 +42,8 @@ def test_a_run_makes_every_output(world: Any, finished: Path) -> None:
         assert manifest["totals"]["rows"] > 0, folder
     (card,) = finished.glob("train/fusionx/*/*/best/README.md")
     assert card.read_text().count("## Evaluation") == 1
-    for name in ("results.json", "report.md", "report.html"):
-        assert (finished / "report" / name).stat().st_size > 500
+    for name in ("report/results.json", "report/report.md", "report/report.html", "model/model.safetensors"):
+        assert (finished / name).stat().st_size > 500
     results = json.loads((finished / "report" / "results.json").read_text())
     assert {*METHODS, "target"} <= set(results["methods"])
     assert "tables" in json.dumps(results)
@@ -94,8 +94,10 @@ def test_a_second_run_makes_nothing(world: Any, finished: Path) -> None:
 
     before, timings = state(), (finished / "timings.json").read_bytes()
     results = json.loads((finished / "report" / "results.json").read_text())
-    log = world.run(finished, "run")
-    assert " 0 parts made" in log
+    done = world.here(finished, "run")
+    assert " 0 parts made" in done.stderr
+    for said in ("| Fusion-X ", f"The model: {finished}/model", f"The report: {finished}/report/report.html"):
+        assert said in done.stdout
     after = state()
     assert set(after) == set(before)
     changed = {name for name in before if before[name] != after[name]}
