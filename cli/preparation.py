@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
@@ -12,6 +13,47 @@ from fusionx.cli.options import examples
 from fusionx.contract.errors import EXIT_INCOMPLETE
 
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
+
+
+@click.command(
+    epilog=examples(
+        "init",
+        "init run.yaml --target models/mine --source Qwen/Qwen2.5-0.5B --source models/other --corpus texts --yes",
+    )
+)
+@click.argument("config", type=click.Path(path_type=Path), default=Path("run.yaml"))
+@click.option("--target", metavar="MODEL", help="The model that learns: a folder, a hub id or a GGUF file.")
+@click.option("--source", "sources", multiple=True, metavar="MODEL", help="A model to learn from; repeatable.")
+@click.option("--corpus", metavar="PLACE", help="A file or folder of Parquet, JSONL or text, or a hub data set.")
+@click.option("--output", metavar="FOLDER", help="Where the run writes; by default runs/ and the config's name.")
+@click.option("--yes", is_flag=True, help="Ask nothing: what is not given has its default, or is an error.")
+@click.option("--force", is_flag=True, help="Overwrite a config that is there.")
+def init(
+    config: Path,
+    target: str | None,
+    sources: tuple[str, ...],
+    corpus: str | None,
+    output: str | None,
+    yes: bool,
+    force: bool,
+) -> None:
+    """Write a first config to CONFIG (run.yaml), with comments; asks for what no option says."""
+    from fusionx.contract.errors import ConfigError
+    from fusionx.pipelines.preflight.first_config import first_config
+
+    if config.exists() and not force:
+        raise ConfigError("There is a config already.", file=config, remedy="name another file, or add --force")
+    if yes and not (target and sources and corpus):
+        raise click.UsageError("With --yes, --target, --source and --corpus are needed.")
+    target = target or click.prompt("Target, the model that learns (folder, hub id or GGUF file)")
+    sources = sources or tuple(click.prompt("Sources to learn from, separated by spaces").split())
+    corpus = corpus or click.prompt("Corpus (file, folder or hub data set)")
+    default = f"runs/{config.stem}"
+    output = output or (default if yes else click.prompt("Output folder", default=default))
+    text = first_config(str(target), sources, str(corpus), str(output))
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text(text, encoding="utf-8")
+    click.echo(f"{config} is written. Next: fusionx doctor {config}")
 
 
 @click.command(epilog=examples("doctor", "doctor run.yaml", "doctor run.yaml --set precompute.num_gpus=1 --json"))
