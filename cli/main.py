@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from fusionx.cli import demo, inspection, models, reports, shell, stages
+from fusionx.cli import demo, inspection, models, preparation, reports, shell, stages
 from fusionx.cli.options import examples
 from fusionx.contract.errors import FusionXError
 
@@ -47,6 +47,8 @@ def main() -> None:
 
 
 for _command in (
+    preparation.init,
+    preparation.doctor,
     stages.chunk,
     stages.precompute,
     stages.align,

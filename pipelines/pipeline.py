@@ -26,6 +26,8 @@ from fusionx.pipelines.config import FusionConfig
 from fusionx.pipelines.execution.executor import Executor, make_executor
 from fusionx.pipelines.execution.stage_runner import run_stages
 from fusionx.pipelines.layout import Layout
+from fusionx.pipelines.preflight.devices import missing_devices
+from fusionx.pipelines.preflight.run_checks import refuse, run_errors
 from fusionx.pipelines.timings import note_timing
 from fusionx.precompute.chunks.chunk_stage import ChunkStage
 from fusionx.precompute.chunks.corpus_findings import corpus_findings
@@ -54,7 +56,8 @@ class Pipeline:
     arguments: str = "CONFIG.yaml"
 
     def run(self) -> RunResult:
-        """All stages in order."""
+        """All stages in order, after all that can be known of them at once."""
+        refuse(run_errors(self.config, self.layout, self.overwrite))
         self.check_benchmarks()
         self.chunk()
         self.precompute()
@@ -72,6 +75,7 @@ class Pipeline:
 
     def precompute(self, only: str | None = None) -> None:
         """Runs every candidate, or the one named `only`, over the chunks, in one pool of workers."""
+        refuse(missing_devices(self.config, "precompute"))
         self.check_models()
         self._run("precompute", [self.logits_stage(model) for model in self._candidates(only)])
 
@@ -101,6 +105,7 @@ class Pipeline:
         from fusionx.pipelines.evaluation.recommended_model import retract
         from fusionx.pipelines.training.training_jobs import train_all
 
+        refuse(missing_devices(self.config, "train"))
         if self._timed("train", lambda: train_all(self.config, self.layout, self.overwrite, resume)):
             retract(self.layout)
 
