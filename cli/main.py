@@ -6,13 +6,18 @@ Imports nothing heavy before a command is chosen, so that `fusionx --help` answe
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from fusionx.cli import demo, inspection, models, preparation, reports, shell, stages
 from fusionx.cli.options import examples
 from fusionx.contract.errors import FusionXError
+
+
+def _end(ctx: click.Context, error: FusionXError) -> NoReturn:
+    click.echo(f"error: {error}", err=True)
+    ctx.exit(error.exit_code)
 
 
 class _Main(click.Group):
@@ -22,8 +27,14 @@ class _Main(click.Group):
         try:
             return super().invoke(ctx)
         except FusionXError as error:
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(error.exit_code)
+            _end(ctx, error)
+        except OSError as error:
+            from fusionx.contract.files.storage import told_by_the_system
+
+            told = told_by_the_system(error)
+            if told is None:
+                raise
+            _end(ctx, told)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order of a run, not of the alphabet

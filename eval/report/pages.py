@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fusionx.contract.files.escaping import markdown_text, visible
 from fusionx.contract.files.storage import join, write_bytes
 from fusionx.eval.report.figures.canvas import METHOD_COLOURS
 from fusionx.eval.report.figures.plots import Plot, plots, with_prefix
@@ -84,25 +85,40 @@ def finite(value: Any) -> Any:
 
 def markdown(results: Mapping[str, Any], parts: Sequence[Section], figures: Sequence[Plot]) -> str:
     """The report as Markdown; figures are linked from `plots/`."""
-    lines = [f"# {results['title']}", "", *_warned(results.get("warnings", []))]
-    lines += ["**" + results["verdict"][0] + "**", ""]
-    lines += [*(f"- {sentence}" for sentence in results["verdict"][1:]), ""]
+    lines = [f"# {markdown_text(results['title'])}", "", *_warned(results.get("warnings", []))]
+    verdict, *further = map(markdown_text, results["verdict"])
+    lines += [f"**{verdict}**", "", *(f"- {sentence}" for sentence in further), ""]
     for part in parts:
         lines += [f"## {part.heading}", "", *_warned(part.warnings)]
         for note in part.notes:
-            lines += [note, ""]
+            lines += [markdown_text(note), ""]
         for figure in (figure for figure in figures if figure.section == part.key):
-            lines += [f"![{figure.alt}](plots/{figure.name}.svg)", "", f"*{figure.title}*", ""]
+            alt, title = markdown_text(figure.alt), markdown_text(figure.title)
+            lines += [f"![{alt}](plots/{figure.name}.svg)", "", f"*{title}*", ""]
         for table in part.tables:
-            lines += [f"**{table.caption}**", "", *markdown_table(table), ""]
-    lines += ["## How to reproduce", "", f"```\n{results['command']}\n```", "", *_provenance_lines(results), ""]
-    lines += ["Resolved config:", "", "```json", _json(results["config"]), "```", ""]
+            lines += [f"**{markdown_text(table.caption)}**", "", *markdown_table(table), ""]
+    lines += [
+        "## How to reproduce",
+        "",
+        f"```\n{_fenced(results['command'])}\n```",
+        "",
+        *_provenance_lines(results),
+        "",
+    ]
+    lines += ["Resolved config:", "", "```json", _fenced(_json(results["config"])), "```", ""]
     return "\n".join(lines)
+
+
+def _fenced(text: str) -> str:
+    """Nothing in it ends the block that it stands in."""
+    return visible(text).replace("```", "\u02cb\u02cb\u02cb")
 
 
 def _warned(sentences: Sequence[str]) -> list[str]:
     """A quoted block, which stands out from the text; nothing of nothing."""
-    return ["> **Warning**", ">", *(f"> - {sentence}" for sentence in sentences), ""] if sentences else []
+    return (
+        ["> **Warning**", ">", *(f"> - {markdown_text(sentence)}" for sentence in sentences), ""] if sentences else []
+    )
 
 
 def markdown_table(table: Table) -> list[str]:
@@ -119,12 +135,12 @@ def markdown_cells(table: Table) -> list[list[str]]:
 
 
 def _markdown_cell(text: str, tone: str = "") -> str:
-    text = text.replace("|", "\\|").replace("\n", " ")
+    text = markdown_text(text)
     return f"**{text}**" if tone == "best" else f"{text} ▲" if tone == "worse" else text
 
 
 def _provenance_lines(results: Mapping[str, Any]) -> list[str]:
-    return [f"- {name}: {value}" for name, value in _flat(results["provenance"])]
+    return [f"- {markdown_text(f'{name}: {value}')}" for name, value in _flat(results["provenance"])]
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

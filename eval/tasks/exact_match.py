@@ -103,7 +103,7 @@ def _read_examples(path: Path) -> list[tuple[str, str]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         examples = [(item["input"], item["target"]) for item in content["examples"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             "A task file is not in BIG-Bench-Hard's format.",
             file=path,
@@ -111,9 +111,18 @@ def _read_examples(path: Path) -> list[tuple[str, str]]:
             expected='{"examples": [{"input": "...", "target": "..."}]}',
         ) from None
     for number, pair in enumerate(examples):
-        if not all(isinstance(text, str) for text in pair):
+        if not all(isinstance(text, str) and _is_text(text) for text in pair):
             raise DataError("A task's example is not text.", file=path, field=f"examples.{number}", expected="strings")
     return examples
+
+
+def _is_text(text: str) -> bool:
+    """Without halves of surrogate pairs, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _worked_prompt(name: str, folder: str | None) -> str:

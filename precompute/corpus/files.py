@@ -242,7 +242,7 @@ def _parse_line(line: bytes, place: str) -> dict[str, Any]:
         row = json.loads(line.decode("utf-8", "surrogateescape"))
         if not isinstance(row, dict):
             raise ValueError(f"a {type(row).__name__}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             "A line is not a JSON object.",
             file=place,

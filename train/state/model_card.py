@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import yaml
 
+from fusionx.contract.files.escaping import markdown_text
 from fusionx.contract.models.gguf_folder import dequantised_from
 from fusionx.contract.models.licence import licence, licence_fields
 from fusionx.contract.models.place import loadable
@@ -200,4 +201,4 @@ def _said(value: object) -> str:
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(markdown_text(cell) for cell in line) + " |" for line in lines)

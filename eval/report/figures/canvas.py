@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from fusionx.contract.files.escaping import visible
 from fusionx.eval.report.inputs import TARGET
 
 METHOD_COLOURS = {
@@ -40,6 +41,7 @@ def canvas(height: float) -> Iterator[tuple[Any, Any, list[str]]]:
     settings: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": "fusionx",
+        "text.parse_math": False,  # a dollar in a name is a dollar
         "font.family": "sans-serif",
         "font.sans-serif": ["DejaVu Sans"],
         "font.size": 9,
@@ -69,7 +71,7 @@ _METADATA = ("Date", "Creator", "Format", "Type")
 
 def _embeddable(svg: str) -> str:
     """From `<svg` on, sized by its container, in the page's own font."""
-    svg = svg[svg.index("<svg") :]
+    svg = visible(svg[svg.index("<svg") :])
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     return svg.replace("'DejaVu Sans'", "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans'").strip()

@@ -1,0 +1,58 @@
+"""What a filesystem refuses ends a command with a message, not with a traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from fusionx.cli.main import main
+from fusionx.train.__main__ import main as train_main
+
+
+def run(error: Exception, monkeypatch: pytest.MonkeyPatch) -> Result:
+    def command() -> None:
+        raise error
+
+    monkeypatch.setitem(main.commands, "failing", click.command("failing")(command))
+    return CliRunner().invoke(main, ["failing"])
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.EACCES, "may write to"),
+        (errno.EROFS, "may write to"),
+        (errno.ENOSPC, "free some space"),
+        (errno.EIO, "disk or mount"),
+        (errno.EMFILE, "ulimit"),
+    ],
+    ids=errno.errorcode.get,
+)
+@pytest.mark.parametrize("file", ["/runs/x/log.jsonl", None])
+def test_what_the_system_refuses_is_explained(
+    number: int, remedy: str, file: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = run(OSError(number, os.strerror(number), file), monkeypatch)
+    assert found.exit_code == 1
+    assert remedy in found.output
+    assert (file or "error: ") in found.output
+    assert "Traceback" not in found.output
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    mistakes: list[Exception] = [OSError("no number, no file"), ValueError("wrong")]
+    for mistake in mistakes:
+        assert run(mistake, monkeypatch).exception is mistake
+
+
+def test_so_does_a_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train_main([str(tmp_path / "job.json")]) == 1
+    assert str(tmp_path / "job.json") in capsys.readouterr().err
+    (tmp_path / "job.json").write_text("{")
+    assert train_main([str(tmp_path / "job.json")]) == 1
+    assert "no JSON" in capsys.readouterr().err
