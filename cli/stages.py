@@ -60,23 +60,38 @@ def train(config: str, overrides: tuple[str, ...], overwrite: bool, resume: str)
     "eval",
     epilog=examples(
         "eval run.yaml",
-        "eval run.yaml --benchmarks cs,mmlu --set eval.harness.limit=200",
+        "eval run.yaml --benchmarks cs,mmlu,gsm8k,my_task.yaml --limit 200",
         "eval run.yaml --benchmarks me --run-generated-code",
     ),
 )
 @config_options
-@click.option("--benchmarks", metavar="cs,bbh,mmlu,me", help="Public benchmarks, as --set eval.benchmarks=[...].")
+@click.option(
+    "--benchmarks",
+    metavar="cs,bbh,mmlu,me,TASK,...",
+    help="Public benchmarks, as --set eval.benchmarks=[...]: these, and any task, group or task file (.yaml) of "
+    "lm-evaluation-harness.",
+)
+@click.option(
+    "--limit", type=click.IntRange(min=1), help="Items per task of a benchmark; as --set eval.harness.limit=N."
+)
 @click.option(
     "--run-generated-code",
     is_flag=True,
     help="Let the benchmark me run programs that the models write, in a sandbox; as --set eval.code.run=true.",
 )
 def evaluate(
-    config: str, overrides: tuple[str, ...], overwrite: bool, benchmarks: str | None, run_generated_code: bool
+    config: str,
+    overrides: tuple[str, ...],
+    overwrite: bool,
+    benchmarks: str | None,
+    limit: int | None,
+    run_generated_code: bool,
 ) -> None:
     """Evaluate all models, write the report, and put the recommended model into model/."""
     if benchmarks is not None:
         overrides = (*overrides, f"eval.benchmarks=[{benchmarks}]")
+    if limit is not None:
+        overrides = (*overrides, f"eval.harness.limit={limit}")
     if run_generated_code:
         overrides = (*overrides, "eval.code.run=true")
     with opened_pipeline(config, overrides, overwrite) as pipeline:

@@ -7,7 +7,9 @@ Through lm-evaluation-harness, but for the code benchmark. What the tasks are is
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,37 +30,48 @@ from fusionx.eval.models.loaded_model import (
     weights_digest,
 )
 from fusionx.eval.results.benchmark_scores import BenchmarkScores, ModelIdentity, TaskScore
-from fusionx.eval.tasks.harness_tasks import EXTRA, HarnessTask, load_benchmarks
+from fusionx.eval.results.evaluation import Number
+from fusionx.eval.tasks.exact_match import load_tasks
+from fusionx.eval.tasks.harness_index import EXTRA
+from fusionx.eval.tasks.harness_tasks import HarnessTask, load_benchmarks
 
 log = logging.getLogger(__name__)
 
+BenchmarkTask = HarnessTask | CodeTask
+
+RESAMPLES = 1000
+"""Of the harness' own bootstrap, for the standard error of a score that is no mean over items (F1, BLEU)."""
+
 
 def run_benchmarks(
-    models: Sequence[str | Path], config: EvalConfig, output: str | Path, *, trust_remote_code: bool = False
+    models: Sequence[str | Path],
+    config: EvalConfig,
+    output: str | Path,
+    *,
+    tasks: Sequence[BenchmarkTask] | None = None,
+    trust_remote_code: bool = False,
 ) -> int:
     """Runs what `output` has no score of yet, every model on every task of `config.benchmarks`, and adds it there.
 
-    `output` is written after every task, so that a stopped run goes on where it was.
+    `output` is written after every task, so that a stopped run goes on where it was. `tasks` are what
+    `load_benchmark_tasks` gave of the same config, if it was asked before.
 
     Returns:
         How many tasks were run, over all models.
 
     Raises:
-        ConfigError: there is no such folder, lm-evaluation-harness is not installed, a task's local data is missing,
-            a model's context has no room for a task's answers, or generated programs cannot or may not be run.
-        DataError: a folder is no safetensors model, a task has no items, or `output` is something else.
+        ConfigError: there is no such folder, a model's context has no room for a task's answers, or what
+            `load_benchmark_tasks` raises.
+        DataError: a folder is no safetensors model, `output` is something else, or what `load_benchmark_tasks` raises.
     """
-    toolchains = check_benchmarks(config)
     folders = [check_model_folder(model) for model in models]
     scores = BenchmarkScores.load(output)
-    tasks: list[HarnessTask | CodeTask] = []
-    tasks += load_benchmarks([name for name in config.benchmarks if name != "me"], config.harness)
-    tasks += load_code_tasks(toolchains, config)
+    tasks = load_benchmark_tasks(config) if tasks is None else tasks
     dtype = resolve_dtype(config.dtype, resolve_device(config.device))
     made = 0
     for folder in folders:
         scores.begin(str(folder), ModelIdentity(weights_digest(folder), settings_digest(folder), dtype))
-        known = scores.tasks[str(folder)]
+        known = scores.tasks[str(folder)] = _sorted_into_groups(scores.tasks[str(folder)], tasks)
         missing = [task for task in tasks if not _is_score_of(known.get(task.name), task)]
         if missing:
             with limited_threads(config.threads):
@@ -73,6 +86,27 @@ def run_benchmarks(
     return made
 
 
+def load_benchmark_tasks(config: EvalConfig) -> list[BenchmarkTask]:
+    """Every task of `config.benchmarks` with its data, before any model is loaded.
+
+    Raises:
+        ConfigError: lm-evaluation-harness is not installed, there is no such task, a task's local data is missing, a
+            task has the name of one of `config.tasks`, or generated programs cannot or may not be run.
+        DataError: a task's data cannot be read, or it has no items.
+    """
+    toolchains = check_benchmarks(config)
+    harness = [name for name in config.benchmarks if name != "me"]
+    tasks: list[BenchmarkTask] = [*load_benchmarks(harness, config.harness), *load_code_tasks(toolchains, config)]
+    if twice := {task.name for task in tasks} & {task.name for task in load_tasks(config)}:
+        raise ConfigError(
+            "A task of eval.tasks has the name of a benchmark's task.",
+            field="eval.tasks",
+            found=", ".join(sorted(twice)),
+            remedy="rename the task's file, or leave the benchmark out",
+        )
+    return tasks
+
+
 def check_benchmarks(config: EvalConfig) -> list[Toolchain]:
     """The toolchains for generated programs where a benchmark has any, none otherwise.
 
@@ -82,13 +116,27 @@ def check_benchmarks(config: EvalConfig) -> list[Toolchain]:
     return usable_toolchains(config.code) if "me" in config.benchmarks else []
 
 
-def _is_score_of(found: TaskScore | None, task: HarnessTask | CodeTask) -> bool:
+def _sorted_into_groups(known: dict[str, TaskScore], tasks: Sequence[BenchmarkTask]) -> dict[str, TaskScore]:
+    """The scores under the benchmarks that the tasks are of now; those of tasks that a group has no more are left out.
+
+    What is run of `me` depends on the machine's toolchains: a machine without one drops nothing.
+    """
+    of = {task.name: task.benchmark for task in tasks}
+    now = {benchmark for benchmark in of.values() if benchmark != "me"}
+    return {
+        name: replace(score, benchmark=of.get(name, score.benchmark))
+        for name, score in known.items()
+        if name in of or score.benchmark not in now
+    }
+
+
+def _is_score_of(found: TaskScore | None, task: BenchmarkTask) -> bool:
     return found is not None and (found.prompts_digest, found.version) == (task.prompts_digest, task.version)
 
 
 def _runner(
-    loaded: LoadedModel, missing: Sequence[HarnessTask | CodeTask], config: EvalConfig
-) -> Callable[[HarnessTask | CodeTask], TaskScore]:
+    loaded: LoadedModel, missing: Sequence[BenchmarkTask], config: EvalConfig
+) -> Callable[[BenchmarkTask], TaskScore]:
     """What runs each of the tasks on the model."""
     through_harness = [task for task in missing if isinstance(task, HarnessTask)]
     model: Any = None
@@ -96,7 +144,7 @@ def _runner(
         model = _harness_model(loaded, config)
         _check_room(model, through_harness)
 
-    def run(task: HarnessTask | CodeTask) -> TaskScore:
+    def run(task: BenchmarkTask) -> TaskScore:
         if isinstance(task, CodeTask):
             return run_code_task(loaded, task, config)
         return _run(model, task, config.harness.limit)
@@ -113,52 +161,72 @@ def _harness_model(loaded: LoadedModel, config: EvalConfig) -> Any:
 
 
 def _check_room(model: Any, tasks: Sequence[HarnessTask]) -> None:
-    longest = max(tasks, key=_answer_tokens)
-    if _answer_tokens(longest) >= model.max_length:
+    longest = max(tasks, key=lambda task: _answer_tokens(model, task))
+    if _answer_tokens(model, longest) >= model.max_length:
         raise ConfigError(
             f"The answers of {longest.name} do not fit the model's context.",
             file=model.model.name_or_path,
             field="eval.harness.max_gen_toks",
-            found=_answer_tokens(longest),
+            found=_answer_tokens(model, longest),
             expected=f"less than {model.max_length}",
         )
 
 
-def _answer_tokens(task: HarnessTask) -> int:
+def _answer_tokens(model: Any, task: HarnessTask) -> int:
     """Tokens kept free for a generated answer; 0 where continuations are only scored."""
-    return (task.task.get_config("generation_kwargs") or {}).get("max_gen_toks", 0)
+    if task.task.OUTPUT_TYPE != "generate_until":
+        return 0
+    return (task.task.get_config("generation_kwargs") or {}).get("max_gen_toks", model.max_gen_toks)
 
 
 def _run(model: Any, task: HarnessTask, limit: int | None) -> TaskScore:
     evaluator = import_extra("lm_eval.evaluator", *EXTRA)
-    found = evaluator.evaluate(model, {"tasks": {task.name: task.task}}, limit=limit, log_samples=True)
-    figures = {key.split(",")[0]: value for key, value in found["results"][task.name].items() if "," in key}
-    samples = sorted(found["samples"][task.name], key=lambda sample: sample["doc_id"])
-    stderr = figures[f"{task.metric}_stderr"]
+    found = evaluator.evaluate(
+        model, {"tasks": {task.name: task.task}}, limit=limit, log_samples=True, bootstrap_iters=RESAMPLES
+    )
+    # Keys are "metric,filter"; where a task reads its answers in several ways (filters), the first one counts.
+    figures = {key: value for key, value in found["results"][task.name].items() if "," in key}
+    chosen = next(key.split(",")[1] for key in figures if key.startswith(f"{task.metric},"))
+    figures = {key.removesuffix(f",{chosen}"): value for key, value in figures.items()}
+    score, stderr = float(figures[task.metric]), figures.get(f"{task.metric}_stderr")
+    samples = [sample for sample in found["samples"][task.name] if sample["filter"] == chosen]
+    samples.sort(key=lambda sample: sample["doc_id"])
     return TaskScore(
         benchmark=task.benchmark,
         metric=task.metric,
         n=len(samples),
-        score=float(figures[task.metric]),
+        score=score,
         stderr=float(stderr) if isinstance(stderr, float) else None,  # "N/A" for a single item
         truncated=_truncated(model, task),
-        metrics={name: float(value) for name, value in figures.items() if not name.endswith("_stderr")},
+        metrics={name: float(value) for name, value in figures.items() if "_stderr" not in name},
         version=task.version,
         prompts_digest=task.prompts_digest,
-        items=[int(sample[task.metric]) for sample in samples],
+        items=_items([sample[task.metric] for sample in samples], score),
+        higher_is_better=task.higher_is_better,
     )
+
+
+def _items(values: Sequence[Any], score: float) -> list[Number]:
+    """The items' values where the score is their mean; none of a score like F1 or perplexity, which is no mean."""
+    if not all(isinstance(value, bool | int | float) for value in values):
+        return []
+    if not math.isclose(math.fsum(values) / len(values), score, abs_tol=1e-9):
+        return []
+    return [int(value) if value == int(value) else float(value) for value in values]
 
 
 def _truncated(model: Any, task: HarnessTask) -> int:
     """Items of which the harness cut the beginning, because prompt and answer together exceed the context."""
     cut = set()
     for instance in task.task.instances:
-        prompt, continuation = instance.args
-        if isinstance(continuation, str):
-            # The last token is only predicted.
-            length, room = len(model.tok_encode(prompt + continuation)) - 1, model.max_length
-        else:
-            length, room = len(model.tok_encode(prompt)), model.max_length - _answer_tokens(task)
+        match instance.args:
+            case (str(prompt), str(continuation)):
+                # The last token is only predicted.
+                length, room = len(model.tok_encode(prompt + continuation)) - 1, model.max_length
+            case (str(prompt), _):
+                length, room = len(model.tok_encode(prompt)), model.max_length - _answer_tokens(model, task)
+            case _:  # a whole text, which is scored window by window
+                continue
         if length > room:
             cut.add(instance.doc_id)
     return len(cut)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,8 +12,6 @@ JUDGING_FIELDS = ("bootstrap", "confidence")
 LOCATION_FIELDS = ("tasks", "prompt_prefix_folder")
 BENCHMARK_FIELDS = ("benchmarks", "harness", "code")
 
-HarnessBenchmark = Literal["cs", "bbh", "mmlu"]
-Benchmark = Literal[HarnessBenchmark, "me"]
 CodeLanguage = Literal["py", "js", "ts", "cpp", "java", "pl", "sh", "rs", "go", "rb", "php", "lua", "r", "jl"]
 MergeMethod = Literal[
     "linear",
@@ -34,16 +32,21 @@ MERGE_ROW = "merge: "
 
 
 class HarnessConfig(Config):
-    """How lm-evaluation-harness runs the benchmarks; `limit`, `batch_size`, `max_gen_toks` mean what they mean there.
+    """How lm-evaluation-harness runs the benchmarks.
 
-    `data` is a folder of task files to read instead of the hub, see `eval.tasks.harness_tasks.local_data`. It, `limit`
-    and `batch_size` hold for the benchmark `me`, too, see `eval.code.problems`.
+    `limit` (items per task), `batch_size`, `max_gen_toks` and `include_path` (a folder of your own task files) mean
+    what they mean there. `few_shot` is the number of worked examples by task or benchmark, where it is not to be what
+    the benchmark or the task says. `data` is a folder of task files to read instead of the hub, see
+    `eval.tasks.harness_tasks.local_data`. It, `limit` and `batch_size` hold for the benchmark `me`, too, see
+    `eval.code.problems`.
     """
 
     data: str | None = None
     limit: int | None = Field(None, ge=1)
     batch_size: Operational[int | Literal["auto"]] = 8
     max_gen_toks: int | None = Field(None, ge=1)
+    include_path: Added[str | None] = None
+    few_shot: Added[dict[str, Annotated[int, Field(ge=0)]]] = {}
 
     @field_validator("batch_size")
     @classmethod
@@ -89,8 +92,9 @@ class EvalConfig(Config):
     candidates of the target's architecture and tokenizer, merged by mergekit with these methods.
 
     `benchmarks` are run through lm-evaluation-harness besides: `cs` (commonsense: six tasks, zero-shot likelihood),
-    `bbh` (27 tasks, few-shot chain of thought, exact match) and `mmlu` (57 subjects, five-shot likelihood). `me`
-    (MultiPL-E: HumanEval in many programming languages) needs no harness, but `code.run`.
+    `bbh` (27 tasks, few-shot chain of thought, exact match), `mmlu` (57 subjects, five-shot likelihood), any other
+    task, group or tag of the harness by its name, or a task file (`.yaml`) in its format. `me` (MultiPL-E: HumanEval in
+    many programming languages) needs no harness, but `code.run`.
     """
 
     split: Literal["train", "validation", "test"] = "test"
@@ -105,7 +109,7 @@ class EvalConfig(Config):
     stop: str | None = Field(None, min_length=1)
     max_new_tokens: int = Field(32, ge=1)
     limit: int | None = Field(None, ge=1)
-    benchmarks: list[Benchmark] = []
+    benchmarks: list[Annotated[str, Field(min_length=1)]] = []
     harness: HarnessConfig = HarnessConfig()
     code: Added[CodeConfig] = CodeConfig()
     bootstrap: int = Field(2000, ge=100)

@@ -123,9 +123,10 @@ class Pipeline:
 
     def check_benchmarks(self) -> None:
         """Refuses, before hours go into the other stages, benchmarks that may not or cannot be run here."""
-        from fusionx.eval.benchmark_runner import check_benchmarks
+        if self.config.eval.benchmarks:
+            from fusionx.eval.benchmark_runner import load_benchmark_tasks
 
-        check_benchmarks(self.config.eval)
+            load_benchmark_tasks(self.config.eval)
 
     def check_models(self) -> None:
         """Refuses what cannot work before any weights are loaded."""

@@ -9,8 +9,10 @@ from typing import Any
 from fusionx.eval.report.inputs import TARGET, Step
 from fusionx.eval.report.pages import markdown_table
 from fusionx.eval.report.tables.cells import Cell, Table, percent
+from fusionx.eval.report.tables.units import interval_text, score_cell, score_text
 from fusionx.eval.report.verdict import signed_percent
 from fusionx.eval.results.interference import METHOD_NOTE
+from fusionx.eval.results.task_scores import score_interval
 
 HEADING = "## Evaluation"
 _SECTION = re.compile(rf"^{HEADING}$.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
@@ -37,9 +39,10 @@ def evaluation_section(results: Mapping[str, Any], method: str, seed: int, step:
         "",
         *markdown_table(_groups(own, start)),
         "",
-        *markdown_table(_units(own, start)),
+        *markdown_table(_units(own, start, results["tasks"])),
         "",
-        f"In brackets the change: relative for bits per byte, in points for a share of right answers. {METHOD_NOTE}",
+        f"In brackets the change: relative for bits per byte, in points for a share of right answers, and "
+        f"its 95 % interval over the items. {METHOD_NOTE}",
     ]
     return "\n".join(lines) + "\n"
 
@@ -56,7 +59,7 @@ def _groups(own: Mapping[str, Any], start: Mapping[str, Any]) -> Table:
     return Table("", header, rows)
 
 
-def _units(own: Mapping[str, Any], start: Mapping[str, Any]) -> Table:
+def _units(own: Mapping[str, Any], start: Mapping[str, Any], tasks: Mapping[str, Any]) -> Table:
     """Every domain and task, the largest loss first."""
     units = []
     for name, figures in own["domains"].items():
@@ -64,8 +67,16 @@ def _units(own: Mapping[str, Any], start: Mapping[str, Any]) -> Table:
         loss = after / before - 1 if before else 0.0
         units.append((loss, [Cell(name), Cell(f"{before:.4f}"), Cell(f"{after:.4f}", signed_percent(loss))]))
     for name, after in own["tasks"].items():
-        before = start["tasks"][name]
-        points = f"{100 * (after - before):+.1f}".replace("-", "−")
-        units.append((before - after, [Cell(name), Cell(percent(before)), Cell(percent(after), points)]))
+        before, about = start["tasks"][name], tasks["tasks"][name]
+        if about["share"]:
+            points = f"{100 * (after - before):+.1f}".replace("-", "−")
+            interval = interval_text(score_interval(after, None, about), share=True)
+            first = score_cell(tasks["models"][TARGET]["tasks"][name])
+            units.append((before - after, [Cell(name), first, Cell(percent(after), f"{points}; {interval}")]))
+        else:
+            sign = 1 if about["higher_is_better"] else -1
+            loss = sign * (before - after) / abs(before) if before else 0.0
+            texts = [score_text(score, share=False) for score in (before, after)]
+            units.append((loss, [Cell(name, about["metric"]), *map(Cell, texts)]))
     rows = [row for _, row in sorted(units, key=lambda unit: -unit[0])]
     return Table("", ["Domain (bits per byte) or task (right)", "original target", "this model"], rows)

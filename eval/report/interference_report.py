@@ -14,13 +14,15 @@ from typing import Any
 from fusionx.eval.report.figures.plots import Plot, change_bars
 from fusionx.eval.report.inputs import TARGET, Step, method_label
 from fusionx.eval.report.pages import write_pages
-from fusionx.eval.report.summary import INTERVAL_CONFIDENCE, ONE_SEED, SUBJECT, interference_over_seeds, over_seeds
-from fusionx.eval.report.tables.cells import MISSING, Cell, Section, Table, percent
-from fusionx.eval.report.tables.methods import LOSS_HEADER, loss_cells, loss_notes, unit_cell
+from fusionx.eval.report.summary import ONE_SEED, SUBJECT
+from fusionx.eval.report.tables.cells import MISSING, Cell, Section, Table
+from fusionx.eval.report.tables.methods import LOSS_HEADER, loss_cells, loss_notes
+from fusionx.eval.report.tables.units import baseline_cell, unit_cell
 from fusionx.eval.report.terminal import padded
 from fusionx.eval.report.verdict import number
 from fusionx.eval.results.evaluation import Evaluation
 from fusionx.eval.results.interference import METHOD_NOTE, compare
+from fusionx.eval.results.over_seeds import INTERVAL_CONFIDENCE, interference_over_seeds, over_seeds
 from fusionx.eval.results.statistics import t_interval
 
 FORMAT_VERSION = 1
@@ -203,7 +205,8 @@ def interference_sections(results: Mapping[str, Any]) -> list[Section]:
     ]
     units = [
         "Bits per byte of a domain and share of items right of a skill, and the change: relative for a domain, in "
-        "points for a skill. Means over seeds. Red or ▲: worse beyond noise in at least half of the seeds."
+        "points for a skill, whose 95 % interval over its items stands behind it. Means over seeds. Red or ▲: worse "
+        "beyond noise in at least half of the seeds."
     ]
     return [
         Section("interference", "Knowledge interference", notes, [_models_table(results)]),
@@ -265,10 +268,8 @@ def _units_table(results: Mapping[str, Any]) -> Table:
     rows = []
     for key in keys:
         kind, name = key
-        start = first[key]["baseline"]
-        shown = f"{start:.4f}" if kind == "domain" else percent(start)
         cells = [unit_cell(units[key]) for units in by_model.values()]
-        rows.append([Cell(name, "skill" if kind == "task" else ""), Cell(shown), *cells])
+        rows.append([Cell(name, "skill" if kind == "task" else ""), baseline_cell(first[key]), *cells])
     header = ["Domain or skill", *(method_label(name) for name in (results["baseline"], *by_model))]
     return Table("Largest loss under any model first", header, rows)
 

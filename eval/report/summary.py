@@ -6,18 +6,19 @@ Tables, plots and the verdict read this dictionary only, so that every figure th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from fusionx.eval.report.inputs import STEPS, TARGET, MethodRun, ReportInputs, Step, method_label
 from fusionx.eval.results.evaluation import Evaluation
-from fusionx.eval.results.interference import METHOD_NOTE, Interference, compare
-from fusionx.eval.results.statistics import spread, t_interval
+from fusionx.eval.results.interference import METHOD_NOTE, compare
+from fusionx.eval.results.over_seeds import combine, interference_over_seeds, mean, over_seeds
+from fusionx.eval.results.statistics import spread
+from fusionx.eval.results.task_scores import task_scores
 
 SUBJECT = "fusionx"
 BASELINES = ("ct", "fusellm", "paper")
-INTERVAL_CONFIDENCE = 0.95
 Domains = Mapping[str, Mapping[str, float]]
 """Domain -> figures, at least `bits_per_byte` and `perplexity`."""
 
@@ -32,9 +33,10 @@ def summarize(inputs: ReportInputs) -> dict[str, Any]:
     """Every number of the report.
 
     Keys: `methods` (per method `per_seed`, `mean`, `spread`, at `best` and `last`), `comparison` (`fusionx` against
-    each baseline), `interference` (per method against the original target and against ct), `selection`, `curves`,
-    `tuning`, `sources`, `alignment_split`, `alignment`, `fidelity`, `calibration`, `ensembles` (on a split of their
-    own), `stages`, `domains`, `target` (its id), `provenance`, `config`.
+    each baseline), `interference` (per method against the original target and against ct), `tasks` (every model's
+    scores with intervals, see `eval.results.task_scores`), `selection`, `curves`, `tuning`, `sources`,
+    `alignment_split`, `alignment`, `fidelity`, `calibration`, `ensembles` (on a split of their own), `stages`,
+    `domains`, `target` (its id), `provenance`, `config`.
     """
     interference = _interference(inputs)
     return {
@@ -49,6 +51,7 @@ def summarize(inputs: ReportInputs) -> dict[str, Any]:
         "methods": _methods(inputs),
         "comparison": _comparison(inputs, interference),
         "interference": interference,
+        "tasks": _task_scores(inputs),
         "selection": {method: shares for method in inputs.methods() if (shares := _selection(inputs, method))},
         "curves": {method: _curves(inputs, method) for method in inputs.methods()},
         "tuning": inputs.tuning,
@@ -98,7 +101,7 @@ def _group_figures(inputs: ReportInputs, group: str, domains: Domains) -> dict[s
     if not figures:
         return None
     return {
-        "bits_per_byte": _mean([item["bits_per_byte"] for item in figures]),
+        "bits_per_byte": mean([item["bits_per_byte"] for item in figures]),
         "perplexity": geometric_mean([item["perplexity"] for item in figures]),
     }
 
@@ -130,22 +133,10 @@ def _methods(inputs: ReportInputs) -> dict[str, Any]:
             "label": method_label(method),
             "seeds": list(runs),
             "per_seed": per_seed,
-            "mean": {step: combine(snapshots[step], _mean) for step in STEPS},
+            "mean": {step: combine(snapshots[step], mean) for step in STEPS},
             "spread": {step: combine(snapshots[step], spread) if len(runs) > 1 else None for step in STEPS},
         }
     return methods
-
-
-def combine(values: Sequence[Any], reduce: Callable[[Sequence[float]], float]) -> Any:
-    """`reduce` over the numbers at every place of equally nested dictionaries; None where any of them is None."""
-    first = values[0]
-    if isinstance(first, Mapping):
-        return {key: combine([value[key] for value in values], reduce) for key in first}
-    return None if any(value is None for value in values) else reduce(values)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 def _interference(inputs: ReportInputs) -> dict[str, Any]:
@@ -163,60 +154,14 @@ def _interference(inputs: ReportInputs) -> dict[str, Any]:
     return found
 
 
-def interference_over_seeds(
-    original: Evaluation,
-    seeds: Mapping[int, Evaluation],
-    ct: Mapping[int, Evaluation],
-    absent_domains: Sequence[str],
-    judge: Callable[[Evaluation, Evaluation], Interference],
-) -> dict[str, Any]:
-    """One model against the original target, and against continual training.
-
-    Args:
-        seeds: the model's evaluations. ct: those that they are compared with, of the same seeds or fewer.
-        judge: `eval.results.interference.compare`, set up.
-
-    Returns:
-        `per_seed`, `mean` (`Interference.summary`) and `units` against the original target; `vs_ct_per_seed` and
-        `vs_ct_mean` (None without any) against ct.
-
-    Raises:
-        DataError: evaluations are of different data and cannot be compared.
-    """
-    to_target = {seed: judge(original, evaluation) for seed, evaluation in seeds.items()}
-    to_ct = {seed: judge(other, seeds[seed]).summary() for seed, other in ct.items()}
-    summaries = {seed: result.summary() for seed, result in to_target.items()}
-    return {
-        "per_seed": {str(seed): summary for seed, summary in summaries.items()},
-        "mean": combine(list(summaries.values()), _mean),
-        "vs_ct_per_seed": {str(seed): summary for seed, summary in to_ct.items()},
-        "vs_ct_mean": combine(list(to_ct.values()), _mean) if to_ct else None,
-        "units": _units(absent_domains, to_target),
+def _task_scores(inputs: ReportInputs) -> dict[str, Any]:
+    models = {TARGET: [inputs.original]}
+    models |= {source.id: [source.evaluation] for source in inputs.sources if source.evaluation is not None}
+    of_methods = {
+        method: {step: [run.at(step) for run in inputs.runs_of(method).values()] for step in STEPS}
+        for method in inputs.methods()
     }
-
-
-def _units(absent_domains: Sequence[str], per_seed: Mapping[int, Interference]) -> list[dict[str, Any]]:
-    """Per domain and task: means over seeds, and in how many seeds it got worse."""
-    rows = []
-    for same in zip(*(result.units for result in per_seed.values()), strict=True):
-        rows.append(
-            {
-                "name": same[0].name,
-                "kind": same[0].kind,
-                "absent": same[0].kind == "domain" and same[0].name in absent_domains,
-                "baseline": same[0].baseline,
-                "model": _mean([unit.model for unit in same]),
-                "difference": _mean([unit.difference for unit in same]),
-                "loss": _mean([unit.loss for unit in same]),
-                "loss_spread": spread([unit.loss for unit in same]) if len(same) > 1 else None,
-                "seeds": len(same),
-                "degraded_seeds": sum(unit.degraded for unit in same),
-                "degraded_beyond_noise_seeds": sum(unit.degraded_beyond_noise for unit in same),
-                "adjusted_p_values": [unit.adjusted_p_value for unit in same],
-                "intervals": [unit.interval for unit in same],
-            }
-        )
-    return rows
+    return task_scores(models, of_methods)
 
 
 def _comparison(inputs: ReportInputs, interference: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -284,13 +229,6 @@ def _relative_to_target(inputs: ReportInputs, runs: Mapping[int, MethodRun]) -> 
     return found
 
 
-def over_seeds(values: Sequence[float]) -> dict[str, Any] | None:
-    """Mean, confidence interval (None for one seed) and the values themselves; None of nothing."""
-    if not values:
-        return None
-    return {"mean": _mean(values), "ci95": t_interval(values, INTERVAL_CONFIDENCE), "per_seed": list(values)}
-
-
 def _degraded_counts(of_method: Mapping[str, Any]) -> dict[str, Any]:
     """Mean over seeds of the number of units that got worse than the original target, and than ct."""
     return {
@@ -321,13 +259,13 @@ def _selection(inputs: ReportInputs, method: str) -> dict[str, Any] | None:
     if not records:
         return None
     domains = sorted(set.intersection(*(set(record["domains"]) for record in records)))
-    shares = {domain: combine([record["domains"][domain] for record in records], _mean) for domain in domains}
+    shares = {domain: combine([record["domains"][domain] for record in records], mean) for domain in domains}
     if not shares:
         return None
     return {
         "steps": [record["step"] for record in records],
         "domains": shares,
-        "mean": combine(list(shares.values()), _mean),
+        "mean": combine(list(shares.values()), mean),
     }
 
 
@@ -351,7 +289,7 @@ def _validation_figures(inputs: ReportInputs, record: Mapping[str, Any]) -> dict
     absent = [figures for name, figures in domains.items() if name in inputs.absent_domains]
     chosen_by = record.get("trained_bits_per_byte")
     if chosen_by is None and corpus:  # logs of before it was recorded
-        chosen_by = _mean([item["bits_per_byte"] for item in corpus])
+        chosen_by = mean([item["bits_per_byte"] for item in corpus])
     figures = {
         "bits_per_byte": record.get("bits_per_byte"),
         "corpus_bits_per_byte": chosen_by,
@@ -365,7 +303,7 @@ def _validation_figures(inputs: ReportInputs, record: Mapping[str, Any]) -> dict
 
 def geometric_mean(perplexities: Sequence[float]) -> float | None:
     """None of nothing."""
-    return math.exp(_mean([math.log(value) for value in perplexities])) if perplexities else None
+    return math.exp(mean([math.log(value) for value in perplexities])) if perplexities else None
 
 
 def _source(inputs: ReportInputs, index: int) -> dict[str, Any]:
@@ -390,13 +328,13 @@ def _ensembles(inputs: ReportInputs) -> dict[str, Any] | None:
         for kind in ("candidates", "ensembles")
     }
     models = {
-        name: combine([_held_out_figures(inputs, evaluation.domains) for evaluation in evaluations], _mean)
+        name: combine([_held_out_figures(inputs, evaluation.domains) for evaluation in evaluations], mean)
         for name, evaluations in found.models.items()
     }
     plain = {"split": found.split, "report_split": found.report_split, "alignment": found.alignment}
     counts = {name: found.scores[name] for name in ("positions", "unaligned")}
     teachers = {
-        name: combine([_held_out_figures(inputs, one["domains"]) for one in of_seeds], _mean)
+        name: combine([_held_out_figures(inputs, one["domains"]) for one in of_seeds], mean)
         for name, of_seeds in found.teachers.items()
     }
     return {**plain, **counts, **shown, "teachers": teachers, "models": models}

@@ -16,6 +16,9 @@ from fusionx.contract.files.sealed import sealed_bytes
 from fusionx.contract.files.storage import exists, read_bytes, write_bytes
 from fusionx.eval.results.evaluation import Evaluation, Number, read_json
 
+FIGURES = ("benchmark", "metric", "n", "score", "stderr", "truncated", "prompts_digest", "higher_is_better")
+"""What an evaluation tells of a benchmark's task."""
+
 
 @dataclass(frozen=True)
 class TaskScore:
@@ -26,7 +29,8 @@ class TaskScore:
         stderr: the standard error of the score over the items; None for a single item.
         truncated: items whose prompt began before the model's context and was cut.
         version: of what ran the task: lm-evaluation-harness, or a task of our own.
-        items: every item in order: 0 or 1, or the share of its samples that are right.
+        items: every item in order: 0 or 1, or the share of its samples that are right; none where the score is not
+            their mean (F1, perplexity).
     """
 
     benchmark: str
@@ -39,6 +43,7 @@ class TaskScore:
     version: str
     prompts_digest: str
     items: list[Number]
+    higher_is_better: bool = True
 
 
 @dataclass(frozen=True)
@@ -132,10 +137,7 @@ class BenchmarkScores:
                 remedy="run `fusionx eval` again; with several machines, set eval.dtype",
             )
         wanted = {name: score for name, score in known.items() if score.benchmark in benchmarks}
-        figures = {
-            name: {key: getattr(score, key) for key in ("n", "score", "stderr", "truncated", "prompts_digest")}
-            for name, score in wanted.items()
-        }
+        figures = {name: {key: getattr(score, key) for key in FIGURES} for name, score in wanted.items()}
         items = {name: score.items for name, score in wanted.items()}
         return replace(evaluation, tasks=evaluation.tasks | figures, items=evaluation.items | items)
 

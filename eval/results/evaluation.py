@@ -69,7 +69,16 @@ class Evaluation:
         """
         return read_json(cls, path, "The file is not an evaluation.")
 
+    def is_share(self, task: str) -> bool:
+        """Whether a task's score is a share of right answers: the mean of items from 0 to 1, and more is better."""
+        items = self.items.get(task, [])
+        return bool(items) and self.higher_is_better(task) and all(0 <= item <= 1 for item in items)
+
+    def higher_is_better(self, task: str) -> bool:
+        return bool(self.tasks[task].get("higher_is_better", True))
+
     @property
     def skill_accuracy(self) -> float | None:
-        """Mean score over tasks, every task counting the same; None without tasks."""
-        return sum(task["score"] for task in self.tasks.values()) / len(self.tasks) if self.tasks else None
+        """Mean share of right answers over tasks, every task counting the same; None without such tasks."""
+        shares = [task["score"] for name, task in self.tasks.items() if self.is_share(name)]
+        return sum(shares) / len(shares) if shares else None

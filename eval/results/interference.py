@@ -3,7 +3,8 @@
 A unit is a domain of the held-out text (bits per byte) or a task (share of items right). `degraded` is the raw
 comparison; `degraded_beyond_noise` asks whether chance explains it: a paired bootstrap over documents for domains, the
 exact McNemar test for tasks whose items are right or wrong, a paired bootstrap over items for tasks whose items are
-shares of samples; all one-sided, with Holm's correction over all units of the comparison.
+other numbers; all one-sided, with Holm's correction over all units of the comparison. A score that is no mean over
+items (F1, perplexity) is compared by the raw number only.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from fusionx.eval.results.statistics import (
 METHOD_NOTE = (
     "Degraded: worse than the baseline by the raw number. Beyond noise: one-sided at level 1 - confidence, paired "
     "bootstrap over documents for domains (at least five documents), exact McNemar test over items for tasks (paired "
-    "bootstrap over items, at least five, where an item is a share of samples), Holm-corrected over all units of a "
-    "comparison."
+    "bootstrap over items, at least five, where an item is another number; a score that is no mean over items is never "
+    "beyond noise), Holm-corrected over all units of a comparison."
 )
 
 UnitKind = Literal["domain", "task"]
@@ -43,11 +44,12 @@ class UnitChange:
 
     Attributes:
         difference: model minus baseline, in bits per byte or share of items.
-        loss: how much worse, as a share: relative bits per byte for a domain, points of accuracy for a task;
-            negative where the model is better.
+        loss: how much worse, as a share: relative bits per byte for a domain, points of accuracy for a task, relative
+            for a task whose score is no share of right answers (`share`); negative where the model is better.
         p_value: one-sided, of no loss; `adjusted_p_value` after Holm's correction.
         interval: of the difference ([low, high], percentile bootstrap) for domains and for tasks that are judged by
             the bootstrap; None for other tasks and where there are too few documents or items.
+        n: items of a task.
     """
 
     name: str
@@ -61,6 +63,8 @@ class UnitChange:
     adjusted_p_value: float
     degraded_beyond_noise: bool
     interval: list[float] | None
+    share: bool = False
+    n: int = 0
 
 
 @dataclass(frozen=True)
@@ -187,23 +191,30 @@ def _task_change(
     name: str, baseline: Evaluation, model: Evaluation, resamples: int, confidence: float, seed: int
 ) -> UnitChange:
     before, after = baseline.tasks[name]["score"], model.tasks[name]["score"]
-    before_items, after_items = baseline.items[name], model.items[name]
+    before_items, after_items = baseline.items.get(name, []), model.items.get(name, [])
     p_value, interval = 1.0, None
-    if {*before_items, *after_items} <= {0, 1}:
-        p_value = mcnemar_p_value(before_items, after_items)
+    sign = 1 if baseline.higher_is_better(name) else -1
+    if len(before_items) != len(after_items):
+        pass  # of one of the two the score is no mean over items
+    elif {*before_items, *after_items} <= {0, 1}:
+        p_value = mcnemar_p_value(*((before_items, after_items) if sign > 0 else (after_items, before_items)))
     elif len(before_items) >= MIN_DOCUMENTS:
         differences = paired_bootstrap_of_means(before_items, after_items, resamples, unit_seed(name, seed))
-        p_value, interval = bootstrap_p_value(-differences), percentile_interval(differences, confidence)
+        p_value, interval = bootstrap_p_value(-sign * differences), percentile_interval(differences, confidence)
+    share = baseline.is_share(name) and model.is_share(name)
+    worse = sign * (before - after)
     return UnitChange(
         name=name,
         kind="task",
         baseline=before,
         model=after,
         difference=after - before,
-        loss=before - after,
-        degraded=after < before,
+        loss=worse if share or not before else worse / abs(before),
+        degraded=worse > 0,
         p_value=p_value,
         adjusted_p_value=p_value,
         degraded_beyond_noise=False,
         interval=interval,
+        share=share,
+        n=len(after_items),
     )

@@ -1,9 +1,12 @@
-"""The few statistics of scores and their differences: pass@k, paired bootstrap, exact McNemar, Holm, Student's t."""
+"""The few statistics of scores and their differences: pass@k, Wilson's interval, paired bootstrap, exact McNemar, Holm,
+Student's t.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -101,6 +104,31 @@ def pass_at_k(samples: int, passed: int, k: int) -> float:
     Chen et al. 2021, "Evaluating Large Language Models Trained on Code", equation 1; k <= samples.
     """
     return 1.0 - math.comb(samples - passed, k) / math.comb(samples, k)
+
+
+def wilson_interval(share: float, count: int, confidence: float) -> list[float]:
+    """Wilson's score interval [low, high] of a share of `count` items (Wilson 1927, JASA 22, 209).
+
+    Never of no width, and never outside 0 to 1, with few items and with none or all of them right, too. Of items that
+    are shares themselves it is an upper bound: nothing from 0 to 1 with this mean scatters more than right and wrong.
+    """
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return [max(0.0, middle - half), min(1.0, middle + half)]
+
+
+def interval_of_mean(values: Sequence[float], intervals: Sequence[Sequence[float]]) -> list[float]:
+    """The interval of the mean of independent figures from their own: what each side is away, root of summed squares.
+
+    Zou and Donner 2008, "Construction of confidence limits about effect measures", Statistics in Medicine 27, 1693.
+    """
+    mean = math.fsum(values) / len(values)
+    below, above = (
+        math.sqrt(math.fsum((value - limits[side]) ** 2 for value, limits in zip(values, intervals, strict=True)))
+        for side in (0, 1)
+    )
+    return [mean - below / len(values), mean + above / len(values)]
 
 
 def mcnemar_p_value(baseline: Sequence[float], model: Sequence[float]) -> float:

@@ -1,11 +1,12 @@
-"""The public benchmarks' tasks as lm-evaluation-harness defines them: which ones, whose data, exactly which prompts.
+"""Tasks of lm-evaluation-harness: whose data, how many worked examples, exactly which prompts, and what is the score.
 
-Running them is `eval.benchmark_runner`'s.
+Which tasks a name stands for is `eval.tasks.harness_index`'s, running them `eval.benchmark_runner`'s.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,44 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from fusionx.contract.config import digest_of
-from fusionx.contract.errors import ConfigError, DataError
+from fusionx.contract.errors import ConfigError, DataError, FusionXError
 from fusionx.contract.extras import import_extra
-from fusionx.eval.config import HarnessBenchmark, HarnessConfig
+from fusionx.eval.config import HarnessConfig
+from fusionx.eval.tasks.harness_index import EXTRA, Found, find_tasks
 
-EXTRA = ("harness", "eval.benchmarks")
 FEW_SHOT_SEED = 1234
 """The harness' own default."""
 
 METRICS = ("acc_norm", "acc", "exact_match")
-"""The first that a task has is its score; `acc_norm` (likelihood per character) is what published tables hold."""
-
-
-@dataclass(frozen=True)
-class Suite:
-    """One benchmark.
-
-    Attributes:
-        folders: where the harness keeps its task files; reading only these takes milliseconds, reading all ten seconds.
-        few_shot: worked examples in front of every question.
-        prefix: what the harness puts before the benchmark's own task names.
-        tasks: the harness' names; all of the folders' where empty.
-    """
-
-    folders: tuple[str, ...]
-    few_shot: int
-    prefix: str = ""
-    tasks: tuple[str, ...] = ()
-
-
-SUITES: dict[HarnessBenchmark, Suite] = {
-    "cs": Suite(
-        folders=("arc", "super_glue/boolq", "hellaswag", "openbookqa", "winogrande"),
-        few_shot=0,
-        tasks=("arc_easy", "arc_challenge", "boolq", "hellaswag", "openbookqa", "winogrande"),
-    ),
-    "bbh": Suite(folders=("bbh/cot_fewshot",), few_shot=3, prefix="bbh_cot_fewshot_"),
-    "mmlu": Suite(folders=("mmlu/default",), few_shot=5, prefix="mmlu_"),
-}
+"""The first that a task has is its score; `acc_norm` (likelihood per character) is what published tables hold. Of a
+task that has none of them it is the first of its own."""
 
 
 @dataclass(frozen=True)
@@ -59,46 +33,135 @@ class HarnessTask:
     """One task with its data, ready to be run.
 
     Attributes:
+        benchmark: what the config calls it, or the group that it is of.
         name: the harness' name.
-        metric: what the score is; 0 or 1 for every item.
+        metric: what the score is; `higher_is_better` says which way.
         task: the harness' own object; its `instances` are the requests to a model.
         prompts_digest: over every request (prompt and continuation, or prompt and generation settings), every right
             answer, the metric and the version of the harness' task: scores of equal digests can be compared.
         version: of the harness.
     """
 
-    benchmark: HarnessBenchmark
+    benchmark: str
     name: str
     metric: str
     task: Any
     prompts_digest: str
     version: str
+    higher_is_better: bool = True
 
 
-def load_benchmarks(benchmarks: Sequence[HarnessBenchmark], config: HarnessConfig) -> list[HarnessTask]:
+def load_benchmarks(benchmarks: Sequence[str], config: HarnessConfig) -> list[HarnessTask]:
     """Every task of the benchmarks, in the harness' order.
 
     Raises:
-        ConfigError: lm-evaluation-harness is not installed, or a task has no local file where `data` is given.
+        ConfigError: lm-evaluation-harness is not installed, there is no such task, a task stands in two benchmarks, may
+            not be run here, or has no local file where `data` is given.
         DataError: a task's data cannot be read, does not fit the task, or has no items.
     """
     with _templates_compiled_once():
-        return [task for benchmark in dict.fromkeys(benchmarks) for task in _load_benchmark(benchmark, config)]
+        found = [(benchmark, one) for benchmark in dict.fromkeys(benchmarks) for one in find_tasks(benchmark, config)]
+        tasks = _load_each(found, config)
+    of: dict[str, str] = {}
+    for task in tasks:
+        if of.setdefault(task.name, task.benchmark) != task.benchmark:
+            raise ConfigError(
+                "A task stands in two benchmarks.",
+                field="eval.benchmarks",
+                found=f"{task.name} in {of[task.name]} and in {task.benchmark}",
+                remedy="leave one of the two out",
+            )
+    if unknown := set(config.few_shot) - {*benchmarks, *of}:
+        raise ConfigError(
+            "A number of worked examples is of no task.",
+            field="eval.harness.few_shot",
+            found=", ".join(sorted(unknown)),
+            expected="tasks, or names of eval.benchmarks",
+        )
+    return tasks
 
 
-def _load_benchmark(benchmark: HarnessBenchmark, config: HarnessConfig) -> Iterator[HarnessTask]:
-    suite = SUITES[benchmark]
-    manager = _task_manager(suite)
-    for name in suite.tasks or manager.all_subtasks:
-        definition = manager.task_index[name].cfg
-        changes: dict[str, Any] = {"num_fewshot": suite.few_shot}
-        if config.data is not None:
-            folder = Path(config.data) / benchmark
-            changes |= local_data(folder, name.removeprefix(suite.prefix), definition, suite.few_shot)
-        if config.max_gen_toks is not None and "generation_kwargs" in definition:
-            settings = {**definition["generation_kwargs"], "max_gen_toks": config.max_gen_toks}
-            changes["generation_kwargs"] = settings
-        yield _load_task(manager, benchmark, name, changes, config.limit)
+def _load_each(found: Sequence[tuple[str, Found]], config: HarnessConfig) -> list[HarnessTask]:
+    """All tasks, or one error that names all those that cannot be loaded."""
+    tasks: list[HarnessTask] = []
+    failed: dict[str, FusionXError] = {}
+    sources: set[str] = set()  # data sets that could not be had: trying each again could take minutes without a network
+    for benchmark, one in found:
+        source = str((one.definition or {}).get("dataset_path", one.spec))
+        if config.data is None and source in sources:
+            failed[one.spec] = next(iter(failed.values()))
+            continue
+        try:
+            tasks += _load(benchmark, one, config)
+        except FusionXError as error:
+            failed[one.spec] = error
+            sources.add(source)
+    if not failed:
+        return tasks
+    first = next(iter(failed.values()))
+    if len(failed) == 1:
+        raise first
+    details = {**first.details, "field": f"{len(failed)} tasks: {', '.join(failed)}"}
+    raise type(first)(f"{first.problem} The first of several:", **details)
+
+
+def _load(benchmark: str, found: Found, config: HarnessConfig) -> list[HarnessTask]:
+    definition = found.definition
+    few_shot = config.few_shot.get(found.spec, config.few_shot.get(benchmark, found.few_shot))
+    changes: dict[str, Any] = {}
+    if config.data is not None and definition is not None and not _has_own_data(definition):
+        shown = definition.get("num_fewshot") if few_shot is None else few_shot
+        changes = local_data(Path(config.data) / benchmark, found.local_name, definition, shown or 0)
+    # A group of one: the harness' way to load a task with changes to its definition.
+    spec = found.spec if definition is None else {"group": benchmark, "task": [{"task": found.spec, **changes}]}
+    data = changes.get("dataset_kwargs", {}).get("data_files") or (definition or {}).get("dataset_path", found.spec)
+    try:
+        loaded = found.manager.load(spec)["tasks"]
+    except Exception as error:  # datasets, the hub's client and the harness raise many kinds
+        raise bad_data(found.local_name if definition is None else found.spec, data, error) from error
+    tasks = []
+    for name, task in loaded.items():
+        _check_runnable(name, task)
+        number = config.few_shot.get(name, few_shot)
+        if number is not None or task.get_config("num_fewshot") is None:
+            task.set_config("num_fewshot", number or 0)
+        tasks.append(_prepared(benchmark, name, task, data, config))
+    return tasks
+
+
+def _has_own_data(definition: Mapping[str, Any]) -> bool:
+    """Whether a task says itself which files it reads, or is a class that does."""
+    own = definition.get("dataset_kwargs") or {}
+    place = definition.get("dataset_path")
+    return place is None or "data_files" in own or "data_dir" in own or Path(str(place)).is_dir()
+
+
+def _check_runnable(name: str, task: Any) -> None:
+    for flag, problem, remedy in (
+        ("UNSAFE_CODE", "A task runs programs that the models write, outside a sandbox.", "the benchmark me has one"),
+        ("MULTIMODAL", "A task shows pictures or plays sounds.", "leave it out"),
+    ):
+        if getattr(task, flag, False):
+            raise ConfigError(problem, field="eval.benchmarks", found=name, remedy=remedy)
+
+
+def _prepared(benchmark: str, name: str, task: Any, data: Any, config: HarnessConfig) -> HarnessTask:
+    if config.max_gen_toks is not None and task.OUTPUT_TYPE == "generate_until":
+        task.set_config("generation_kwargs", {"max_gen_toks": config.max_gen_toks}, update=True)
+    limit = config.limit
+    try:
+        task.set_fewshot_seed(FEW_SHOT_SEED)
+        task.build_all_requests(limit=limit)
+        answers = [[task.doc_to_text(doc), task.doc_to_target(doc)] for _, doc in task.doc_iterator(limit=limit)]
+    except Exception as error:  # the harness' templates raise many kinds
+        raise bad_data(name, data, error) from error
+    metric = next((metric for metric in METRICS if metric in task.aggregation()), next(iter(task.aggregation())))
+    requests = [instance.args for instance in task.instances]
+    # What is no JSON (a date in a table) counts as its text.
+    content = json.loads(json.dumps([name, str(task.VERSION), metric, answers, requests], default=str))
+    higher = bool(task.higher_is_better().get(metric, True))
+    version = importlib.metadata.version("lm_eval")
+    return HarnessTask(benchmark, name, metric, task, digest_of(content), version, higher)
 
 
 @contextmanager
@@ -110,12 +173,6 @@ def _templates_compiled_once() -> Iterator[None]:
         yield
     finally:
         del environment.from_string  # the class has its own
-
-
-def _task_manager(suite: Suite) -> Any:
-    tasks = import_extra("lm_eval.tasks", *EXTRA)
-    root = Path(tasks.__file__).parent
-    return tasks.TaskManager(include_path=[root / folder for folder in suite.folders], include_defaults=False)
 
 
 def local_data(folder: Path, name: str, definition: Mapping[str, Any], few_shot: int) -> dict[str, Any]:
@@ -170,24 +227,6 @@ def split_files(folder: Path, split: str, expected: str) -> list[Path]:
         expected=expected,
         remedy="put the file there, or leave eval.harness.data out to read the hub",
     )
-
-
-def _load_task(
-    manager: Any, benchmark: HarnessBenchmark, name: str, changes: Mapping[str, Any], limit: int | None
-) -> HarnessTask:
-    data = changes.get("dataset_kwargs", {}).get("data_files") or manager.task_index[name].cfg["dataset_path"]
-    try:
-        # A group of one: the harness' way to load a task with changes to its definition.
-        task = manager.load({"group": benchmark, "task": [{"task": name, **changes}]})["tasks"][name]
-        task.set_fewshot_seed(FEW_SHOT_SEED)
-        task.build_all_requests(limit=limit)
-        answers = [[task.doc_to_text(doc), task.doc_to_target(doc)] for _, doc in task.doc_iterator(limit=limit)]
-    except Exception as error:  # datasets, the hub's client and the harness' templates raise many kinds
-        raise bad_data(name, data, error) from error
-    metric = next(metric for metric in METRICS if metric in task.aggregation())
-    requests = [instance.args for instance in task.instances]
-    digest = digest_of([name, str(task.VERSION), metric, answers, requests])
-    return HarnessTask(benchmark, name, metric, task, digest, importlib.metadata.version("lm_eval"))
 
 
 def bad_data(name: str, data: Any, error: BaseException) -> DataError:

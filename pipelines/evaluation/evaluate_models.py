@@ -14,7 +14,7 @@ from fusionx.contract.models.place import loadable
 from fusionx.contract.progress import clock
 from fusionx.contract.shards.manifest import read_manifest
 from fusionx.contract.shards.parts import read_part
-from fusionx.eval.benchmark_runner import check_benchmarks, run_benchmarks
+from fusionx.eval.benchmark_runner import load_benchmark_tasks, run_benchmarks
 from fusionx.eval.config import EvalConfig
 from fusionx.eval.evaluate import evaluate_model
 from fusionx.eval.report.inputs import STEPS
@@ -53,12 +53,12 @@ def evaluate_all(config: FusionConfig, layout: Layout) -> int:
     """
     refuse_object_store(layout)
     load_tasks(config.eval)  # what the config asks for comes before what is not there yet
-    check_benchmarks(config.eval)
+    tasks = load_benchmark_tasks(config.eval) if config.eval.benchmarks else []
     chunks = held_out_chunks(layout, config.eval.split)
     models = list(all_models(config, layout, finished_jobs(config, layout)))
     made = evaluate_each(models, chunks, config.eval)
-    if config.eval.benchmarks:
-        made += run_benchmarks([item.model for item in models], config.eval, layout.benchmarks)
+    if tasks:
+        made += run_benchmarks([item.model for item in models], config.eval, layout.benchmarks, tasks=tasks)
     return made
 
 

@@ -10,11 +10,12 @@ from typing import Any
 
 from fusionx.contract.files.storage import join, write_bytes
 from fusionx.eval.report.pages import finite, markdown_table
-from fusionx.eval.report.summary import INTERVAL_CONFIDENCE, SUBJECT, over_seeds
+from fusionx.eval.report.summary import SUBJECT
 from fusionx.eval.report.tables.cells import MISSING, Cell, Table
 from fusionx.eval.report.verdict import signed_percent
 from fusionx.eval.results.evaluation import Evaluation
 from fusionx.eval.results.interference import compare
+from fusionx.eval.results.over_seeds import INTERVAL_CONFIDENCE, over_seeds
 from fusionx.pipelines.config import FusionConfig
 from fusionx.pipelines.study.outcomes import TrainingCourse
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from fusionx.contract.files.storage import join, write_bytes
 from fusionx.eval.report.pages import finite, markdown_table
-from fusionx.eval.report.summary import INTERVAL_CONFIDENCE
 from fusionx.eval.report.tables.cells import MISSING, Cell, Table
 from fusionx.eval.report.verdict import signed_percent
+from fusionx.eval.results.over_seeds import INTERVAL_CONFIDENCE
 from fusionx.pipelines.study.figures import figures
 from fusionx.pipelines.study.results import BASELINES
 

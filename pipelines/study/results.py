@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fusionx.eval.report.figures.canvas import mean_shares
-from fusionx.eval.report.summary import over_seeds
+from fusionx.eval.results.over_seeds import over_seeds
 from fusionx.pipelines.study.grids import Cell, Labels, Study
 from fusionx.pipelines.study.outcomes import TrainingCourse
 from fusionx.train.config import TrainJob

@@ -195,6 +195,11 @@ def _finish_bars(figure: Any, axes: Any, label: str) -> None:
     figure.legend(loc="outside upper left", ncols=2)
 
 
+def _is_drawn(unit: Mapping[str, Any], kind: str) -> bool:
+    """A skill whose score is no share of right answers has no place on an axis of points."""
+    return unit["kind"] == kind and (kind == "domain" or unit["share"])
+
+
 def change_bars(results: Mapping[str, Any], kind: str, step: Step, section: str, against: str) -> Plot | None:
     """Bars per domain or task: the change against the original target, one bar per method; None without such units.
 
@@ -203,7 +208,7 @@ def change_bars(results: Mapping[str, Any], kind: str, step: Step, section: str,
     """
     found = results["interference"]
     by_method = {
-        method: {unit["name"]: unit for unit in found[method][step]["units"] if unit["kind"] == kind}
+        method: {unit["name"]: unit for unit in found[method][step]["units"] if _is_drawn(unit, kind)}
         for method in found
     }
     by_method = {method: units for method, units in by_method.items() if units}

@@ -8,9 +8,9 @@ from typing import Any
 from fusionx.eval.report.inputs import STEPS, TARGET, Step, method_label
 from fusionx.eval.report.summary import GROUPS, SUBJECT, claim_group
 from fusionx.eval.report.tables.cells import MISSING, Cell, Section, Table, percent
+from fusionx.eval.report.tables.units import STEP_WORDS, interval_text
 from fusionx.eval.report.verdict import number, signed_percent
-
-STEP_WORDS = {"best": "at each method's best step", "last": "at the last step"}
+from fusionx.eval.results.task_scores import ALL
 
 
 def overview(results: Mapping[str, Any]) -> Section:
@@ -21,6 +21,8 @@ def overview(results: Mapping[str, Any]) -> Section:
         _best_step_note(results),
         "± is the standard deviation over seeds." if _many_seeds(results) else "One seed per method: no spread.",
     ]
+    if results["tasks"]["groups"]:
+        notes[-1] += " Behind the share of skills right stands its 95 % interval over the items."
     return Section("overview", "Results", notes, [_headline(results, "best"), _headline(results, "last")])
 
 
@@ -91,7 +93,12 @@ def _skill_cell(results: Mapping[str, Any], method: str, step: Step) -> Cell:
     spread = results["methods"][method]["spread"][step]
     if value is None:
         return Cell(MISSING, tone="muted")
-    return Cell(percent(value), f"±{spread['skill_accuracy'] * 100:.1f}" if spread else "")
+    tasks = results["tasks"]
+    of_items = (tasks["models"][TARGET] if method == TARGET else tasks["methods"][method][step])["groups"][ALL]
+    details = [interval_text(of_items["interval"], share=True)]
+    if spread:
+        details.insert(0, f"±{spread['skill_accuracy'] * 100:.1f}")
+    return Cell(percent(value), "; ".join(details))
 
 
 def _counts_cell(results: Mapping[str, Any], method: str, step: Step, key: str) -> Cell:
@@ -99,53 +106,6 @@ def _counts_cell(results: Mapping[str, Any], method: str, step: Step, key: str) 
     if counts is None:
         return Cell(MISSING, tone="muted")
     return Cell(number(counts["degraded"]), f"{number(counts['degraded_beyond_noise'])} beyond noise")
-
-
-def per_domain(results: Mapping[str, Any]) -> Section:
-    notes = [
-        "Bits per byte per domain, and the change against the original target. Domains marked “absent” are not in the "
-        "continual corpus: what is lost there is forgotten knowledge. Red: worse than the original target beyond noise "
-        "in at least half of the seeds."
-    ]
-    tables = [_unit_table(results, "domain", step) for step in STEPS]
-    return Section("domains", "Every domain", notes, tables)
-
-
-def skills(results: Mapping[str, Any]) -> Section | None:
-    if not results["methods"][TARGET]["mean"]["best"]["tasks"]:
-        return None
-    notes = [
-        "Share of items answered exactly right, greedily decoded (of a benchmark with choices: where the likeliest one "
-        "is right), and the change in points."
-    ]
-    return Section("skills", "Every skill", notes, [_unit_table(results, "task", step) for step in STEPS])
-
-
-def _unit_table(results: Mapping[str, Any], kind: str, step: Step) -> Table:
-    methods = [method for method in results["methods"] if method != TARGET]
-    start = results["methods"][TARGET]["mean"][step]["domains" if kind == "domain" else "tasks"]
-    by_method = {
-        method: {unit["name"]: unit for unit in results["interference"][method][step]["units"] if unit["kind"] == kind}
-        for method in methods
-    }
-    absent = results["domains"]["absent"] if kind == "domain" else []
-    rows = []
-    for name in sorted(start, key=lambda name: (name in absent, name)):
-        first = Cell(name, "absent" if name in absent else "")
-        baseline = f"{start[name]['bits_per_byte']:.4f}" if kind == "domain" else percent(start[name])
-        rows.append([first, Cell(baseline), *(unit_cell(by_method[method][name]) for method in methods)])
-    header = ["Domain" if kind == "domain" else "Skill", *(method_label(method) for method in [TARGET, *methods])]
-    caption = f"{'Bits per byte' if kind == 'domain' else 'Accuracy'} {STEP_WORDS[step]}"
-    return Table(caption, header, rows, folded=step == "last")
-
-
-def unit_cell(unit: Mapping[str, Any]) -> Cell:
-    """A domain or task under one model: its figure, and the change against the original target."""
-    worse = unit["degraded_beyond_noise_seeds"] * 2 >= unit["seeds"]
-    if unit["kind"] == "domain":
-        return Cell(f"{unit['model']:.4f}", signed_percent(unit["loss"]), "worse" if worse else "")
-    points = f"{unit['difference'] * 100:+.1f}".replace("-", "−")
-    return Cell(percent(unit["model"]), points, "worse" if worse else "")
 
 
 def interference(results: Mapping[str, Any]) -> Section | None:

@@ -8,8 +8,9 @@ from typing import Any
 from fusionx.eval.report.tables.alignment import alignment
 from fusionx.eval.report.tables.cells import Section
 from fusionx.eval.report.tables.costs import stages, tuning
-from fusionx.eval.report.tables.methods import interference, overview, per_domain, selection, skills
+from fusionx.eval.report.tables.methods import interference, overview, selection
 from fusionx.eval.report.tables.sources import ensembles, sources
+from fusionx.eval.report.tables.units import per_domain, skills
 
 
 def sections(results: Mapping[str, Any]) -> list[Section]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -31,12 +32,18 @@ def test_generated_code_runs_only_with_the_flag(root: Path) -> None:
 
 
 @pytest.mark.usefixtures("sandbox")
-def test_a_missing_toolchain_is_told_before_anything_else(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_toolchain_is_told_before_anything_else(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(languages_module.shutil, "which", lambda name: None)
     missing = run_eval(root, "--run-generated-code", "--set", "eval.code.languages=[rs]")
     assert missing.exit_code == 2
     assert "no rustc on the PATH" in missing.output
-    # With the toolchain there the command goes on, to what this empty folder lacks.
-    allowed = run_eval(root, "--run-generated-code", "--set", "eval.code.languages=[py]")
+    # With the toolchain and the problems there the command goes on, to what this empty folder lacks.
+    problem = {"name": "one", "prompt": "def f():\n", "tests": "assert f()", "stop_tokens": []}
+    (tmp_path / "me").mkdir()
+    (tmp_path / "me" / "humaneval-py.jsonl").write_text(json.dumps(problem))
+    here = ("--set", f"eval.harness.data={tmp_path}", "--set", "eval.code.languages=[py]")
+    allowed = run_eval(root, "--run-generated-code", *here)
     assert allowed.exit_code not in (0, 2)
     assert "out/chunks/manifest.json" in allowed.output

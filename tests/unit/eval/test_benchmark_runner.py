@@ -14,6 +14,7 @@ import torch
 
 import fusionx.eval.benchmark_runner as harness_module
 from fusionx.contract.errors import ConfigError, DataError
+from fusionx.contract.files.sealed import write_sealed
 from fusionx.eval.benchmark_runner import run_benchmarks
 from fusionx.eval.config import EvalConfig, HarnessConfig
 from fusionx.eval.evaluate import evaluate_model
@@ -21,7 +22,8 @@ from fusionx.eval.models.loaded_model import load_model
 from fusionx.eval.results.benchmark_scores import BenchmarkScores
 from fusionx.eval.results.evaluation import Evaluation
 from fusionx.eval.results.interference import compare
-from fusionx.eval.tasks.harness_tasks import SUITES, load_benchmarks
+from fusionx.eval.tasks.harness_index import SUITES
+from fusionx.eval.tasks.harness_tasks import load_benchmarks
 
 pytest.importorskip("lm_eval")
 
@@ -341,7 +343,7 @@ def test_bad_models_and_files_are_named(
     with pytest.raises(ConfigError, match="do not fit the model's context") as caught:
         run_benchmarks([model_folders["gpt2"]], config_of(data, "bbh", max_gen_toks=96), output)
     assert caught.value.details["expected"] == "less than 96"
-    output.write_text('{"models": {"a": {}}}')
+    write_sealed(output, {"models": {"a": {}}})
     with pytest.raises(DataError, match="no benchmark scores"):
         run_benchmarks(models, config_of(data, "cs"), output)
 

@@ -21,6 +21,7 @@ import fusionx.eval.benchmark_runner as harness_module
 import fusionx.eval.code.problems as tasks_module
 import fusionx.eval.code.scoring as scores_module
 from fusionx.contract.errors import ConfigError, DataError
+from fusionx.contract.files.sealed import read_sealed, write_sealed
 from fusionx.eval.benchmark_runner import run_benchmarks
 from fusionx.eval.code.languages import Toolchain
 from fusionx.eval.code.problems import CodeTask, load_code_tasks
@@ -251,9 +252,9 @@ def test_a_real_model_is_scored_and_resumed(
         with pytest.raises(TypeError):
             run_benchmarks(models, other, output)
     # A finished language is kept while the missing ones are run.
-    content = json.loads(before)
+    content = read_sealed(output, "")
     del content["models"][str(models[0])]["tasks"]["humaneval-sh"]
-    output.write_text(json.dumps(content))
+    write_sealed(output, content)
     monkeypatch.setattr(harness_module, "load_model", load_model)
     assert run_benchmarks(models, config, output) == 1
     assert json.loads(output.read_text()) == json.loads(before)

@@ -10,6 +10,7 @@ from fusionx.eval.report.card_section import HEADING, evaluation_section, with_e
 from fusionx.eval.report.inputs import STEPS, Step
 from fusionx.eval.report.pages import ReportInputs
 from fusionx.eval.report.summary import summarize
+from fusionx.eval.results.statistics import wilson_interval
 
 CARD = "---\ntags: [a]\n---\n\n# A model\n\n## Training\n\nSteps.\n"
 
@@ -28,7 +29,12 @@ def test_it_tells_this_models_own_figures(make_inputs: Callable[..., ReportInput
         assert f"| {start['domains'][name]['bits_per_byte']:.4f} | {figures['bits_per_byte']:.4f} (" in row
     for name, score in own["tasks"].items():
         (row,) = [line for line in lines if line.startswith(f"| {name} |")]
-        assert f"| {100 * start['tasks'][name]:.1f} % | {100 * score:.1f} % (" in row
+        n, before = results["tasks"]["tasks"][name]["n"], start["tasks"][name]
+        was, now = (
+            " to ".join(f"{100 * limit:.1f}" for limit in wilson_interval(share, n, 0.95)) for share in (before, score)
+        )
+        assert f"| {100 * before:.1f} % ({was}) | {100 * score:.1f} % (" in row
+        assert row.endswith(f"; {now}) |")
     counts = results["interference"]["fusionx"][step]["per_seed"][str(seed)]
     assert f"{counts['degraded']} of {counts['units']} domains and tasks" in section
     assert f"{own['groups']['corpus']['bits_per_byte']:.4f}" in section

@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusionx.cli.main import main
+from fusionx.contract.files.sealed import read_sealed, write_sealed
 from fusionx.eval.report.interference_report import paired_seeds, ratio_of_means
 from fusionx.eval.report.pages import ReportInputs
 from fusionx.eval.report.summary import ONE_SEED, summarize
@@ -51,7 +52,7 @@ def written(inputs: ReportInputs, tmp_path_factory: pytest.TempPathFactory) -> P
 
 def save(evaluation: Evaluation, path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(evaluation)))
+    write_sealed(path, asdict(evaluation))
     return str(path)
 
 
@@ -257,8 +258,8 @@ def test_evaluations_that_differ_are_refused_by_their_files(
         (["ct", "fusionx"], 2, ["original target", "3 seeds"]),
         (["models/target.json", "ct", "--ct", "nobody"], 2, ["--ct", "nobody", "expected: ct"]),
         (["models/target.json", "ct", "--fusellm", "target"], 2, ["--fusellm", "target"]),
-        (["models/target.json", "broken.json"], 1, ["not an evaluation", "broken.json"]),
-        (["models/target.json", "list.json"], 1, ["not an evaluation", "list.json"]),
+        (["models/target.json", "broken.json"], 1, ["no JSON", "broken.json"]),
+        (["models/target.json", "list.json"], 1, ["no checksum", "list.json"]),
         (["models/target.json", "words.json"], 1, ["not an evaluation", "words.json", "domains.", "bits_per_byte"]),
         (["models/target.json", "ct", "--benchmarks", "words.json"], 1, ["no benchmark scores", "field:    format"]),
         (["models/target.json", "=ct"], 2, ["no name", "NAME=PATH"]),
@@ -267,9 +268,9 @@ def test_evaluations_that_differ_are_refused_by_their_files(
 def test_bad_input_is_named(arguments: list[str], code: int, words: list[str], written: Path) -> None:
     (written / "broken.json").write_text('{"model": "m"')
     (written / "list.json").write_text('["model"]')
-    target = json.loads((written / "models/target.json").read_text())
+    target = read_sealed(written / "models/target.json", "")
     next(iter(target["domains"].values()))["bits_per_byte"] = "low"
-    (written / "words.json").write_text(json.dumps(target))
+    write_sealed(written / "words.json", target)
     refused = report(written, *arguments)
     assert refused.exit_code == code, refused.output
     assert all(word in refused.stderr for word in words), refused.stderr
