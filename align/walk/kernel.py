@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from fusionx.align.jit import uncounted
-from fusionx.align.walk.look_up import beginning, first_question, reach, slot_of
+from fusionx.align.walk.look_up import beginning, key_of, may_extend, reach
 from fusionx.align.walk.state import (
     EXACT_BOUNDARY,
     FIRST_SURVIVOR,
@@ -21,12 +21,13 @@ from fusionx.align.walk.state import (
     LEAST,
     MET,
     MOST_ALTERNATIVES,
+    NO_TOKEN,
     NOT_ALIGNED,
     NOTHING_COMPATIBLE,
     OFFSET,
     SURVIVORS,
 )
-from fusionx.align.walk.steps import at_the_end, fill_in, from_boundary, give, go_on, look_over, may_extend, on_the_way
+from fusionx.align.walk.steps import at_the_end, fill_in, from_boundary, give, go_on, look_over, on_the_way
 
 
 @uncounted
@@ -184,7 +185,7 @@ def walk(target, source, said, own, fill, tables, known, k, trail, walked, scrat
                             and tables.source_lengths[s] > 0
                             and tables.target.child_start[node] < tables.target.child_start[node + 1]
                         ):
-                            stay = at_the_end(tables, known, scratch, trail, said, own, fill, step, x, mass, s)
+                            stay = at_the_end(tables, scratch, trail, said, own, fill, step, x, mass, s)
                             mass *= stay
                         break
                     length = source.ends[j] - b + target_shift
@@ -193,9 +194,7 @@ def walk(target, source, said, own, fill, tables, known, k, trail, walked, scrat
                     if spelled and node > 0 and tables.source_lengths[s] == source.ends[j + 1] - source.ends[j]:
                         at = source.ends[j]
                         written = source.ids[j] if tables.source_lengths[source.ids[j]] else np.int64(-1)
-                        on_the_way(
-                            tables, known, scratch, trail, said, own, fill, step, x, e, at, mass, node, length, written
-                        )
+                        on_the_way(tables, scratch, trail, said, own, fill, step, x, e, at, mass, node, length, written)
                 tail = own.tail[j] * mass
                 mass *= own.prob[j]
             # Inside a source token x may have come of the stored tail, too: of as much as of the vocabulary begins so.
@@ -223,39 +222,40 @@ def walk(target, source, said, own, fill, tables, known, k, trail, walked, scrat
 
 
 @uncounted
-def questions(target, source, said, own, tables, known, keys):  # type: ignore[no-untyped-def]
-    """The continuations that `walk` will look up and that `known` lacks: fills `keys`, a table of open addressing, as
-    far as it is not more than half full, and returns how many there are."""
-    found = 0
+def questions(target, source, said, own, tables, keys):  # type: ignore[no-untyped-def]
+    """Fills `own.leads` as far as the tries tell. Where the target's tokenizer has to, it is `NO_TOKEN` so far, and the
+    key of what to look up goes to `keys`, int64 with room for every entry; returns how many."""
+    size = 0
     for row in range(len(target.rows) - 1):
         first_source, end_source = source.rows[row], source.rows[row + 1]
         j = first_source
         for position in range(target.rows[row], target.rows[row + 1]):
             x, e = target.ids[position], target.ends[position]
             b = 0 if position == target.rows[row] else target.ends[position - 1]
-            length = tables.target_lengths[x]
+            length, goes_on = tables.target_lengths[x], tables.goes_on[x]
             while j < end_source and source.ends[j] <= b:
                 j += 1
             while j + 1 < end_source and source.ends[j] <= e:
-                if e > b:
-                    ending = source.ends[j] == e
-                    spelled = length - (e - source.ends[j])
-                    node = beginning(tables, target, position, spelled) if spelled > 0 else np.int32(0)
-                    s = source.ids[j]
-                    if node > 0 and (not ending or source.ends[j + 1] > e):
-                        for entry in range(said.starts[j], said.starts[j + 1]):
-                            u = said.ids[entry]
-                            if entry == own.entry[j] or tables.source_lengths[u] == 0:
-                                continue
-                            reached, hit = reach(tables, node, u)
-                            if ending and (tables.source_lengths[s] == 0 or not may_extend(tables, s, u, reached, hit)):
-                                continue
-                            key, _ = first_question(tables, node, u, reached, hit)
-                            if key < 0 or known.keys[slot_of(known.keys, key)] == key:
-                                continue
-                            slot = slot_of(keys, key)
-                            if keys[slot] < 0 and 2 * found < len(keys):
-                                keys[slot] = key
-                                found += 1
+                ending, s = source.ends[j] == e, source.ids[j]
+                spelled = length - (e - source.ends[j])
+                node = beginning(tables, target, position, spelled) if e > b and spelled > 0 else np.int32(0)
+                if node > 0 and (not ending or (source.ends[j + 1] > e and tables.source_lengths[s] > 0)):
+                    for entry in range(said.starts[j], said.starts[j + 1]):
+                        u = said.ids[entry]
+                        follows = tables.source_byte[u]
+                        if ending and not (goes_on[follows >> 6] >> np.uint64(follows & 63)) & np.uint64(1):
+                            continue
+                        if entry == own.entry[j] or tables.source_lengths[u] == 0:
+                            continue
+                        reached, hit = reach(tables, node, u)
+                        if ending and not may_extend(tables, s, u, reached, hit):
+                            continue
+                        if reached >= 0 and tables.target.token[reached] >= 0:
+                            own.leads[entry] = tables.target.token[reached]
+                            continue
+                        # Where no token goes on as u does, it is among those of the beginning alone.
+                        own.leads[entry] = NO_TOKEN
+                        keys[size] = key_of(tables, node, u if hit else len(tables.written) - 1)
+                        size += 1
                 j += 1
-    return found
+    return size

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fusionx.align.walk.byte_trie import ByteTrie, byte_trie
-from fusionx.align.walk.look_up import insert
-from fusionx.align.walk.state import Continuations, Tables
+from fusionx.align.walk.look_up import first_continuations, insert
+from fusionx.align.walk.state import NOT_MET, Continuations, Tables
 from fusionx.align.walk.written import Writer
 from fusionx.contract.shards.parts import Ragged
 from fusionx.contract.tokens.encoder import Encoder
@@ -64,8 +64,17 @@ class Lexicon:
         """Those known so far."""
         return Continuations(self._keys, self._row, self._starts, self._ids)
 
-    def learn(self, keys: npt.NDArray[np.int64]) -> None:
-        """Asks the target's tokenizer for continuations that are not known yet; `keys` int64, distinct."""
+    def first_continuations(self, keys: npt.NDArray[np.int64]) -> Int32:
+        """The first target token of every key, `NO_TOKEN` where there is none; of those not known yet the target's
+        tokenizer is asked."""
+        tokens = np.empty(len(keys), np.int32)
+        first_continuations(self.continuations, keys, tokens)
+        if (tokens == NOT_MET).any():
+            self._learn(np.unique(keys[tokens == NOT_MET]))
+            first_continuations(self.continuations, keys, tokens)
+        return tokens
+
+    def _learn(self, keys: npt.NDArray[np.int64]) -> None:
         nodes, tokens = np.divmod(keys, self.source.table.size + 1)
         pieces = [*self.source.table.filled_bytes, b""]
         beginning = self.tables.target.beginning

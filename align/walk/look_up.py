@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fusionx.align.jit import uncounted
+from fusionx.align.walk.state import NO_TOKEN, NOT_MET
 
 
 @uncounted
@@ -98,6 +99,18 @@ def continuation(tables, known, node, u, which):  # type: ignore[no-untyped-def]
 
 
 @uncounted
+def first_continuations(known, keys, tokens):  # type: ignore[no-untyped-def]
+    """Fills `tokens`, int32, with the first target token of every key, `NO_TOKEN` where there is none, `NOT_MET` where
+    that is not known."""
+    for at in range(len(keys)):
+        slot = slot_of(known.keys, keys[at])
+        tokens[at] = NOT_MET
+        if known.keys[slot] >= 0:
+            start, stop = known.starts[known.row[slot]], known.starts[known.row[slot] + 1]
+            tokens[at] = known.ids[start] if start < stop else NO_TOKEN
+
+
+@uncounted
 def reach(tables, node, u):  # type: ignore[no-untyped-def]
     """Follows source token u from a target token's beginning; returns as `follow`."""
     source = tables.source
@@ -105,13 +118,16 @@ def reach(tables, node, u):  # type: ignore[no-untyped-def]
 
 
 @uncounted
-def first_question(tables, node, u, reached, hit):  # type: ignore[no-untyped-def]
-    """What has to be asked for the first target token of beginning `node` and source token `u`, which has `reached` and
-    `hit` (see `reach`): the key, or -1 and the answer."""
-    if reached >= 0 and tables.target.token[reached] >= 0:
-        return np.int64(-1), tables.target.token[reached]
-    # No token goes on from this beginning as u does: the token is among those of the beginning alone.
-    return key_of(tables, node, u if hit else len(tables.written) - 1), np.int32(-1)
+def may_extend(tables, s, u, reached, hit):  # type: ignore[no-untyped-def]
+    """Whether u after x, whose last source token is s, makes another, longer target token of it. reached, hit: see
+    `reach`, from x on."""
+    source = tables.source
+    if reached < 0 and not hit:
+        return False
+    _, written_otherwise = follow(
+        source, source.path[source.starts[s + 1] - 1], source.bytes, source.starts[u], source.starts[u + 1]
+    )
+    return not written_otherwise
 
 
 @uncounted

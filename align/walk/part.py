@@ -11,11 +11,9 @@ from fusionx.align.half import half_logs, probability_of_bits
 from fusionx.align.jit import compiled
 from fusionx.align.walk.kernel import questions, walk
 from fusionx.align.walk.lexicon import Lexicon
-from fusionx.align.walk.state import LEAST, OwnPath, Said, Scratch, Tokens, Trail, Walked
+from fusionx.align.walk.state import LEAST, NO_TOKEN, NOT_MET, OwnPath, Said, Scratch, Tokens, Trail, Walked
 from fusionx.contract.shards.codec import Distributions
 from fusionx.contract.shards.parts import Ragged
-
-_FIRST_QUESTIONS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -59,17 +57,10 @@ class PartWalk:
         self._target, self._source = _tokens(target_ids, target_ends), _tokens(source_ids, source_ends)
         self._said = spoken(said, len(lexicon.tables.source_lengths))
         self._own = _own_path(self._said, self._source, token_nll)
+        keys = np.empty(len(self._said.ids), np.int64)  # of which little is used
+        asked = questions(self._target, self._source, self._said, self._own, self._tables, keys)
         lexicon.tidy()
-        size = _FIRST_QUESTIONS
-        while True:
-            asked = np.full(size, -1, np.int64)
-            inputs = (self._target, self._source, self._said, self._own, self._tables, lexicon.continuations)
-            found = questions(*inputs, asked)
-            if found:
-                lexicon.learn(np.sort(asked[asked >= 0]))
-            if 2 * found < size:
-                break
-            size *= 4
+        self._own.leads[self._own.leads == NO_TOKEN] = lexicon.first_continuations(keys[:asked])
         self._known = lexicon.continuations
 
     def distributions(self, fill: Said | None, k: int, trail: Trail | None = None) -> WalkedPart:
@@ -133,7 +124,10 @@ def _scaled(starts, bits, tail, probability):  # type: ignore[no-untyped-def]
 def _own_path(said: Said, source: Tokens, token_nll: npt.NDArray[np.floating]) -> OwnPath:
     size = len(source.ids)
     own = OwnPath(
-        np.maximum(np.exp(-token_nll.astype(np.float64)), LEAST), np.full(size, -1, np.int64), said.tail.copy()
+        np.maximum(np.exp(-token_nll.astype(np.float64)), LEAST),
+        np.full(size, -1, np.int64),
+        said.tail.copy(),
+        np.full(len(said.ids), NOT_MET, np.int32),
     )
     _find_own(said, source, own)
     return own

@@ -45,11 +45,14 @@ class OwnPath(NamedTuple):
 
     prob: float64 [S], its exact probability. entry: int64 [S], where it stands among the entries, -1 where it does not.
     tail: float32 [S], what is outside the entries and is not the own token's.
+    leads: int32, one for every entry of the source's: within a target token and at its end, the first token that the
+        target writes for its bytes so far and the entry; `NO_TOKEN`; `NOT_MET` for an entry that says nothing there.
     """
 
     prob: Float64
     entry: Int64
     tail: Float32
+    leads: Int32
 
 
 class Tables(NamedTuple):
@@ -190,6 +193,8 @@ class Scratch(NamedTuple):
 MET, OFFSET, SURVIVORS, FIRST_SURVIVOR, LONGER = 0, 1, 2, 3, 4
 """Of `Scratch.numbers`: target tokens met, the offset of `place`, alternatives that agree with x, their first row, the
 fill-in's entries in `longer`."""
+NOT_MET, NO_TOKEN = -1, -2
+"""Of `OwnPath.leads`."""
 LEAST = 1e-37
 """A probability that fp16 logarithms and float32 still hold; no next token gets less."""
 MOST_MET = 1 << 13

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from fusionx.align.jit import uncounted
-from fusionx.align.walk.look_up import begins, continuation, first_question, follow, key_of, meant, reach
+from fusionx.align.walk.look_up import begins, continuation, meant
 from fusionx.align.walk.state import (
     FIRST_SURVIVOR,
     LONGER,
@@ -16,6 +16,7 @@ from fusionx.align.walk.state import (
     MOST_ALTERNATIVES,
     MOST_MET,
     NO_MASS,
+    NOT_MET,
     OFFSET,
     SMALL,
     SURVIVORS,
@@ -57,22 +58,21 @@ def agrees(scratch, tables, u, node, which, begin, step, end, mass):  # type: ig
 def look_over(tables, scratch, fill, start, stop):  # type: ignore[no-untyped-def]
     """Notes where the fill-in's tokens stand among its entries start to stop, and of those that the source writes with
     several tokens, by the first of them, what is expected of all."""
-    size = 0
+    size = np.int64(0)
     ids = fill.ids[start:stop]
     for at in range(len(ids)):
-        y = ids[at]
-        scratch.filled[y] = start + at
-        u = tables.begun_by[y]
-        if u < 0:
-            continue
-        if scratch.head[u] < start:
-            scratch.head[u] = start + at
-            scratch.begun[at], scratch.beginners[at], scratch.rate[at] = 0.0, 0, 0.0
-        scratch.begun[scratch.head[u] - start] += fill.probs[start + at]
-        scratch.beginners[scratch.head[u] - start] += 1
-        scratch.longer[size] = start + at
-        size += 1
+        scratch.filled[ids[at]] = start + at
+        scratch.longer[size] = start + at  # stays if it is one: no branch, which a processor cannot foresee
+        size += tables.begun_by[ids[at]] >= 0
     scratch.numbers[LONGER] = size
+    for which in range(size):
+        entry = scratch.longer[which]
+        u, at = tables.begun_by[fill.ids[entry]], entry - start
+        if scratch.head[u] < start:
+            scratch.head[u] = entry
+            scratch.begun[at], scratch.beginners[at], scratch.rate[at] = 0.0, 0, 0.0
+        scratch.begun[scratch.head[u] - start] += fill.probs[entry]
+        scratch.beginners[scratch.head[u] - start] += 1
 
 
 @uncounted
@@ -90,19 +90,23 @@ def choose(tables, scratch, fill, place, byte, skip, node, s):  # type: ignore[n
     """Chooses the fill-in's tokens whose first byte is `byte`, and whose first `skip`, which source token s (-1: none)
     has ended, lead to `node`; how many they are."""
     _, _, start, stop, _ = place
-    size = 0
+    size = np.int64(0)
     for entry in range(start, stop):
-        y = fill.ids[entry]
-        if tables.target_byte[y] != byte:
-            continue
-        if skip:
-            if tables.target_lengths[y] <= skip or tables.target.path[tables.target.starts[y] + skip - 1] != node:
-                continue
-            if s >= 0 and not meant(tables, y, skip, s):
-                continue
         scratch.chosen[size] = entry
-        size += 1
-    return size
+        size += tables.target_byte[fill.ids[entry]] == byte
+    if not skip:
+        return size
+    begin_so = np.int64(0)
+    for which in range(size):
+        entry = scratch.chosen[which]
+        y = fill.ids[entry]
+        if tables.target_lengths[y] <= skip or tables.target.path[tables.target.starts[y] + skip - 1] != node:
+            continue
+        if s >= 0 and not meant(tables, y, skip, s):
+            continue
+        scratch.chosen[begin_so] = entry
+        begin_so += 1
+    return begin_so
 
 
 @uncounted
@@ -148,43 +152,33 @@ def from_boundary(tables, scratch, trail, said, own, fill, place, x, end, begin,
     position, step, start, stop, unstored = place
     first, last = said.starts[step], said.starts[step + 1]
     ids, probs, own_entry = said.ids[first:last], said.probs[first:last], own.entry[step] - first
-    undecided = 0
+    stays, begun_by_x = scratch.stays[: last - first], tables.begun_by[x]
     for entry in range(len(ids)):
         u = ids[entry]
         token = tables.leads_to[u]
         if entry == own_entry or token < 0:
             continue
-        here = probs[entry] * mass * scratch.stays[entry]
-        if start <= scratch.head[u] < stop or (here >= SMALL and tables.begins[u] > 0):
-            scratch.chosen[undecided] = entry
-            undecided += 1
-            continue
-        give(scratch, trail, position, step, u, token, here)
-        if token == x:
-            agrees(scratch, tables, u, 0, 1, begin, step, end, here)
-    # These come later so that most of what a position meets comes in order of its mass.
-    for at in range(undecided):
-        entry = scratch.chosen[at]
-        u = ids[entry]
-        token, head = tables.leads_to[u], scratch.head[u]
-        here = probs[entry] * mass * scratch.stays[entry]
-        part, weight, others = here, 0.0, np.int64(0)
-        if start <= head < stop:
-            weight, others = scratch.begun[head - start], scratch.beginners[head - start]
-        own_weight = expected(scratch, fill, place, token)[1]
-        total = weight + own_weight + (tables.begins[u] - others) * unstored
-        divided = total > 0.0 and (weight > 0.0 or here >= SMALL)
-        if divided:
-            part = here * own_weight / total
-            if others:
-                scratch.rate[head - start] = here / total
+        part = here = probs[entry] * mass * stays[entry]
+        head = scratch.head[u]
+        in_fill = start <= head < stop
+        if in_fill or (here >= SMALL and tables.begins[u] > 0):
+            weight, stored = 0.0, np.int64(0)
+            if in_fill:
+                weight, stored = scratch.begun[head - start], scratch.beginners[head - start]
+            own_weight = expected(scratch, fill, place, token)[1]
+            total = weight + own_weight + (tables.begins[u] - stored) * unstored
+            if total > 0.0 and (weight > 0.0 or here >= SMALL):
+                part = here * own_weight / total
+                if stored:
+                    scratch.rate[head - start] = here / total
+                if u == begun_by_x:
+                    known, of_x = expected(scratch, fill, place, x)
+                    of_x = here * of_x / total
+                    if not known:
+                        give(scratch, trail, position, step, u, x, of_x)
+                    agrees(scratch, tables, u, 0, 1, begin, step, end, of_x)
         give(scratch, trail, position, step, u, token, part)
-        if divided and tables.begun_by[x] == u:
-            stored, of_x = expected(scratch, fill, place, x)
-            part = here * of_x / total
-            if not stored:
-                give(scratch, trail, position, step, u, x, part)
-        if token == x or (divided and tables.begun_by[x] == u):
+        if token == x:
             agrees(scratch, tables, u, 0, 1, begin, step, end, part)
     for at in range(scratch.numbers[LONGER]):
         entry = scratch.longer[at]
@@ -227,23 +221,14 @@ def fill_in(scratch, trail, fill, place, x, mass):  # type: ignore[no-untyped-de
 
 
 @uncounted
-def on_the_way(tables, known, scratch, trail, said, own, fill, place, x, end, begin, mass, node, length, s):  # type: ignore[no-untyped-def]
+def on_the_way(tables, scratch, trail, said, own, fill, place, x, end, begin, mass, node, length, s):  # type: ignore[no-untyped-def]
     """The entries of a step within x, of which the own path has spelled the first `length` bytes, which lead to
     `node`."""
     _, step, _, _, _ = place
     chosen = choose(tables, scratch, fill, place, tables.target.bytes[tables.target.starts[x]], length, node, s)
-    alone_key = key_of(tables, node, len(tables.written) - 1)
-    alone = continuation(tables, known, node, len(tables.written) - 1, 0)
     for entry in range(said.starts[step], said.starts[step + 1]):
-        u = said.ids[entry]
-        if entry == own.entry[step] or tables.source_lengths[u] == 0:
-            continue
+        u, token = said.ids[entry], own.leads[entry]
         here = said.probs[entry] * mass
-        key, token = first_question(tables, node, u, *reach(tables, node, u))
-        if key == alone_key:
-            token = alone
-        elif key >= 0:
-            token = continuation(tables, known, node, u, 0)
         if token >= 0:
             of_x = divide(tables, scratch, trail, fill, place, u, 0, length, chosen, token, here, x)
             if of_x > 0.0:
@@ -251,20 +236,7 @@ def on_the_way(tables, known, scratch, trail, said, own, fill, place, x, end, be
 
 
 @uncounted
-def may_extend(tables, s, u, reached, hit):  # type: ignore[no-untyped-def]
-    """Whether u after x, whose last source token is s, makes another, longer target token of it. reached, hit: see
-    `reach`, from x on."""
-    source = tables.source
-    if reached < 0 and not hit:
-        return False
-    _, written_otherwise = follow(
-        source, source.path[source.starts[s + 1] - 1], source.bytes, source.starts[u], source.starts[u + 1]
-    )
-    return not written_otherwise
-
-
-@uncounted
-def at_the_end(tables, known, scratch, trail, said, own, fill, place, x, mass, s):  # type: ignore[no-untyped-def]
+def at_the_end(tables, scratch, trail, said, own, fill, place, x, mass, s):  # type: ignore[no-untyped-def]
     """The entries of the step where x ends: only what makes a longer target token of it leaves; returns what stays, of
     1, and notes in `scratch.stays` what stays of every entry.
 
@@ -275,21 +247,11 @@ def at_the_end(tables, known, scratch, trail, said, own, fill, place, x, mass, s
     node = target.path[target.starts[x + 1] - 1]
     first, last = said.starts[step], said.starts[step + 1]
     left, chosen = 0.0, -1
-    goes_on = tables.goes_on[x]
-    ids, probs, own_entry = said.ids[first:last], said.probs[first:last], own.entry[step] - first
+    ids, probs, leads = said.ids[first:last], said.probs[first:last], own.leads[first:last]
     for entry in range(len(ids)):
-        u = ids[entry]
-        follows = tables.source_byte[u]
-        if not (goes_on[follows >> 6] >> np.uint64(follows & 63)) & np.uint64(1):
+        u, token = ids[entry], leads[entry]
+        if token == NOT_MET:
             continue
-        if entry == own_entry or tables.source_lengths[u] == 0:
-            continue
-        reached, hit = reach(tables, node, u)
-        if not may_extend(tables, s, u, reached, hit):
-            continue
-        key, token = first_question(tables, node, u, reached, hit)
-        if key >= 0:
-            token = continuation(tables, known, node, key - key_of(tables, node, 0), 0)
         if token < 0 or tables.target_lengths[token] <= tables.target_lengths[x]:
             token = np.int32(x)
         here = probs[entry] * mass
