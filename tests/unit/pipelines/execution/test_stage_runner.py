@@ -131,7 +131,7 @@ def test_parts_that_the_run_does_not_make_are_refused_and_deleted_with_overwrite
     assert (tmp_path / "part-00003.parquet").exists()
     run(fewer, overwrite=True)
     names = sorted(os.listdir(tmp_path))
-    assert names == ["manifest.json", "notes.txt", "part-00000.parquet", "part-00001.parquet"]
+    assert names == ["README.md", "manifest.json", "notes.txt", "part-00000.parquet", "part-00001.parquet"]
     assert len(read_manifest(str(tmp_path), "chunks", "chunk").parts) == 2
 
 
@@ -176,7 +176,7 @@ def test_a_manifest_left_out_is_written_again_equal(stage: FakeStage, tmp_path: 
     (tmp_path / ".part-00000.parquet.12345678.tmp").write_bytes(b"killed")
     assert run(stage).made == 0
     assert (tmp_path / "manifest.json").read_bytes() == before
-    assert len(os.listdir(tmp_path)) == 5
+    assert len(os.listdir(tmp_path)) == 6, "four parts, their card, and the manifest"
 
 
 def test_no_units_at_all_is_an_error(tmp_path: Path) -> None:
