@@ -10,7 +10,7 @@ from typing import Literal
 
 from fusionx.align.aligned_stage import AlignedStage
 from fusionx.align.fidelity import held_out, shares
-from fusionx.contract.errors import DataError, FusionXError
+from fusionx.contract.errors import DamageError, DataError, FusionXError
 from fusionx.contract.files.storage import exists, join
 from fusionx.contract.shards.manifest import has_manifest, read_manifest
 from fusionx.contract.shards.parts import inspect_part
@@ -183,6 +183,9 @@ def _training(job: TrainJob, found: StageStatus, stale: _StaleFolders) -> None:
     try:
         finished = finished_result(job) is not None
         why = "" if stage is None or not finished else f"made from {stage}, which is stale"
+    except DamageError as error:
+        found.damaged, found.why = found.damaged + 1, found.why or _reason(error)
+        return
     except DataError as error:
         finished, why = True, f"{job.output}: {error.details.get('field', error.problem)} changed"
     if why:

@@ -106,29 +106,6 @@ def test_a_second_run_makes_nothing(world: Any, finished: Path) -> None:
     assert json.loads((finished / "report" / "results.json").read_text()) == results
 
 
-def test_benchmarks_stand_among_the_tasks_of_the_report(
-    world: Any, finished: Path, commonsense: Path, tmp_path: Path
-) -> None:
-    pytest.importorskip("lm_eval")
-    output = Path(shutil.copytree(finished, tmp_path / "out"))
-    arguments = (output, "eval --benchmarks cs", f"eval.harness.data={commonsense}")
-    world.run(*arguments)
-    results = json.loads((output / "report" / "results.json").read_text())
-    scores = json.loads((output / "eval" / "benchmarks.json").read_text())["models"]
-    assert len(scores) >= 3 + 2 * len(METHODS), "target, sources, and every method at its best and last step"
-    names = {path.name for path in (commonsense / "cs").iterdir()}
-    for method in METHODS:
-        for step in ("best", "last"):
-            units = results["interference"][method][step]["units"]
-            assert names <= {unit["name"] for unit in units if unit["kind"] == "task"}
-    found = next(figures for folder, figures in scores.items() if folder.endswith("target"))["tasks"]["arc_easy"]
-    assert results["methods"]["target"]["mean"]["best"]["tasks"]["arc_easy"] == found["score"]
-
-    before = (output / "eval" / "benchmarks.json").stat().st_mtime_ns
-    world.run(*arguments)
-    assert (output / "eval" / "benchmarks.json").stat().st_mtime_ns == before
-
-
 def test_status_says_what_is_done_and_what_is_not(world: Any, finished: Path, copied: Path) -> None:
     complete = world.here(finished, "status")
     assert complete.returncode == 0, complete.stdout
@@ -145,6 +122,32 @@ def test_status_says_what_is_done_and_what_is_not(world: Any, finished: Path, co
     assert "complete" in lines["chunk"]
     assert world.here(copied, "status", "precompute.k=4").returncode == 1
     assert not (copied / "config.json").exists(), "looking changes nothing"
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_damage_to_what_is_finished_is_found_before_it_is_used(world: Any, finished: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(finished, tmp_path / "out"))
+    (training,) = (output / "train" / "ct").glob("*/seed-0")
+    for name, command in (("best/model.safetensors", "eval"), ("log.jsonl", "train"), ("result.json", "train")):
+        flip(training / name)
+        refused = world.here(output, command)
+        assert refused.returncode == 1, refused.stderr
+        assert str(training / name) in refused.stderr
+        flip(training / name)
+    flip(training / "log.jsonl")
+    assert "1 damaged" in lines_about(world.here(output, "status").stdout, "train  ")[0]
+    flip(training / "log.jsonl")
+    evaluation = output / "eval" / "ct" / "seed-0" / "best.json"
+    before = json.loads(evaluation.read_text())
+    flip(evaluation)
+    world.run(output, "eval")
+    changed = {"seconds": 0, "checksum": "", "model": str(training / "best")}
+    assert json.loads(evaluation.read_text()) | changed == before | changed
 
 
 def lines_about(text: str, *words: str) -> list[str]:
