@@ -30,7 +30,11 @@ def with_reason(card: str, results: Mapping[str, Any]) -> str:
     if _SECTION.search(card):
         return _SECTION.sub(lambda _: section, card)
     before, mark, after = card.partition("\n## ")
-    return f"{before.rstrip()}\n\n{section.rstrip()}\n{mark}{after}" if mark else f"{before.rstrip()}\n\n{section}"
+    return (
+        f"{before.rstrip()}\n\n{section.rstrip()}\n{mark}{after}"
+        if mark
+        else f"{before.rstrip()}\n\n{section.rstrip()}\n"
+    )
 
 
 def _take(found: Mapping[str, Any]) -> str:

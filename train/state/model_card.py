@@ -77,7 +77,7 @@ def unchanged_card(name: str, path: str, revision: str | None) -> str:
 
 # {name}, unchanged
 
-The model is {public_name(path)} as it was published: the weights are its own.
+The weights are those of {markdown_text(public_name(path))}, as they were before any training.
 """
 
 
@@ -94,7 +94,7 @@ def _front_matter(path: str, revision: str | None, corpus: str, relation: str | 
         **content,
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["fusion-x", "knowledge-fusion"],
+        "tags": ["fusion-x", "knowledge-fusion"] if relation == "finetune" else ["fusion-x"],
     }
 
 
