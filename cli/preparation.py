@@ -81,3 +81,15 @@ def doctor(config: str | None, overrides: tuple[str, ...], as_json: bool) -> Non
             click.echo(click.style(head, fg=_COLOURS[finding.level]) + rest)
     if not healthy:
         sys.exit(EXIT_INCOMPLETE)
+
+
+@click.command(epilog=examples("schema > fusionx.schema.json"))
+def schema() -> None:
+    """Print the JSON schema of a run's config, by which editors complete and check it.
+
+    In an editor with the YAML language server, a config's first line names it:
+    "# yaml-language-server: $schema=fusionx.schema.json".
+    """
+    from fusionx.pipelines.config import FusionConfig
+
+    click.echo(json.dumps(FusionConfig.model_json_schema(), indent=1, ensure_ascii=False))

@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from fusionx.contract.errors import ConfigError
@@ -31,11 +32,21 @@ Added = Annotated[T, _ADDED]
 no part of the digest, so that the new field makes no finished work stale."""
 
 
+def is_operational(field: FieldInfo) -> bool:
+    """Whether a field of a config stays out of its digest."""
+    return _OPERATIONAL in field.metadata
+
+
 class Config(BaseModel):
-    """Base of every config: unknown keys are errors, values are immutable."""
+    """Base of every config: unknown keys are errors, values are immutable, a field's docstring describes it."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, protected_namespaces=(), allow_inf_nan=False
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
 
     def content(self) -> dict[str, Any]:
@@ -43,8 +54,7 @@ class Config(BaseModel):
         return {
             name: _plain(getattr(self, name))
             for name, field in type(self).model_fields.items()
-            if _OPERATIONAL not in field.metadata
-            and not (_ADDED in field.metadata and getattr(self, name) == field.default)
+            if not is_operational(field) and not (_ADDED in field.metadata and getattr(self, name) == field.default)
         }
 
     def digest(self) -> str:
@@ -177,7 +187,7 @@ def parse_config(cls: type[ConfigType], raw: dict[str, Any], source: object) -> 
         if not problems:
             return config
     except ValidationError as error:
-        problems = [line for problem in error.errors() for line in _describe(cls, problem)]
+        problems = problems_of(cls, error)
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     raise ConfigError("\n".join([f"{source}: {count} in the config.", *(f"  {problem}" for problem in problems)]))
 
@@ -199,6 +209,11 @@ def _unusable(value: Any, place: str) -> Iterator[str]:
 
 def _has_surrogate(text: str) -> bool:
     return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def problems_of(cls: type[Config], error: ValidationError) -> list[str]:
+    """Every problem of values for `cls`, as `a.b: what is wrong (found what)`."""
+    return [line for problem in error.errors() for line in _describe(cls, problem)]
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:

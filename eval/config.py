@@ -32,21 +32,22 @@ MERGE_ROW = "merge: "
 
 
 class HarnessConfig(Config):
-    """How lm-evaluation-harness runs the benchmarks.
-
-    `limit` (items per task), `batch_size`, `max_gen_toks` and `include_path` (a folder of your own task files) mean
-    what they mean there. `few_shot` is the number of worked examples by task or benchmark, where it is not to be what
-    the benchmark or the task says. `data` is a folder of task files to read instead of the hub, see
-    `eval.tasks.harness_tasks.local_data`. It, `limit` and `batch_size` hold for the benchmark `me`, too, see
-    `eval.code.problems`.
+    """How lm-evaluation-harness runs the benchmarks. `data`, `limit` and `batch_size` hold for the benchmark `me`, too
+    (`eval.code.problems`).
     """
 
     data: str | None = None
+    """A folder of task files to read instead of the hub (`eval.tasks.harness_tasks.local_data`)."""
     limit: int | None = Field(None, ge=1)
+    """Items; of each task, the first ones, none: all."""
     batch_size: Operational[int | Literal["auto"]] = 8
+    """Requests; in one forward pass, or `auto`."""
     max_gen_toks: int | None = Field(None, ge=1)
+    """Tokens; of a generated answer, none: what the task says."""
     include_path: Added[str | None] = None
+    """A folder of your own task files."""
     few_shot: Added[dict[str, Annotated[int, Field(ge=0)]]] = {}
+    """Worked examples by task or benchmark, where it is not to be what the benchmark or the task says."""
 
     @field_validator("batch_size")
     @classmethod
@@ -57,66 +58,80 @@ class HarnessConfig(Config):
 
 
 class CodeConfig(Config):
-    """How the benchmark `me` has programs written and runs them.
-
-    `run` allows programs that the models have written to be run on this machine, in the sandbox of `eval.code.jail`.
-    Per problem there are `samples` programs. `languages` are all whose toolchain works in the sandbox, where the list
-    is empty. `seconds` is the time for each command (compiling and running), `memory_mib` what a program's processes
-    and files may hold together, `workers` how many programs run at a time (one per CPU core by default).
-    `libraries` are what a language's tests need beside its toolchain, as a file or folder by language: javatuples' jar
-    for `java`, folders with Test::Deep for `pl`, luaunit for `lua`, test-unit for `rb`, unless they are installed.
-    """
+    """How the benchmark `me` has programs written and runs them."""
 
     run: Operational[bool] = False
+    """Allows programs that the models have written to be run on this machine, in the sandbox of `eval.code.jail`."""
     languages: list[CodeLanguage] = []
+    """Which of MultiPL-E's; empty: all whose toolchain works in the sandbox."""
     samples: int = Field(20, ge=1)
+    """Programs; per problem."""
     temperature: float = Field(0.2, gt=0)
+    """Temperature; at which programs are sampled."""
     top_p: float = Field(0.95, gt=0, le=1)
+    """Share of probability; from which tokens are sampled."""
     max_new_tokens: int = Field(512, ge=1)
+    """Tokens; of a program."""
     seconds: float = Field(15, gt=0)
+    """Seconds; for each command (compiling and running)."""
     memory_mib: int = Field(1024, ge=64)
+    """MiB; that a program's processes and files may hold together."""
     workers: Operational[int | None] = Field(None, ge=1)
+    """Programs; that run at a time, none: one per CPU core."""
     libraries: Operational[dict[CodeLanguage, str]] = {}
+    """What a language's tests need beside its toolchain, as a file or folder by language: javatuples' jar for `java`,
+    folders with Test::Deep for `pl`, luaunit for `lua`, test-unit for `rb`, unless they are installed."""
 
 
 class EvalConfig(Config):
-    """How every model of a run is evaluated.
-
-    `tasks` are files, or folders of files, in BIG-Bench-Hard's JSON format (`{"examples": [{"input", "target"}]}`).
-    `prompt_prefix_folder` holds one worked prompt per task (`<task>.txt`, as BIG-Bench-Hard's cot-prompts); with it
-    the answer is what follows "the answer is". `stop` ends an answer: a new line by default, a blank line where worked
-    prompts are used, because their answers run over several lines. `few_shot` examples come from the start of a task
-    and are not scored.
-
-    `rivals` are other model folders by name, scored beside the ensembles of the sources. So are the `merges`: the
-    candidates of the target's architecture and tokenizer, merged by mergekit with these methods.
-
-    `benchmarks` are run through lm-evaluation-harness besides: `cs` (commonsense: six tasks, zero-shot likelihood),
-    `bbh` (27 tasks, few-shot chain of thought, exact match), `mmlu` (57 subjects, five-shot likelihood), any other
-    task, group or tag of the harness by its name, or a task file (`.yaml`) in its format. `me` (MultiPL-E: HumanEval in
-    many programming languages) needs no harness, but `code.run`.
-    """
+    """How every model of a run is evaluated."""
 
     split: Literal["train", "validation", "test"] = "test"
+    """The text that models are judged on."""
     sources: Operational[bool] = False
+    """Whether the sources are evaluated, too."""
     rivals: Operational[dict[str, str]] = {}
+    """Other model folders by name, scored beside the ensembles of the sources."""
     merges: Operational[list[MergeMethod]] = []
+    """Methods of mergekit, by which the candidates of the target's architecture and tokenizer are merged; scored beside
+    the ensembles."""
     batch_tokens: int = Field(8192, ge=1)
+    """Tokens; in one forward pass."""
     tasks: list[str] = []
+    """Files, or folders of files, in BIG-Bench-Hard's JSON format (`{"examples": [{"input", "target"}]}`)."""
     task_template: str = "Q: {input}\nA:"
+    """The prompt of a task's item; `{input}` stands for its input."""
     few_shot: int = Field(0, ge=0)
+    """Examples; from the start of a task that stand before each item, and are not scored."""
     prompt_prefix_folder: str | None = None
+    """One worked prompt per task (`<task>.txt`, as BIG-Bench-Hard's cot-prompts); with it the answer is what follows
+    "the answer is"."""
     stop: str | None = Field(None, min_length=1)
+    """The text that ends an answer; none: a new line, or a blank line where worked prompts are used, because their
+    answers run over several lines."""
     max_new_tokens: int = Field(32, ge=1)
+    """Tokens; of an answer to a task."""
     limit: int | None = Field(None, ge=1)
+    """Items; of each of `tasks`, none: all."""
     benchmarks: list[Annotated[str, Field(min_length=1)]] = []
+    """`cs` (commonsense: six tasks, zero-shot likelihood), `bbh` (27 tasks, few-shot chain of thought, exact match),
+    `mmlu` (57 subjects, five-shot likelihood), any other task, group or tag of lm-evaluation-harness by its name, or a
+    task file (`.yaml`) in its format; `me` (MultiPL-E: HumanEval in many programming languages) needs no harness, but
+    `code.run`."""
     harness: HarnessConfig = HarnessConfig()
+    """How lm-evaluation-harness runs the benchmarks."""
     code: Added[CodeConfig] = CodeConfig()
+    """How the benchmark `me` runs."""
     bootstrap: int = Field(2000, ge=100)
+    """Resamples; of documents and items, for intervals."""
     confidence: float = Field(0.95, gt=0.5, lt=1.0)
+    """Probability; of the intervals, and what "beyond noise" means."""
     device: Operational[str] = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
+    """`auto`: a GPU where there is one; `cpu`, `cuda`, `cuda:N` or `mps`."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What models compute in; `auto`: bfloat16 on a GPU, float32 elsewhere."""
     threads: Operational[int | None] = Field(None, ge=1)
+    """CPU threads; none: as many as torch takes."""
 
     @model_validator(mode="after")
     def _consistent(self) -> EvalConfig:

@@ -16,29 +16,30 @@ from fusionx.train.config import MethodConfig, OptimizerConfig, SelectionConfig,
 
 
 class ExecutorConfig(Config):
-    """Where workers run: `ray` (a local one, or the cluster at `address`) or `inline` (this process).
-
-    `env`: names (`*` for any ending) of the command's environment variables that a cluster's workers get, too. A local
-    Ray inherits all of them. `num_cpus` and `object_store_mb` size a local Ray.
-    """
+    """Where workers run."""
 
     kind: Literal["ray", "inline"] = "ray"
+    """`ray` (a local one, or the cluster at `address`), or `inline`: this process, which needs no ray."""
     address: str | None = None
+    """The cluster to join: `auto`, or `host:port`; none: a local Ray."""
     num_cpus: int | None = Field(None, ge=1)
+    """Cores; of a local Ray, none: all of the machine."""
     object_store_mb: int = Field(256, ge=80)
+    """MiB; the shared memory of a local Ray."""
     retries: int = Field(3, ge=0)
+    """Times; how often a unit whose worker was lost is tried again."""
     env: list[str] = ["AWS_*", "HF_*", "GOOGLE_APPLICATION_CREDENTIALS"]
+    """Environment variables of the command that a cluster's workers get, too; `*` for any ending."""
 
 
 class RecipeConfig(Config):
-    """The search of `fusionx study recipe`: every method of the run at `trials` settings, or as many as there are.
-
-    `space`: field -> the values that are tried; `optimizer.FIELD`, or a field of the methods (`lambda_fuse`,
-    `selection.tau`), which only those are given that it means something for.
-    """
+    """The search of `fusionx study recipe`: every method of the run at `trials` settings, or as many as there are."""
 
     trials: int = Field(8, ge=1)
+    """Settings; how many each method is trained at."""
     space: dict[str, list[Any]] = {}
+    """Field -> values to try: `optimizer.FIELD`, or a field of the methods (`lambda_fuse`, `selection.tau`), which only
+    those are given that it means something for."""
 
     @model_validator(mode="after")
     def _fields_exist(self) -> RecipeConfig:
@@ -57,17 +58,29 @@ class FusionConfig(Config):
     """A run. The target is a candidate too (paper, section 3); `sources` are the others."""
 
     name: str
+    """What the report calls the run."""
     output: Operational[str]
+    """The folder of everything that the run makes; `s3://...` or the like for the data stages."""
     target: ModelConfig
+    """The model that learns."""
     sources: list[ModelConfig] = []
+    """The models that it learns from."""
     corpus: CorpusConfig
+    """The text that all models read."""
     chunk: ChunkConfig = ChunkConfig()
+    """How documents are cut."""
     precompute: PrecomputeConfig = PrecomputeConfig()
+    """How every candidate's distributions are computed and kept."""
     align: AlignConfig = AlignConfig()
+    """How they become distributions over the target's tokens."""
     train: TrainConfig = TrainConfig()
+    """Methods, seeds, learning rates, optimisation."""
     eval: EvalConfig = EvalConfig()
+    """What every model is judged by."""
     executor: Operational[ExecutorConfig] = ExecutorConfig()
+    """Where workers run."""
     recipe: Operational[RecipeConfig] = RecipeConfig()
+    """The search of `fusionx study recipe`."""
 
     @property
     def models(self) -> list[ModelConfig]:

@@ -64,6 +64,19 @@ def test_unknown_methods_and_overrides_are_refused(train: dict[str, Any]) -> Non
         parse(train=train)
 
 
+def test_every_fault_of_a_method_is_told_with_its_field_and_value() -> None:
+    overrides = {"fusionx": {"lamda_fuse": 3, "k": "x"}, "paper": {"selection": {"tau": 2}}}
+    with pytest.raises(ConfigError) as caught:
+        parse(train={"methods": ["fusionx", "nope"], "overrides": overrides})
+    head, *lines = str(caught.value).splitlines()
+    assert head == "x.yaml: 4 problems in the config."
+    assert lines[0].startswith("  train: overrides.fusionx: k: ")
+    assert lines[0].endswith("(found 'x')")
+    assert lines[1] == "  train: overrides.fusionx: lamda_fuse: unknown key; did you mean 'lambda_fuse'?"
+    assert lines[2].startswith("  train: unknown method 'nope'")
+    assert lines[3].startswith("  train: overrides.paper: selection.tau: ")
+
+
 def test_where_and_how_is_no_content() -> None:
     elsewhere = parse(output="/y", executor={"kind": "inline"}, precompute={"workers": 4})
     assert elsewhere.digest() == parse().digest()
