@@ -60,6 +60,7 @@ def main() -> None:
 for _command in (
     preparation.init,
     preparation.doctor,
+    preparation.schema,
     stages.chunk,
     stages.precompute,
     stages.align,

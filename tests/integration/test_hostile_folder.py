@@ -69,6 +69,7 @@ def test_no_command_imports_from_the_folder_it_is_started_in(world: Any, hostile
     small = ("output=out", "train.methods=[ct]", "align.methods=[walk]", "train.optimizer.epochs=1")
     several = ("train.run.devices=2", "train.run.loader_workers=1", "train.jobs=1", "eval.rivals={}", "eval.tasks=[]")
     run = [str(world.config), *(word for value in (*small, *several) for word in ("--set", value))]
+    first = ("--target", str(world.root / "target"), "--source", str(world.root / "coder"), "--corpus", "nowhere")
     checked = {
         check(hostile, "run", *run),
         check(hostile, "status", *run),
@@ -78,6 +79,10 @@ def test_no_command_imports_from_the_folder_it_is_started_in(world: Any, hostile
         check(hostile, "study", "tau", "nowhere.yaml", code=2),
         check(hostile, "bench", "nothing", code=2),
         check(hostile, "inspect", "model", str(world.root / "target")),
+        check(hostile, "doctor", *run),
+        check(hostile, "init", "first.yaml", *first, "--yes"),
+        check(hostile, "schema"),
+        check(hostile, "completion", "zsh"),
         # The stages are in `run`.
         *(check(hostile, name, "nowhere.yaml", code=2) for name in ("chunk", "precompute", "align", "train", "eval")),
         *(check(hostile, name, "nowhere.yaml", code=2) for name in ("demo-inputs", "real-inputs")),
