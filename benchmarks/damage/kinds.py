@@ -142,8 +142,10 @@ def _training(folder: Path) -> Kind:
 def _export(folder: Path) -> Kind:
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=64, **sizes)).save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     seal_folder(folder)
     files = sorted(folder.iterdir())
 
