@@ -57,7 +57,7 @@ docs: setup
 	$(BIN)/python docs/write_configuration.py
 
 docs-site: setup
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 	@echo "The site: site/index.html"
 
 bench: demo-inputs
