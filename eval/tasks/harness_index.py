@@ -7,8 +7,8 @@ folders only, a user's folder is looked at first, and the whole is read once per
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ class Found:
         spec: what the harness loads it by: a name or a file.
         manager: the harness' own, which knows the spec.
         definition: of the one task of that name; None for a file, and for a group that defines tasks of its own.
-        local_name: what the task's local data are called.
+        local_name: what the task's local data are called: its name, but for that of its group before it.
         few_shot: the suite's number; None: as the task says.
     """
 
@@ -76,7 +76,7 @@ def find_tasks(benchmark: str, config: HarnessConfig) -> list[Found]:
     import_extra("lm_eval.tasks", *EXTRA)
     own = None if config.include_path is None else _include_manager(config.include_path)
     if own is not None and (found := _taken_apart(own, benchmark, whole_groups=False)):
-        return found
+        return _in_group(found, benchmark)
     if benchmark in SUITES:
         suite = SUITES[benchmark]
         manager = _suite_manager(suite.folders)
@@ -86,7 +86,7 @@ def find_tasks(benchmark: str, config: HarnessConfig) -> list[Found]:
         return [_of_file(Path(benchmark), config)]
     manager = _whole_manager(config.include_path)
     if found := _taken_apart(manager, benchmark, whole_groups=True):
-        return found
+        return _in_group(found, benchmark)
     near = difflib.get_close_matches(benchmark, [*SUITES, "me", *manager.all_tasks], n=3)
     raise ConfigError(
         "There is no such benchmark.",
@@ -120,6 +120,10 @@ def _taken_apart(manager: Any, name: str, whole_groups: bool) -> list[Found] | N
             return [_one(manager, name, name)]
     apart = [_taken_apart(manager, member, whole_groups) for member in members]
     return None if None in apart else [one for found in apart if found for one in found]
+
+
+def _in_group(found: Sequence[Found], group: str) -> list[Found]:
+    return [replace(one, local_name=one.local_name.removeprefix(f"{group}_")) for one in found]
 
 
 def _is_list_of_names(group: Mapping[str, Any]) -> bool:
