@@ -46,9 +46,10 @@ def recommend(
 
     Returns:
         `kind`, `name`, `seed` and `bits_per_byte` of the chosen model (of equal ones the target, then the first);
-        `vs_target`: its relative difference (`mean`, and `interval` by a paired bootstrap over documents; None where a
-        domain has too few), None if it is the target; `best_source`: `name`, `bits_per_byte` and `vs_model`, None
-        without sources; `runner_up`: `kind`, `name` and `bits_per_byte` of the best other one of target and methods;
+        `vs_target`: its relative difference (`mean`, and `interval` by a paired bootstrap over documents; None where
+        there are fewer than 2 of a domain or 5 in all), None if it is the target; `best_source`: `name`,
+        `bits_per_byte` and `vs_model`, None without sources; `runner_up`: `kind`, `name` and `bits_per_byte` of the
+        best other one of target and methods;
         `all`: bits per byte of the `target`, of every method (`mean`, `per_seed`) and source; `domains`, `confidence`.
     """
     bits = {(of.kind, of.name, of.seed): _bits(of, domains) for of in contenders}
@@ -112,7 +113,8 @@ def _relative(
     model: Contender, baseline: Contender, mean: float, domains: Sequence[str], resamples: int, confidence: float
 ) -> dict[str, Any]:
     before, after = ([_sums(of, name) for name in domains] for of in (baseline, model))
-    if any(len(rows) < MIN_DOCUMENTS for rows in before):
+    counts = [len(rows) for rows in before]
+    if min(counts) < 2 or sum(counts) < MIN_DOCUMENTS:
         return {"mean": mean, "interval": None}
     drawn = paired_bootstrap_of_domains(before, after, resamples, [unit_seed(name, 0) for name in domains])
     return {"mean": mean, "interval": percentile_interval(drawn, confidence)}

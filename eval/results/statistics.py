@@ -57,9 +57,12 @@ def paired_bootstrap_of_domains(
 ) -> npt.NDArray[np.float64]:
     """Relative differences (model over baseline, less 1) of the mean over domains of bits per byte.
 
+    Of a domain's n documents n - 1 are drawn, with replacement: with all n, domains of few documents would seem more
+    certain than they are (McCarthy & Snowden 1985, "The bootstrap and finite population sampling").
+
     Args:
-        baseline, model: of every domain [documents, 2] nats and bytes, the same documents in the same order.
-        resamples: how many times each domain's documents are drawn with replacement; both models get the same draw.
+        baseline, model: of every domain [documents, 2] nats and bytes, the same documents in the same order, 2 or more.
+        resamples: how many times documents are drawn; both models get the same draw.
         seeds: of every domain's draws.
 
     Returns:
@@ -68,18 +71,21 @@ def paired_bootstrap_of_domains(
     means = np.zeros((2, resamples))
     for before, after, seed in zip(baseline, model, seeds, strict=True):
         sums = np.concatenate([before, after], axis=1)
-        drawn = np.concatenate([counts @ sums for counts in _draws(len(sums), resamples, seed)])
+        drawn = np.concatenate([counts @ sums for counts in _draws(len(sums), resamples, seed, len(sums) - 1)])
         means += np.stack([bits_per_byte(drawn[:, :2]), bits_per_byte(drawn[:, 2:])]) / len(seeds)
     return np.asarray(means[1] / means[0] - 1)
 
 
-def _draws(count: int, resamples: int, seed: int) -> Iterator[npt.NDArray[np.float64]]:
-    """How often each of `count` units is drawn with replacement, in blocks [<= RESAMPLES_PER_BLOCK, count]."""
+def _draws(count: int, resamples: int, seed: int, drawn: int | None = None) -> Iterator[npt.NDArray[np.float64]]:
+    """How often each of `count` units is among the `drawn` (none: as many) that are drawn with replacement.
+
+    Yields blocks [<= RESAMPLES_PER_BLOCK, count].
+    """
     generator = np.random.default_rng(seed)
     shares = np.full(count, 1.0 / count)
     for start in range(0, resamples, RESAMPLES_PER_BLOCK):
         size = min(RESAMPLES_PER_BLOCK, resamples - start)
-        yield generator.multinomial(count, shares, size=size).astype(np.float64)
+        yield generator.multinomial(count if drawn is None else drawn, shares, size=size).astype(np.float64)
 
 
 def bits_per_byte(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -70,13 +70,23 @@ def test_only_the_domains_that_count_have_a_say() -> None:
 
 def test_too_few_documents_give_no_interval() -> None:
     few = [
-        Contender(of.kind, of.name, {d: rows[:4] for d, rows in of.documents.items()}, of.seed)
+        Contender(of.kind, of.name, {d: rows[:1] for d, rows in of.documents.items()}, of.seed)
         for of in (TARGET, *FUSED)
     ]
     assert recommend(few, DOMAINS)["vs_target"]["interval"] is None
 
 
-@given(st.integers(0, 10_000), st.integers(1, 3), st.integers(1, 9), st.integers(1, 300))
+def test_the_interval_is_as_wide_as_the_documents_differ() -> None:
+    """Its spread over resamples is the standard error that the differences of documents of one size have."""
+    generator = np.random.default_rng(0)
+    before = [np.stack([np.full(3, 100.0), np.full(3, 100.0)], axis=1) for _ in range(40)]
+    after = [np.stack([100.0 + generator.normal(0, 5, 3), np.full(3, 100.0)], axis=1) for _ in range(40)]
+    drawn = paired_bootstrap_of_domains(before, after, 4000, list(range(40)))
+    variances = [np.var(rows[:, 0] / 100, ddof=1) / 3 for rows in after]
+    assert drawn.std() == pytest.approx(math.sqrt(sum(variances)) / 40, rel=0.05)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 3), st.integers(2, 9), st.integers(1, 300))
 def test_resampled_differences_equal_a_sum_over_the_drawn_documents(
     seed: int, domains: int, count: int, resamples: int
 ) -> None:
@@ -90,7 +100,7 @@ def test_resampled_differences_equal_a_sum_over_the_drawn_documents(
     for resample in range(resamples):
         means = [0.0, 0.0]
         for domain, draw in enumerate(draws):
-            chosen = np.repeat(np.arange(count), draw.multinomial(count, [1 / count] * count))
+            chosen = np.repeat(np.arange(count), draw.multinomial(count - 1, [1 / count] * count))
             for which, side in enumerate((before, after)):
                 rows = [side[domain][row] for row in chosen]
                 means[which] += sum(r[0] for r in rows) / sum(r[1] for r in rows) / math.log(2) / domains
