@@ -87,7 +87,7 @@ def find_tasks(benchmark: str, config: HarnessConfig) -> list[Found]:
     manager = _whole_manager(config.include_path)
     if found := _taken_apart(manager, benchmark, whole_groups=True):
         return _in_group(found, benchmark)
-    near = difflib.get_close_matches(benchmark, [*SUITES, "me", *manager.all_tasks], n=3)
+    near = difflib.get_close_matches(benchmark, sorted({*SUITES, "me", *manager.all_tasks}), n=3)
     raise ConfigError(
         "There is no such benchmark.",
         field="eval.benchmarks",

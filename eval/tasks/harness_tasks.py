@@ -17,6 +17,7 @@ from typing import Any
 from fusionx.contract.config import digest_of
 from fusionx.contract.errors import ConfigError, DataError, FusionXError
 from fusionx.contract.extras import import_extra
+from fusionx.contract.models.hub import is_offline
 from fusionx.eval.config import HarnessConfig
 from fusionx.eval.tasks.harness_index import EXTRA, Found, find_tasks
 
@@ -85,7 +86,7 @@ def _load_each(found: Sequence[tuple[str, Found]], config: HarnessConfig) -> lis
     """All tasks, or one error that names all those that cannot be loaded."""
     tasks: list[HarnessTask] = []
     failed: dict[str, FusionXError] = {}
-    sources: set[str] = set()  # data sets that could not be had: trying each again could take minutes without a network
+    sources: set[str] = set()  # data sets that could not be had
     for benchmark, one in found:
         source = str((one.definition or {}).get("dataset_path", one.spec))
         if config.data is None and source in sources:
@@ -109,9 +110,14 @@ def _load(benchmark: str, found: Found, config: HarnessConfig) -> list[HarnessTa
     definition = found.definition
     few_shot = config.few_shot.get(found.spec, config.few_shot.get(benchmark, found.few_shot))
     changes: dict[str, Any] = {}
-    if config.data is not None and definition is not None and not _has_own_data(definition):
-        shown = definition.get("num_fewshot") if few_shot is None else few_shot
-        changes = local_data(Path(config.data) / benchmark, found.local_name, definition, shown or 0)
+    if definition is not None:
+        _check_runnable(found.spec, bool(definition.get("unsafe_code")), "doc_to_image" in definition)
+        if not _has_own_data(definition):
+            if config.data is None:
+                _ask_hub_once()
+            else:
+                shown = definition.get("num_fewshot") if few_shot is None else few_shot
+                changes = local_data(Path(config.data) / benchmark, found.local_name, definition, shown or 0)
     # A group of one: the harness' way to load a task with changes to its definition.
     spec = found.spec if definition is None else {"group": benchmark, "task": [{"task": found.spec, **changes}]}
     data = changes.get("dataset_kwargs", {}).get("data_files") or (definition or {}).get("dataset_path", found.spec)
@@ -121,7 +127,7 @@ def _load(benchmark: str, found: Found, config: HarnessConfig) -> list[HarnessTa
         raise bad_data(found.local_name if definition is None else found.spec, data, error) from error
     tasks = []
     for name, task in loaded.items():
-        _check_runnable(name, task)
+        _check_runnable(name, getattr(task, "UNSAFE_CODE", False), getattr(task, "MULTIMODAL", False))
         number = config.few_shot.get(name, few_shot)
         if number is not None or task.get_config("num_fewshot") is None:
             task.set_config("num_fewshot", number or 0)
@@ -136,12 +142,18 @@ def _has_own_data(definition: Mapping[str, Any]) -> bool:
     return place is None or "data_files" in own or "data_dir" in own or Path(str(place)).is_dir()
 
 
-def _check_runnable(name: str, task: Any) -> None:
-    for flag, problem, remedy in (
-        ("UNSAFE_CODE", "A task runs programs that the models write, outside a sandbox.", "the benchmark me has one"),
-        ("MULTIMODAL", "A task shows pictures or plays sounds.", "leave it out"),
+def _ask_hub_once() -> None:
+    """Where the hub does not answer, no data set waits for it again; those in its cache can still be had."""
+    if is_offline():
+        import_extra("datasets", *EXTRA).config.HF_HUB_OFFLINE = True
+
+
+def _check_runnable(name: str, unsafe: bool, multimodal: bool) -> None:
+    for found, problem, remedy in (
+        (unsafe, "A task runs programs that the models write, outside a sandbox.", "the benchmark me has one"),
+        (multimodal, "A task shows pictures or plays sounds.", "leave it out"),
     ):
-        if getattr(task, flag, False):
+        if found:
             raise ConfigError(problem, field="eval.benchmarks", found=name, remedy=remedy)
 
 
@@ -241,7 +253,8 @@ def bad_data(name: str, data: Any, error: BaseException) -> DataError:
         field=name,
         found=f"{type(error).__name__}: {' '.join(str(error).split()):.200}",
         expected="examples with the fields of the hub's data set",
-        remedy="check the file; without a network, give a folder of task files as eval.harness.data",
+        remedy="check the file; without a network, fill the hub's cache (HF_HOME) where there is one, or give a folder "
+        "of task files as eval.harness.data",
     )
 
 
