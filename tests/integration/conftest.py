@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,11 +73,17 @@ class World:
         return done.stderr
 
 
+@contextmanager
+def trainings_forked() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launcher, "subprocess", forked_trainings(by_server=True))
+        yield
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _trainings_are_forked() -> Iterator[None]:
     """Those that commands in this process start."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launcher, "subprocess", forked_trainings(by_server=True))
+    with trainings_forked():
         yield
 
 
@@ -156,6 +163,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, make_model: Any) -> World:
 def finished(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of one whole run with the executor `inline`; tests copy it before they change it."""
     output = tmp_path_factory.mktemp("finished") / "out"
-    done = world.here(output, "run")
+    with trainings_forked():  # a fixture of the session comes before those of a module
+        done = world.here(output, "run")
     assert done.returncode == 0, done.stderr
     return output
