@@ -39,7 +39,8 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Evaluates an exported model and writes the result to `output` (whole or not at all).
 
-    An `output` that exists and was made of the same weights, settings and data is returned as it is.
+    An `output` that exists and was made of the same weights, settings and data is returned as it is; one beside it that
+    was is taken over, as where the best step of a training is its last.
 
     Returns:
         `model`, the digests of weights, settings (config and tokenizer), evaluation config and data (held-out text
@@ -66,6 +67,12 @@ def evaluate_model(
         if finished is not None:
             log.info("%s: evaluated before, kept", folder)
             return finished
+        twin = _twin(Path(output), identity)
+        if twin is not None:
+            result = {**twin, "model": str(folder)}
+            log.info("%s: the same weights as another model's, evaluated before", folder)
+            write_sealed(output, result)
+            return result
     start = time.perf_counter()
     result = {"model": str(folder), **identity, **_measure(folder, chunks, tasks, config, trust_remote_code)}
     result["seconds"] = round(time.perf_counter() - start, 3)
@@ -93,8 +100,23 @@ def _finished(output: str | Path, identity: dict[str, str]) -> dict[str, Any] | 
     except DamageError as error:
         log.warning("evaluated anew. %s", error)
         return None
-    same = all(getattr(found, name) == digest for name, digest in identity.items())
-    return dict(vars(found)) if same else None
+    return dict(vars(found)) if _is_of(found, identity) else None
+
+
+def _twin(output: Path, identity: dict[str, str]) -> dict[str, Any] | None:
+    """The result of this very evaluation that stands beside `output`, if there is one."""
+    for other in sorted(output.parent.glob("*.json")):
+        try:
+            found = Evaluation.load(other)
+        except DataError:  # no evaluation, or a damaged one: not what is asked for here
+            continue
+        if other != output and _is_of(found, identity):
+            return dict(vars(found))
+    return None
+
+
+def _is_of(found: Evaluation, identity: dict[str, str]) -> bool:
+    return all(getattr(found, name) == digest for name, digest in identity.items())
 
 
 def _measure(

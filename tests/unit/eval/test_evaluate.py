@@ -44,6 +44,10 @@ def test_result_file_is_complete_and_kept(
 
     monkeypatch.setattr(evaluate_module, "load_model", None)  # a second run must not get as far as loading
     assert evaluate_model(model_folders["llama"], chunks[::-1], config, output) == result
+    copied = shutil.copytree(model_folders["llama"], tmp_path / "last")
+    twin = evaluate_model(copied, chunks, config, output.with_name("last.json"))
+    assert twin == {**result, "model": str(copied)} == read_sealed(output.with_name("last.json"), "")
+    output.with_name("last.json").unlink()
     with pytest.raises(TypeError):
         evaluate_model(model_folders["llama"], chunks[1:], config, output)
     with pytest.raises(TypeError):
