@@ -282,11 +282,12 @@ def _unmark(folder: str) -> None:
 
 def _incomplete(runs: list[_StageRun]) -> IncompleteError:
     unit, first = runs[0].failures[0]
+    *_, cause = ["", *str(first.details.get("found", "")).strip().splitlines()]  # of a traceback the error itself
     counts = ", ".join(f"{len(run.failures)} of {len(run.units)} units of {run.stage.name}" for run in runs)
     return IncompleteError(
         f"The stage {runs[0].stage.name} is incomplete: {counts} failed; the others are kept.",
         file=join(runs[0].stage.output, unit.part),
-        found=f"first failure, unit {unit.index}, told above: {first.problem}",
+        found=f"first failure, unit {unit.index}, told above: {first.problem} {cause}".rstrip(),
         remedy=first.details.get("remedy", "mend the cause and run the same command again"),
     )
 
