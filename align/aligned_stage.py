@@ -15,6 +15,7 @@ from fusionx.align.fidelity import Gold, calibration, fidelity, judged_split
 from fusionx.align.positions import Status, align_positions
 from fusionx.align.projection import project
 from fusionx.align.vocabulary.vocab_map import Mode, VocabMap, build_vocab_map, identity_map
+from fusionx.align.walk import RULES
 from fusionx.contract.errors import DataError
 from fusionx.contract.files.storage import join
 from fusionx.contract.shards.codec import (
@@ -152,7 +153,10 @@ class AlignedStage:
         return units
 
     def provenance(self, unit: Unit) -> Provenance:
-        return Provenance(self.kind, unit.split, {"method": self.method, "k": self.k}, unit.hashes, self._identity)
+        config = {"method": self.method, "k": self.k}
+        if self.method == "walk":
+            config["rules"] = RULES
+        return Provenance(self.kind, unit.split, config, unit.hashes, self._identity)
 
     def differences(self, found: Provenance, unit: Unit) -> list[str]:
         return differences(found, self.provenance(unit))

@@ -27,7 +27,16 @@ from fusionx.align.walk.state import (
     OFFSET,
     SURVIVORS,
 )
-from fusionx.align.walk.steps import at_the_end, fill_in, from_boundary, give, go_on, look_over, on_the_way
+from fusionx.align.walk.steps import (
+    at_the_end,
+    fill_in,
+    fill_in_word,
+    from_boundary,
+    give,
+    go_on,
+    look_over,
+    on_the_way,
+)
 
 
 @uncounted
@@ -106,9 +115,8 @@ def walk(target, source, said, own, fill, tables, known, k, trail, walked, scrat
     target's positions, the fill-in; with no entries and tail 1 it knows nothing. k: entries to keep, the next token's
     always among them.
 
-    Between positions there are, of 1 in all: `mass` of the text's own path, the alternatives', `lost`, which agrees
-    with the target's tokens and of which the source says no more, and what agrees of `tail`, the stored tail of the
-    step that is under way.
+    Between positions there are, of 1 in all: `mass` of the text's own path, the alternatives', `lost` and `within`
+    (`Scratch.lost`), and what agrees of `tail`, the stored tail of the step that is under way.
     """
     size = 0
     for row in range(len(target.rows) - 1):
@@ -119,7 +127,7 @@ def walk(target, source, said, own, fill, tables, known, k, trail, walked, scrat
         # A target without a BOS has no position before its first token, but the source's mass starts there as well.
         begin = first_target if target.ends[first_target] == 0 else first_target - 1
         i, known_place = first_source - 1, False
-        mass, lost, tail, stay = 1.0, 0.0, 0.0, 1.0
+        mass, lost, within, tail, stay = 1.0, 0.0, 0.0, 0.0, 1.0
         survivors, first = np.int64(0), np.int64(0)
         for position in range(begin, end_target):
             unseen = position < first_target
@@ -141,7 +149,7 @@ def walk(target, source, said, own, fill, tables, known, k, trail, walked, scrat
             target_shift = tables.target_lengths[x] - (e - b)
             spelled = target_shift == (0 if inside else source_shift)
             if not known_place or not spelled:
-                mass, lost, tail, stay, survivors = 1.0, 0.0, 0.0, 1.0, np.int64(0)
+                mass, lost, within, tail, stay, survivors = 1.0, 0.0, 0.0, 0.0, 1.0, np.int64(0)
             known_place = True
             start, stop, unstored = np.int64(0), np.int64(0), 1.0 / len(tables.target_lengths)
             if not unseen:
@@ -150,18 +158,20 @@ def walk(target, source, said, own, fill, tables, known, k, trail, walked, scrat
             scratch.numbers[OFFSET] += scratch.numbers[MET]
             scratch.numbers[MET], scratch.numbers[SURVIVORS] = 0, 0
             scratch.numbers[FIRST_SURVIVOR] = MOST_ALTERNATIVES - first
-            scratch.lost[0] = 0.0
+            scratch.lost[:] = 0.0
             look_over(tables, scratch, fill, start, stop)
 
             if not inside:
                 # What led here otherwise has spelled the same text, and the source's distribution here goes on with it.
                 mass, lost, tail = mass / stay + lost, 0.0, 0.0
-            alone = survivors == 0 and lost == 0.0
+            alone = survivors == 0 and lost == 0.0 and within == 0.0
             place = (position, i, start, stop, unstored)
             if survivors:
                 go_on(tables, known, scratch, trail, fill, place, x, b, e, first, survivors)
             if lost > 0.0:
                 fill_in(scratch, trail, fill, place, x, lost)
+            if within > 0.0:
+                fill_in_word(tables, scratch, trail, fill, place, x, within)
             if not inside:
                 if spelled:
                     tail = own.tail[i] * mass
@@ -203,10 +213,11 @@ def walk(target, source, said, own, fill, tables, known, k, trail, walked, scrat
             if agreeing > 0.0:
                 give(scratch, trail, position, j, -2, x, agreeing)
             give(scratch, trail, position, j, -1, x, mass)
-            lost, survivors, first = scratch.lost[0], scratch.numbers[SURVIVORS], MOST_ALTERNATIVES - first
+            lost, within = scratch.lost[0], scratch.lost[1]
+            survivors, first = scratch.numbers[SURVIVORS], MOST_ALTERNATIVES - first
             label = scratch.mass[scratch.place[x] - scratch.numbers[OFFSET]]
             scale = 1.0 / label if label > 0.0 else 0.0
-            mass, lost, tail = mass * scale, lost * scale, tail * scale
+            mass, lost, within, tail = mass * scale, lost * scale, within * scale, tail * scale
             for row_of in range(first, first + survivors):
                 scratch.alternative_mass[row_of] *= scale
             if unseen:
@@ -250,7 +261,7 @@ def questions(target, source, said, own, tables, keys):  # type: ignore[no-untyp
                         reached, hit = reach(tables, node, u)
                         if ending and not may_extend(tables, s, u, reached, hit):
                             continue
-                        if reached >= 0 and tables.target.token[reached] >= 0:
+                        if reached >= 0 and tables.target.token[reached] >= 0 and not tables.followed_by[u]:
                             own.leads[entry] = tables.target.token[reached]
                             continue
                         # Where no token goes on as u does, it is among those of the beginning alone.

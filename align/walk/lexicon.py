@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import numpy.typing as npt
 
 from fusionx.align.walk.byte_trie import ByteTrie, byte_trie
 from fusionx.align.walk.look_up import first_continuations, insert
 from fusionx.align.walk.state import NOT_MET, Continuations, Tables
-from fusionx.align.walk.written import Writer
+from fusionx.align.walk.written import FOLLOWING, Writer
 from fusionx.contract.shards.parts import Ragged
 from fusionx.contract.tokens.encoder import Encoder
 from fusionx.contract.tokens.token_table import TokenTable
@@ -31,15 +33,21 @@ class Lexicon:
 
     def _tables(self) -> Tables:
         source, target = self.source.table, self.target.table
-        written = self._writer.written(source.filled_bytes)
+        source_writer = Writer(self.source)
+        followed_by = source_writer.follows_white_space()
+        written = self._written(source.filled_bytes, followed_by)
         rows = {token: role for token, role in source.special_role.items() if role in ROLES}
-        written = _with_rows(written, {token: target.role_id(role) for token, role in rows.items()})
+        ids = {token: target.role_id(role) for token, role in rows.items()}
+        nothing = np.zeros(0, np.int32)
+        written = _with_rows(
+            written, {token: nothing if id_ is None else np.array([id_], np.int32) for token, id_ in ids.items()}
+        )
 
         own = self._writer.written(target.filled_bytes)
         alone = own.lengths() == 1
         by_target = np.zeros(target.size, bool)
         by_target[alone] = own.values[own.offsets[:-1][alone]] == np.flatnonzero(alone)
-        by_source = Writer(self.source).written(target.filled_bytes)
+        by_source = source_writer.written(target.filled_bytes)
         several = by_target & (by_source.lengths() > 1)
         first = np.full(target.size, -1, np.int32)
         first[several] = by_source.values[by_source.offsets[:-1][several]]
@@ -50,6 +58,7 @@ class Lexicon:
             leads_to=_leads_to(written),
             begun_by=first,
             begins=np.bincount(first[several], minlength=source.size).astype(np.int32),
+            followed_by=followed_by,
             source_byte=_first_bytes(source),
             target_byte=_first_bytes(target),
             goes_on=_goes_on(trie, target),
@@ -58,6 +67,15 @@ class Lexicon:
             source=byte_trie(source, _with_bytes(source)),
             target=trie,
         )
+
+    def _written(self, pieces: Sequence[bytes], followed_by: npt.NDArray[np.integer]) -> Ragged:
+        """What the target writes for every piece, by what comes after it (`Tables.followed_by`)."""
+        replaced: dict[int, Int32] = {}
+        for what, following in FOLLOWING.items():
+            which = np.flatnonzero(followed_by == what).tolist()
+            rows = self._writer.written_before([pieces[index] for index in which], following)
+            replaced |= {index: rows.row(row) for row, index in enumerate(which)}
+        return _with_rows(self._writer.written(pieces), replaced)
 
     @property
     def continuations(self) -> Continuations:
@@ -79,7 +97,7 @@ class Lexicon:
         pieces = [*self.source.table.filled_bytes, b""]
         beginning = self.tables.target.beginning
         asked = [beginning(node) + pieces[token] for node, token in zip(nodes.tolist(), tokens.tolist(), strict=True)]
-        answers = self._writer.written(asked)
+        answers = self._written(asked, np.append(self.tables.followed_by, 0)[tokens])
         rows = np.arange(len(keys), dtype=np.int32) + len(self._starts) - 1
         self._starts = np.append(self._starts, self._starts[-1] + answers.offsets[1:])
         self._ids = np.append(self._ids, answers.values)
@@ -109,6 +127,7 @@ def _identity(table: TokenTable) -> Tables:
         leads_to=_leads_to(written),
         begun_by=np.full(table.size, -1, np.int32),
         begins=np.zeros(table.size, np.int32),
+        followed_by=np.zeros(table.size, np.uint8),
         source_byte=_first_bytes(table),
         target_byte=_first_bytes(table),
         goes_on=_goes_on(trie, table),
@@ -144,11 +163,11 @@ def _with_bytes(table: TokenTable) -> npt.NDArray[np.bool_]:
     return table.byte_lengths > 0
 
 
-def _with_rows(rows: Ragged, replaced: dict[int, int | None]) -> Ragged:
-    """`rows` with one id, or none, in place of some of them."""
+def _with_rows(rows: Ragged, replaced: Mapping[int, Int32]) -> Ragged:
+    """`rows` with others in place of some of them."""
     split = np.split(rows.values, rows.offsets[1:-1])
-    for row, token in replaced.items():
-        split[row] = np.array([] if token is None else [token], np.int32)
+    for row, ids in replaced.items():
+        split[row] = ids
     return Ragged(np.concatenate(split).astype(np.int32), np.append(0, np.cumsum([len(row) for row in split])))
 
 

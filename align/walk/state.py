@@ -64,6 +64,7 @@ class Tables(NamedTuple):
     begun_by: int32 [Vt], the first of the several source tokens that the source writes a target token with; -1 where it
         is one token for the source, and where the target itself would not write it.
     begins: int32 [Vs], how many target tokens a source token has begun so.
+    followed_by: uint8 [Vs], `LETTER` or `SPACE`: what comes after a token that ends in white space; 0 for the others.
     source_byte, target_byte: uint8 [Vs] and [Vt], the first byte, 0 for none.
     goes_on: uint64 [Vt, 4], a bit for every byte that follows a target token in a longer one.
     source_lengths, target_lengths: int32 [Vs] and [Vt], bytes.
@@ -75,6 +76,7 @@ class Tables(NamedTuple):
     leads_to: Int32
     begun_by: Int32
     begins: Int32
+    followed_by: npt.NDArray[np.uint8]
     source_byte: npt.NDArray[np.uint8]
     target_byte: npt.NDArray[np.uint8]
     goes_on: npt.NDArray[np.uint64]
@@ -142,7 +144,8 @@ class Scratch(NamedTuple):
     lists of the source tokens that led elsewhere than the text's own but agree with the target so far: rows of (source
     token, node of the target's beginning before it, target tokens since, byte where it begins, step), and their mass.
     numbers: int64, see the constants below.
-    lost: float64 [1], mass that agrees with x and of which the source says no more.
+    lost: float64 [2], mass that agrees with x and of which the source says no more: spelled the same text as the own
+        path, and within a token that no distribution is known of.
     """
 
     place: Int64
@@ -186,13 +189,17 @@ class Scratch(NamedTuple):
             np.zeros((2 * MOST_ALTERNATIVES, 5), np.int64),
             np.zeros(2 * MOST_ALTERNATIVES, np.float64),
             np.zeros(5, np.int64),
-            np.zeros(1, np.float64),
+            np.zeros(2, np.float64),
         )
 
 
 MET, OFFSET, SURVIVORS, FIRST_SURVIVOR, LONGER = 0, 1, 2, 3, 4
 """Of `Scratch.numbers`: target tokens met, the offset of `place`, alternatives that agree with x, their first row, the
 fill-in's entries in `longer`."""
+LETTER, SPACE = 1, 2
+"""Of `Tables.followed_by`."""
+WHITE_SPACE = 32
+"""The highest byte of it."""
 NOT_MET, NO_TOKEN = -1, -2
 """Of `OwnPath.leads`."""
 LEAST = 1e-37

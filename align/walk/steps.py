@@ -19,7 +19,9 @@ from fusionx.align.walk.state import (
     NOT_MET,
     OFFSET,
     SMALL,
+    SPACE,
     SURVIVORS,
+    WHITE_SPACE,
 )
 
 
@@ -46,7 +48,9 @@ def agrees(scratch, tables, u, node, which, begin, step, end, mass):  # type: ig
     row = scratch.numbers[FIRST_SURVIVOR] + scratch.numbers[SURVIVORS]
     full = scratch.numbers[SURVIVORS] == MOST_ALTERNATIVES
     if full or mass < NO_MASS or begin + tables.source_lengths[u] <= end:
-        scratch.lost[0] += mass
+        # Of the space that follows a token x may have taken the first byte: it ends where no source token does.
+        within = tables.followed_by[u] == SPACE and begin + tables.source_lengths[u] < end
+        scratch.lost[1 if within else 0] += mass
         return
     scratch.alternatives[row, 0], scratch.alternatives[row, 1], scratch.alternatives[row, 2] = u, node, which
     scratch.alternatives[row, 3], scratch.alternatives[row, 4] = begin, step
@@ -218,6 +222,26 @@ def fill_in(scratch, trail, fill, place, x, mass):  # type: ignore[no-untyped-de
     if not stored:
         give(scratch, trail, position, step, -1, x, mass * of_x)
     scratch.lost[0] += mass * of_x
+
+
+@uncounted
+def fill_in_word(tables, scratch, trail, fill, place, x, mass):  # type: ignore[no-untyped-def]
+    """What ended with the space before a word, as `fill_in`: what comes is no white space."""
+    position, step, start, stop, _ = place
+    open_ = 1.0
+    for at in range(start, stop):
+        if tables.target_byte[fill.ids[at]] <= WHITE_SPACE:
+            open_ -= fill.probs[at]
+    if open_ <= 0.0:
+        return
+    for at in range(start, stop):
+        if tables.target_byte[fill.ids[at]] > WHITE_SPACE:
+            give(scratch, trail, position, step, -1, fill.ids[at], mass * fill.probs[at] / open_)
+    if tables.target_byte[x] > WHITE_SPACE:
+        stored, of_x = expected(scratch, fill, place, x)
+        if not stored:
+            give(scratch, trail, position, step, -1, x, mass * of_x / open_)
+        scratch.lost[0] += mass * of_x / open_
 
 
 @uncounted

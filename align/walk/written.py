@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusionx.align.vocabulary.edit_distance import text_of
+from fusionx.align.walk.state import LETTER, SPACE
 from fusionx.contract.shards.parts import Ragged
 from fusionx.contract.tokens.encoder import Encoder
 from fusionx.contract.tokens.encoding import encode_batch
@@ -19,6 +20,17 @@ from fusionx.contract.tokens.tokenizer import plain_ids
 
 _ANCHORS = (("\n", "a"), ("a", "\n"), (")", ")"))
 """Before most texts, and before white space. Where a tokenizer draws no boundary behind one, the next is tried."""
+FOLLOWING = {LETTER: "a", SPACE: " a"}
+"""What a tokenizer is asked before."""
+
+
+def ends_in_space(piece: bytes) -> bool:
+    text = text_of(piece)
+    return text is not None and text[-1:].isspace()
+
+
+def _anchored(text: str, usual: str = _ANCHORS[0][0], before_space: str = _ANCHORS[0][1]) -> str:
+    return (before_space if text[:1].isspace() else usual) + text
 
 
 class Writer:
@@ -41,10 +53,7 @@ class Writer:
         texts = [text_of(piece) for piece in pieces]
         open_pieces = [index for index, text in enumerate(texts) if text]
         for usual, before_space in _ANCHORS:
-            anchored = [
-                (before_space if (texts[index] or "")[0].isspace() else usual) + (texts[index] or "")
-                for index in open_pieces
-            ]
+            anchored = [_anchored(texts[index] or "", usual, before_space) for index in open_pieces]
             for index, ids in zip(open_pieces, self._behind_anchor(anchored), strict=True):
                 if ids is not None and self.encoder.table.joined(ids.tolist()) == pieces[index]:
                     found[index] = ids
@@ -58,6 +67,43 @@ class Writer:
         rows = [row for row in found if row is not None]
         offsets = np.append(0, np.cumsum([len(row) for row in rows], dtype=np.int64))
         return Ragged(np.concatenate([np.zeros(0, np.int32), *rows]).astype(np.int32), offsets)
+
+    def written_before(self, pieces: Sequence[bytes], following: str) -> Ragged:
+        """As `written`, of pieces that end in white space, which many tokenizers divide by what follows it: a letter,
+        perhaps behind a space. The last token may take that space; what a word's token takes is written alone, as what
+        that token begins with."""
+        alone = self.written(pieces)
+        rows = np.split(alone.values, alone.offsets[1:-1])
+        behind = self._behind_anchor([_anchored((text_of(piece) or "") + following) for piece in pieces])
+        divided: dict[int, tuple[npt.NDArray[np.int32], bytes]] = {}
+        for index, (ids, piece) in enumerate(zip(behind, pieces, strict=True)):
+            if ids is None or not ends_in_space(piece):
+                continue
+            lengths = self.encoder.table.byte_lengths[ids]
+            ends = np.cumsum(lengths)
+            kept = ids[(ends < len(piece) + len(following)) & (ends - lengths < len(piece))]
+            spelled = self.encoder.table.joined(kept.tolist())
+            if spelled and (piece + following.encode()).startswith(spelled):
+                divided[index] = kept, piece[len(spelled) :]
+        rests = self.written([rest for _, rest in divided.values()])
+        for row, (index, (ids, _)) in enumerate(divided.items()):
+            rows[index] = np.append(ids, rests.row(row)).astype(np.int32)
+        values = np.concatenate([np.zeros(0, np.int32), *rows[: len(pieces)]])
+        return Ragged(values, np.append(0, np.cumsum([len(row) for row in rows[: len(pieces)]], dtype=np.int64)))
+
+    def follows_white_space(self) -> npt.NDArray[np.uint8]:
+        """What comes after every token of this tokenizer that ends in white space: `LETTER` where it leaves nothing of
+        it to a word that follows, `SPACE` where it does, so that more white space follows; 0 for the others."""
+        pieces = self.encoder.table.filled_bytes
+        tokens = [token for token, piece in enumerate(pieces) if ends_in_space(piece)]
+        behind = self._behind_anchor([_anchored(pieces[token].decode() + FOLLOWING[LETTER]) for token in tokens])
+        found = np.zeros(len(pieces), np.uint8)
+        for token, ids in zip(tokens, behind, strict=True):
+            if ids is not None and len(ids) and ids[0] == token:
+                found[token] = LETTER
+            elif pieces[token].endswith(b"  "):
+                found[token] = SPACE
+        return found
 
     def _behind_anchor(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32] | None]:
         """The tokens behind the first byte of every text, None where no token ends there."""

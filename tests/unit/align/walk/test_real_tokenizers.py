@@ -1,22 +1,15 @@
 """The walk between real tokenizers, and of every kind of tokenizer onto itself; the sources are counted bigrams."""
 
-import sysconfig
-from functools import cache
-from pathlib import Path
-
 import numpy as np
 import pytest
 from bigrams import Bigrams, ragged
-from tokenizer_builder import CORPUS, MAKERS, made
+from real_texts import encoder, texts
+from tokenizer_builder import CORPUS, MAKERS
 
 from fusionx.align.walk.lexicon import Lexicon
 from fusionx.align.walk.part import PartWalk, spoken
 from fusionx.contract.shards.next_token import next_tokens
-from fusionx.contract.tokens.encoder import Encoder
-from fusionx.contract.tokens.tokenizer import adds_bos
 
-PIECE = 6000
-"""Characters of one text."""
 HELD_OUT = 4
 PAIRS = [
     ("llama3", "mistral"),
@@ -27,24 +20,6 @@ PAIRS = [
     ("wordpiece", "mistral"),
     ("byte-level-nfc", "gemma"),
 ]
-
-
-def encoder(name: str) -> Encoder:
-    tokenizer, table = made(name)
-    return Encoder(tokenizer, table, adds_bos(tokenizer))
-
-
-@cache
-def texts(domain: str) -> list[str]:
-    """English prose and Python code, as the standard library has them, and all scripts of the small corpus."""
-    folder = Path(sysconfig.get_paths()["stdlib"])
-    if domain == "prose":
-        text = (folder / "pydoc_data" / "topics.py").read_text()[20_000:260_000]
-    elif domain == "code":
-        text = "".join((folder / name).read_text() for name in ("argparse.py", "typing.py", "inspect.py"))[:240_000]
-    else:
-        text = "\n".join(CORPUS * 40)
-    return [text[at : at + PIECE] for at in range(0, len(text), PIECE)]
 
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
