@@ -71,14 +71,14 @@ def evaluate_model(
         if twin is not None:
             result = {**twin, "model": str(folder)}
             log.info("%s: the same weights as another model's, evaluated before", folder)
-            write_sealed(output, result)
+            write_sealed(output, result, finite=True)
             return result
     start = time.perf_counter()
     result = {"model": str(folder), **identity, **_measure(folder, chunks, tasks, config, trust_remote_code)}
     result["seconds"] = round(time.perf_counter() - start, 3)
     log.info("%s: %d chunks and %d tasks in %.1f s", folder, len(chunks), len(tasks), result["seconds"])
     if output is not None:
-        write_sealed(output, result)
+        write_sealed(output, result, finite=True)
     return result
 
 

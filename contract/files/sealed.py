@@ -57,18 +57,22 @@ def unsealed(found: Any, path: object, remedy: str) -> dict[str, Any]:
     return content
 
 
-def write_sealed(path: str | Path, content: Mapping[str, Any]) -> None:
+def write_sealed(path: str | Path, content: Mapping[str, Any], *, finite: bool = False) -> None:
     """Writes the content with its checksum, whole or not at all.
+
+    Args:
+        finite: NaN and infinities, which are no JSON to other readers, are refused.
 
     Raises:
         DataError: it cannot be written.
+        ValueError: a number is not finite, and all have to be.
     """
-    write_bytes(path, sealed_bytes(content))
+    write_bytes(path, sealed_bytes(content, finite=finite))
 
 
-def sealed_bytes(content: Mapping[str, Any]) -> bytes:
+def sealed_bytes(content: Mapping[str, Any], *, finite: bool = False) -> bytes:
     """What `write_sealed` writes."""
-    return (json.dumps(sealed(content), indent=1) + "\n").encode()
+    return (json.dumps(sealed(content), indent=1, allow_nan=not finite) + "\n").encode()
 
 
 def read_sealed(path: str | Path, remedy: str) -> dict[str, Any]:

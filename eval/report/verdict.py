@@ -48,6 +48,8 @@ def _headline(comparison: Mapping[str, Any]) -> str:
         opening = f"{NAME} and plain continual training are equal"
     elif interval is not None and interval[0] <= 0 <= interval[1]:
         opening = f"No difference between {NAME} and plain continual training is shown"
+    elif interval is None:  # one seed shows no win
+        opening = f"{NAME} is {'ahead of' if change < 0 else 'behind'} plain continual training"
     elif change < 0:
         opening = f"{NAME} beats plain continual training"
     else:

@@ -101,7 +101,7 @@ class BenchmarkScores:
             for model, identity in self.models.items()
         }
         content = {"format": 2, "models": models}
-        data = sealed_bytes(content)
+        data = sealed_bytes(content, finite=True)
         if not exists(path) or read_bytes(path) != data:
             write_bytes(path, data)
 

@@ -139,7 +139,7 @@ def evaluate_ensembles(shards: AlignedSplit, output: str | None = None) -> dict[
         scores.add(*_read(shards, entry, manifests))
     result = {**identity, "positions": scores.positions, "unaligned": scores.unaligned, **scores.figures()}
     if output is not None:
-        write_sealed(output, result)
+        write_sealed(output, result, finite=True)
     return result
 
 

@@ -49,7 +49,7 @@ def evaluate_teacher(job: TrainJob, shards: AlignedSplit, output: str) -> dict[s
         except DamageError as error:
             print(f"[eval] a teacher is scored anew. {error}", file=sys.stderr, flush=True)
     result = {**identity, **teacher_figures(job, shards.vocab_size, shards.split)}
-    write_sealed(output, result)
+    write_sealed(output, result, finite=True)
     return result
 
 

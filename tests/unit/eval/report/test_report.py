@@ -340,6 +340,8 @@ def test_no_tasks_no_validation_and_unknown_methods(make_inputs: MakeInputs, tmp
         ([0.05, 0.051, 0.049], "Fusion-X loses to plain continual training"),
         ([-0.05, 0.04, 0.02], "No difference between Fusion-X and plain continual training is shown"),
         ([0.0001, 0.0, -0.0001], "are equal"),
+        ([-0.05], "Fusion-X is ahead of plain continual training in this one pair of runs"),
+        ([0.05], "Fusion-X is behind plain continual training in this one pair of runs"),
     ],
 )
 def test_verdict_says_what_the_numbers_say(changes: list[float], words: str, make_inputs: MakeInputs) -> None:

@@ -21,22 +21,10 @@ from fusionx.pipelines.preflight.machine import Memory, disk_finding, ray_findin
 
 
 @pytest.fixture
-def config(tmp_path: Path, make_model: Any) -> Path:
-    make_model(tmp_path / "target", "llama", 300)
-    make_model(tmp_path / "source", "gpt_neox", 320)
-    (tmp_path / "corpus").mkdir()
-    for split in ("train", "validation", "test"):
-        (tmp_path / "corpus" / f"{split}.jsonl").write_text('{"text": "a"}\n')
-    content = {
-        "name": "x",
-        "output": str(tmp_path / "out"),
-        "target": {"id": "target", "path": str(tmp_path / "target")},
-        "sources": [{"id": "source", "path": str(tmp_path / "source")}],
-        "corpus": {"path": str(tmp_path / "corpus")},
-        "chunk": {"block_size": 96},
-    }
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
-    return tmp_path / "run.yaml"
+def config(raw: dict[str, Any], tmp_path: Path) -> Path:
+    place = tmp_path / "run.yaml"
+    place.write_text(yaml.safe_dump({name: value for name, value in raw.items() if name != "executor"}))
+    return place
 
 
 def examined(*arguments: object) -> tuple[int, dict[str, dict[str, str]]]:
@@ -53,11 +41,11 @@ def test_the_machine_alone_needs_no_config() -> None:
     assert "torch" in found["packages"]["said"]
 
 
-def test_a_sound_config_has_no_problem(config: Path) -> None:
+def test_a_sound_config_has_no_problem(config: Path, models: Path) -> None:
     code, found = examined(config)
     assert code == 0, found
     assert {finding["level"] for finding in found.values()} <= {"ok", "warning"}
-    size = describe_model(str(config.parent / "target")).parameters
+    size = describe_model(str(models / "target")).parameters
     assert f"{size:,} parameters" in found["target"]["said"]
     assert {"Ray", "training", "precompute", "disk", "config"} <= set(found)
     assert not (config.parent / "out").exists()
@@ -87,14 +75,14 @@ def fits(config: Path, memory: Memory, monkeypatch: pytest.MonkeyPatch, *sets: s
     return {name: found[name]["level"] for name in ("training", "precompute")}
 
 
-def test_what_does_not_fit_is_a_problem(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = describe_model(str(config.parent / "target")).train_bytes
+def test_what_does_not_fit_is_a_problem(config: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = describe_model(str(models / "target")).train_bytes
     assert size is not None
     level = {share: fits(config, Memory(int(size * share), ()), monkeypatch)["training"] for share in (0.9, 1.1, 2.0)}
     assert level == {0.9: "problem", 1.1: "warning", 2.0: "ok"}
     assert fits(config, Memory(2 * size, ()), monkeypatch, "train.jobs=3")["training"] == "problem"
     assert fits(config, Memory(10**9, (size // 2,)), monkeypatch)["training"] == "problem"
-    run = describe_model(str(config.parent / "target")).run_bytes
+    run = describe_model(str(models / "target")).run_bytes
     assert run is not None
     assert fits(config, Memory(3 * run, ()), monkeypatch, "precompute.workers=4")["precompute"] == "problem"
     halves = ("train.run.shards=fsdp", "train.run.devices=4")

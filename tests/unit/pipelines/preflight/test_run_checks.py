@@ -15,31 +15,6 @@ from fusionx.pipelines.layout import Layout
 from fusionx.pipelines.preflight.run_checks import refuse, run_errors
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory, make_model: Any) -> Path:
-    root: Path = tmp_path_factory.mktemp("models")
-    make_model(root / "target", "llama", 300)
-    make_model(root / "source", "gpt_neox", 320)
-    return root
-
-
-@pytest.fixture
-def raw(models: Path, tmp_path: Path) -> dict[str, Any]:
-    """A config of which nothing is wrong."""
-    (tmp_path / "corpus").mkdir()
-    for split in ("train", "validation", "test"):
-        (tmp_path / "corpus" / f"{split}.jsonl").write_text('{"text": "a"}\n')
-    return {
-        "name": "x",
-        "output": str(tmp_path / "out"),
-        "target": {"id": "target", "path": str(models / "target")},
-        "sources": [{"id": "source", "path": str(models / "source")}],
-        "corpus": {"path": str(tmp_path / "corpus")},
-        "chunk": {"block_size": 96},
-        "executor": {"kind": "inline"},
-    }
-
-
 def errors(raw: dict[str, Any], **changes: Any) -> list[FusionXError]:
     config = FusionConfig.model_validate({**raw, **changes})
     return list(run_errors(config, Layout(config.output)))
