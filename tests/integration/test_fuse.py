@@ -50,8 +50,9 @@ def fused(world: Any, tmp_path_factory: pytest.TempPathFactory) -> fusionx.RunRe
 
 @pytest.fixture
 def copied(fused: fusionx.RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory: a copy of the run lies in it as `runs/demo`, where the documents have theirs."""
+    """The working directory: a copy of the run lies in it under the names that the documents give theirs."""
     shutil.copytree(fused.layout.root, tmp_path / "runs" / "demo")
+    (tmp_path / "runs" / "mine").symlink_to("demo")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "runs" / "demo"
 
