@@ -30,12 +30,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: demo-inputs
 	$(FUSIONX) run configs/demo.yaml --set train.seeds=$$($(BIN)/python -c "print(list(range($(SEEDS))))" | tr -d ' ')
-	@echo "The report: runs/demo/report/report.html (also report.md and results.json)"
 
 demo-real: setup $(VENV)/.installed-real
 	$(FUSIONX) real-inputs configs/inputs/real.yaml
 	$(FUSIONX) run configs/real.yaml
-	@echo "The report: runs/real/report/report.html (also report.md and results.json)"
 
 $(VENV)/.installed-real: $(VENV)/.installed
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-compile --constraint constraints.txt --editable '.[real]'

@@ -80,7 +80,7 @@ def _against_baselines(comparison: Mapping[str, Any]) -> list[str]:
     if not parts:
         return []
     listed = " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
-    return [f"{PLACES[claim].capitalize()} they are {listed}."]
+    return [f"{PLACES[claim].capitalize()} {NAME}'s bits per byte are {listed}."]
 
 
 def _domains(results: Mapping[str, Any], comparison: Mapping[str, Any]) -> list[str]:
