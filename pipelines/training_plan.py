@@ -100,8 +100,8 @@ def link_bytes_per_s(card: str) -> float:
 class TrainingPlan:
     """The trainings of a run, one after the other, each on all `cards`. `rate`: where the speed comes from.
 
-    tokens: of one training. step_seconds: of one card's share of a batch, without exchange. sent_bytes: of each card
-    in a step. hours: of all trainings, without validation and exports.
+    tokens, steps: of all of them. step_seconds: of one card's share of a batch, without exchange. sent_bytes: of each
+    card in a step. hours: without validation and exports.
     """
 
     trainings: int
@@ -119,7 +119,7 @@ class TrainingPlan:
     def lines(self) -> list[str]:
         """For a person."""
         return [
-            f"{self.trainings} trainings of {self.tokens:,} tokens in {self.steps:,} steps, "
+            f"{self.trainings} trainings, together {self.tokens:,} tokens in {self.steps:,} steps, "
             f"on {self.cards} x {self.card}: {self.hours:,.3g} h, {self.hours * self.cards:,.3g} GPU h",
             f"  {self.tokens_per_s:,.0f} tokens/s ({self.rate})",
             f"  each card sends {self.sent_bytes / 1e9:,.3g} GB per step of {self.step_seconds:,.3g} s: "
@@ -135,13 +135,14 @@ def plan_trainings(
         tokens, chunks: of the training split, in the target's tokens. parameters: the target's. card: its name.
     """
     optimizer, run = config.optimizer, config.run
-    searched = len(config.tune) * (len(config.methods) if config.tune_each else 1)
-    trainings = len(config.methods) * len(config.seeds) + searched
+    trained = {name: len(config.seeds) for name in config.methods}
+    trained |= {name: trained.get(name, 0) + len(config.tune) for name in config.searched()}
     rate = card_rate(card, "train", parameters)
     flops = (4 if optimizer.lora else 6) * parameters
     block = min(optimizer.pack, tokens) if optimizer.pack else tokens / max(1, chunks)
     step_tokens = optimizer.batch_size * block
-    seen = round(optimizer.epochs * optimizer.data_share * tokens)
+    passes = sum(times * config.optimizer_of(name).epochs for name, times in trained.items())
+    seen = round(passes * optimizer.data_share * tokens)
     step_seconds = step_tokens * flops / rate.flops_per_s / cards
     share = max(1, optimizer.batch_size // cards)
     micro_batches = -(-share // (run.micro_batch or share))
@@ -149,8 +150,9 @@ def plan_trainings(
     reached = efficiency(step_seconds, sent, link_bytes_per_s(card))
     speed = cards * rate.flops_per_s / flops * reached
     steps = max(1, round(seen / step_tokens))
-    hours = trainings * seen / speed / 3600
-    return TrainingPlan(trainings, seen, steps, card, cards, rate.source, speed, step_seconds, sent, reached, hours)
+    hours = seen / speed / 3600
+    count = sum(trained.values())
+    return TrainingPlan(count, seen, steps, card, cards, rate.source, speed, step_seconds, sent, reached, hours)
 
 
 def lines_on_card(config: FusionConfig, plan: Plan, card: str, cards: int) -> list[str]:

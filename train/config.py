@@ -131,10 +131,13 @@ PRESETS: dict[str, MethodConfig] = {
 }
 """ct: continued training. fusellm, fusellm-avgce: FuseLLM's MinCE and AvgCE. paper: Fusion-X to the letter. fusionx:
 the default."""
-
+BASELINE = "ct"
+"""The method whose best learning rate every method uses that was not tuned itself."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """Methods name folders."""
+_SCHEDULE = ("learning_rate", "epochs")
+"""Of the optimizer; which a method may have of its own."""
 
 
 class LoraConfig(Config):
@@ -244,13 +247,14 @@ class TrainConfig(Config):
     """Presets (`ct`, `fusellm`, `fusellm-avgce`, `paper`, `fusionx`), or the names of forms that `overrides` makes of
     them."""
     overrides: dict[str, dict[str, object]] = {}
-    """Method -> fields of it to change. With `preset` this makes a method of a name of its own, so that a preset can be
-    trained in several forms beside each other: `{fusellm-walk: {preset: fusellm, alignment: walk}}`."""
+    """Method -> fields of it to change, and a `learning_rate` and `epochs` of its own: what one method gains by, another
+    overfits by. With `preset` this makes a method of a name of its own, so that a preset can be trained in several forms
+    beside each other: `{fusellm-walk: {preset: fusellm, alignment: walk, epochs: 3}}`."""
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
     """Every method is trained once with each."""
     tune: list[Annotated[float, Field(gt=0)]] = []
     """Learning rates to choose from: the one at which `ct` reaches its lowest validation bits per byte with the first
-    seed; empty: `optimizer.learning_rate`."""
+    seed; empty: `optimizer.learning_rate`. A method whose `overrides` name a rate keeps that."""
     tune_each: Added[bool] = False
     """Whether every method uses the rate of `tune` that is best for itself."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -266,6 +270,7 @@ class TrainConfig(Config):
         for name in dict.fromkeys([*self.methods, *self.overrides]):
             try:
                 self.method(name)
+                self.optimizer_of(name)
             except ValidationError as error:
                 problems += [f"overrides.{name}: {problem}" for problem in problems_of(MethodConfig, error)]
             except ValueError as error:
@@ -280,7 +285,7 @@ class TrainConfig(Config):
 
     def method(self, name: str) -> MethodConfig:
         """The method `name`: its preset with this run's overrides."""
-        changed = dict(self.overrides.get(name, {}))
+        changed = {field: value for field, value in self.overrides.get(name, {}).items() if field not in _SCHEDULE}
         preset_name = str(changed.pop("preset", name))
         if preset_name not in PRESETS:
             raise ValueError(
@@ -296,6 +301,21 @@ class TrainConfig(Config):
         if isinstance(selection, dict):  # what is no mapping is for the validation to refuse
             changed["selection"] = {**preset["selection"], **selection}
         return MethodConfig.model_validate({**preset, **changed})
+
+    def optimizer_of(self, name: str) -> OptimizerConfig:
+        """The optimizer with what the method `name` has of its own."""
+        own = {field: value for field, value in self.overrides.get(name, {}).items() if field in _SCHEDULE}
+        return OptimizerConfig.model_validate({**self.optimizer.model_dump(), **own})
+
+    def searched(self) -> list[str]:
+        """The methods that are trained at every rate of `tune`: the baseline, or all; not those whose rate is named."""
+        methods = dict.fromkeys([BASELINE, *(self.methods if self.tune_each else [])]) if self.tune else {}
+        return [name for name in methods if name not in self.own_rates()]
+
+    def own_rates(self) -> dict[str, float]:
+        """Of the methods whose `overrides` name a learning rate."""
+        named = [name for name in self.overrides if "learning_rate" in self.overrides[name]]
+        return {name: self.optimizer_of(name).learning_rate for name in named}
 
 
 class TrainJob(Config):

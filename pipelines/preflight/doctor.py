@@ -102,8 +102,7 @@ class _Need:
     def of(cls, config: FusionConfig, models: dict[str, ModelDescription]) -> _Need:
         target, train = models.get(config.target.id), config.train
         size = (target and target.parameters) or 0
-        searched = len(train.tune) * (len(train.methods) if train.tune_each else 1)
-        trainings = searched + len(train.methods) * len(train.seeds)
+        trainings = len(train.searched()) * len(train.tune) + len(train.methods) * len(train.seeds)
         stored = _STORED.get(target.dtype, 4) if target else 4
         frozen = train.optimizer.lora is not None
         exports = trainings * _EXPORTS * size * stored

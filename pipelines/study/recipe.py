@@ -41,7 +41,7 @@ class _Candidate:
     config: FusionConfig
 
     def job(self, layout: Layout, seed: int) -> TrainJob:
-        rate = self.config.train.optimizer.learning_rate
+        rate = self.config.train.optimizer_of(self.cell.method).learning_rate
         return study_job(self.config, layout, self.cell.method, seed, rate)
 
 
@@ -157,7 +157,8 @@ def _cell(config: FusionConfig, method: str, values: Mapping[str, Any]) -> Cell:
     changes = {field: value for field, value in values.items() if "." not in field}
     if selection:
         changes["selection"] = selection
-    factor = optimizer.get("epochs", config.train.optimizer.epochs) / config.train.optimizer.epochs
+    epochs = config.train.optimizer_of(method).epochs
+    factor = optimizer.get("epochs", epochs) / config.train.optimizer.epochs
     run = {"validate_every": max(1, round(factor * config.train.run.validate_every))}
     return Cell((method, *(f"{field} {value}" for field, value in values.items())), method, changes, optimizer, run)
 

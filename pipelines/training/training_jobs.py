@@ -23,19 +23,17 @@ from fusionx.contract.weights import weights_identity
 from fusionx.pipelines.config import FusionConfig
 from fusionx.pipelines.layout import Layout
 from fusionx.pipelines.training.launcher import Launcher
-from fusionx.train.config import TrainJob
+from fusionx.train.config import BASELINE, TrainJob
 from fusionx.train.distributed.ranks import is_main_process
 from fusionx.train.state.result import finished_result
-
-BASELINE = "ct"
-"""The method whose best learning rate every method uses that was not tuned itself."""
 
 
 @dataclass(frozen=True)
 class Tuning:
     """The learning-rate search: one row per method and rate.
 
-    rates: each tuned method's, the one with the lowest best validation bits per byte. default: any other method's.
+    rates: each tuned method's, the one with the lowest best validation bits per byte, and those that methods have of
+    their own. default: any other method's.
     """
 
     rows: list[dict[str, Any]]
@@ -79,8 +77,9 @@ def tune(config: FusionConfig, layout: Layout, overwrite: bool = False, resume: 
     run_jobs(tuning_jobs(config, layout), config.train.jobs, overwrite, resume)
     tuning = read_tuning(config, layout)
     tried = config.train.tune
+    own = config.train.own_rates()
     for method, rate in tuning.rates.items():
-        if len(tried) > 2 and rate in (min(tried), max(tried)) and is_main_process():
+        if method not in own and len(tried) > 2 and rate in (min(tried), max(tried)) and is_main_process():
             print(f"[train] {method}'s best rate, {rate:g}, is at the edge of train.tune; widen it", file=sys.stderr)
     return tuning
 
@@ -95,7 +94,9 @@ def _verify_checkpoint(resume: Path, config: FusionConfig, layout: Layout) -> No
         planned = planned_jobs(config, layout)
     except DataError:  # the rate is not chosen yet: it may be any
         rates = config.train.tune or [config.train.optimizer.learning_rate]
-        planned = [job for rate in rates for job in _all_methods(config, layout, Tuning([], {}, rate))]
+        planned = [
+            job for rate in rates for job in _all_methods(config, layout, Tuning([], config.train.own_rates(), rate))
+        ]
     jobs = [*tuning_jobs(config, layout), *planned]
     owners = [job for job in jobs if _own(job, resume)]
     if not owners or not (resume / "state.json").is_file():
@@ -142,7 +143,7 @@ def read_tuning(config: FusionConfig, layout: Layout) -> Tuning:
         DataError: a training of the search has no result yet.
     """
     if not config.train.tune:
-        return Tuning([], {}, config.train.optimizer.learning_rate)
+        return Tuning([], config.train.own_rates(), config.train.optimizer.learning_rate)
     columns = ("best_bits_per_byte", "last_bits_per_byte", "best_step")
     rows: list[dict[str, Any]] = []
     best: dict[str, dict[str, Any]] = {}
@@ -153,15 +154,17 @@ def read_tuning(config: FusionConfig, layout: Layout) -> Tuning:
         row = {"method": job.method_name, "learning_rate": job.optimizer.learning_rate}
         rows.append(row | {column: result[column] for column in columns})
         best[job.method_name] = min(best.get(job.method_name, rows[-1]), rows[-1], key=lambda row: row[columns[0]])
-    rates = {method: row["learning_rate"] for method, row in best.items()}
+    rates = {method: row["learning_rate"] for method, row in best.items()} | config.train.own_rates()
     return Tuning(rows, rates, rates[BASELINE])
 
 
 def tuning_jobs(config: FusionConfig, layout: Layout) -> list[TrainJob]:
-    """The trainings of the learning-rate search: the baseline, or every method, at every rate, with the first seed."""
+    """The trainings of the learning-rate search: the baseline, or every method, at every rate, with the first seed;
+    without those whose rate is named."""
     train = config.train
-    methods = dict.fromkeys([BASELINE, *(train.methods if train.tune_each else [])])
-    return [make_job(config, layout, method, train.seeds[0], rate) for method in methods for rate in train.tune]
+    return [
+        make_job(config, layout, method, train.seeds[0], rate) for method in train.searched() for rate in train.tune
+    ]
 
 
 def planned_jobs(config: FusionConfig, layout: Layout) -> list[TrainJob]:
@@ -231,7 +234,7 @@ def make_job(config: FusionConfig, layout: Layout, method_name: str, seed: int, 
         method_name=method_name,
         method=method,
         seed=seed,
-        optimizer=config.train.optimizer.model_copy(update={"learning_rate": learning_rate}),
+        optimizer=config.train.optimizer_of(method_name).model_copy(update={"learning_rate": learning_rate}),
         run=config.train.run,
         target=target.id,
         target_path=target.path,

@@ -72,9 +72,12 @@ def test_the_trainings_of_a_run(measured: None) -> None:
     )
     made = plan_trainings(config, 10**9, 10**6, BILLION, "NVIDIA H200", 8)
     assert made.trainings == 2 * 2 + 2
-    assert made.tokens == 2 * 10**9
-    assert made.steps == round(2 * 10**9 / (128 * 2048))
+    assert made.tokens == 6 * 2 * 10**9
+    assert made.steps == round(6 * 2 * 10**9 / (128 * 2048))
     assert made.step_seconds == pytest.approx(128 * 2048 * 6e9 / (0.5 * 989e12) / 8)
     assert made.tokens_per_s == pytest.approx(8 * 0.5 * 989e12 / 6e9 * made.efficiency)
     assert made.hours == pytest.approx(6 * 2e9 / made.tokens_per_s / 3600)
     assert "measured on NVIDIA H200, train 1B, packed" in "\n".join(made.lines())
+    own = config.model_copy(update={"overrides": {"fusionx": {"epochs": 6}, "ct": {"learning_rate": 1e-5}}})
+    named = plan_trainings(own, 10**9, 10**6, BILLION, "NVIDIA H200", 8)
+    assert (named.trainings, named.tokens) == (4, (2 * 2 + 2 * 6) * 10**9)

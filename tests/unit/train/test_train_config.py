@@ -55,6 +55,28 @@ def test_overrides_change_one_method() -> None:
     assert PRESETS["fusionx"].lambda_fuse == 1
 
 
+def test_a_method_has_a_rate_and_passes_of_its_own() -> None:
+    config = TrainConfig(
+        methods=["ct", "fusionx", "paper"],
+        overrides={"fusionx": {"learning_rate": 1e-4, "epochs": 3}, "ct": {"epochs": 2}},
+        optimizer=OptimizerConfig(learning_rate=2e-5, batch_size=4),
+        tune=[1e-5, 2e-5],
+        tune_each=True,
+    )
+    schedules = {name: config.optimizer_of(name) for name in config.methods}
+    assert {name: (of.learning_rate, of.epochs, of.batch_size) for name, of in schedules.items()} == {
+        "ct": (2e-5, 2, 4),
+        "fusionx": (1e-4, 3, 4),
+        "paper": (2e-5, 1, 4),
+    }
+    assert config.method("fusionx") == PRESETS["fusionx"]
+    assert config.searched() == ["ct", "paper"]
+    assert config.model_copy(update={"tune_each": False}).searched() == ["ct"]
+    assert config.model_copy(update={"tune": []}).searched() == []
+    with pytest.raises(ValueError, match=r"overrides\.ct: epochs"):
+        TrainConfig(overrides={"ct": {"epochs": -1}})
+
+
 def test_a_preset_in_two_forms_beside_each_other() -> None:
     forms = {"fusellm-walk": {"preset": "fusellm", "alignment": "walk", "lambda_fuse": 1}}
     config = TrainConfig(methods=["fusellm", "fusellm-walk"], overrides=forms)

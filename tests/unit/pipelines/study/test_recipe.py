@@ -63,6 +63,20 @@ def test_a_trial_is_the_config_with_its_values(config: FusionConfig) -> None:
             assert method.selection.tau == values["selection.tau"]
 
 
+def test_what_a_method_has_of_its_own_gives_way_to_what_is_searched(config: FusionConfig) -> None:
+    own = {"fusionx": {"learning_rate": 9e-3, "epochs": 12, "lambda_fuse": 7}}
+    train = config.train.model_copy(update={"overrides": own, "methods": ["ct", "fusionx"]})
+    space = RecipeConfig(trials=3, space={"optimizer.epochs": [6, 24]})
+    changed = config.model_copy(update={"train": train, "recipe": space})
+    for cell, values in drawn(changed):
+        found = recipe._possible(changed, cell, values).config.train
+        schedule = found.optimizer_of(cell.method)
+        assert schedule.epochs == values["optimizer.epochs"]
+        assert schedule.learning_rate == (9e-3 if cell.method == "fusionx" else train.optimizer.learning_rate)
+        assert found.method("fusionx").lambda_fuse == (7 if cell.method == "fusionx" else 1)
+        assert found.run.validate_every == round(train.run.validate_every * values["optimizer.epochs"] / 6)
+
+
 @pytest.mark.parametrize(
     ("space", "said"),
     [({"lamda_fuse": [1]}, "no field 'lamda_fuse'"), ({"lambda_fuse": []}, "'lambda_fuse' has no value")],

@@ -13,7 +13,7 @@ from fusionx.contract.errors import DataError
 from fusionx.contract.shards.manifest import read_manifest
 from fusionx.pipelines.config import FusionConfig
 from fusionx.pipelines.layout import Layout
-from fusionx.pipelines.training.training_jobs import make_job
+from fusionx.pipelines.training.training_jobs import make_job, planned_jobs, tuning_jobs
 
 
 @pytest.fixture
@@ -55,6 +55,20 @@ def test_only_likelihoods_read_the_logits(config: FusionConfig, layout: Layout) 
     assert likelihood.logits == {name: layout.logits(name) for name in ("target", "prose")}
     assert likelihood.inputs.keys() == {"tokens", "target", "prose", "logits/target", "logits/prose"}
     assert likelihood.inputs["logits/prose"] == read_manifest(layout.logits("prose"), "logits", "precompute").digest
+
+
+def test_named_rates_and_passes_are_not_searched(config: FusionConfig, layout: Layout) -> None:
+    own = {"methods": ["ct", "fusionx"], "overrides": {"fusionx": {"learning_rate": 1e-4, "epochs": 9}}}
+    named = config.model_copy(update={"train": config.train.model_copy(update={**own, "tune": []})})
+    ct, fused = planned_jobs(named, layout)
+    common = config.train.optimizer
+    assert (ct.optimizer.learning_rate, ct.optimizer.epochs) == (common.learning_rate, common.epochs)
+    assert fused.optimizer == common.model_copy(update={"learning_rate": 1e-4, "epochs": 9})
+    searched = named.model_copy(update={"train": named.train.model_copy(update={"tune": [1e-3, 2e-3]})})
+    assert [(job.method_name, job.optimizer.learning_rate) for job in tuning_jobs(searched, layout)] == [
+        ("ct", 1e-3),
+        ("ct", 2e-3),
+    ]
 
 
 def test_likelihoods_without_logits_are_refused(config: FusionConfig, layout: Layout) -> None:
