@@ -247,8 +247,8 @@ class TrainConfig(Config):
     """Presets (`ct`, `fusellm`, `fusellm-avgce`, `paper`, `fusionx`), or the names of forms that `overrides` makes of
     them."""
     overrides: dict[str, dict[str, object]] = {}
-    """Method -> fields of it to change, and a `learning_rate` and `epochs` of its own: what one method gains by, another
-    overfits by. With `preset` this makes a method of a name of its own, so that a preset can be trained in several forms
+    """Method -> fields of it to change, and a `learning_rate` and `epochs` of its own, where it is not best at those of
+    the others. With `preset` this makes a method of a name of its own, so that a preset can be trained in several forms
     beside each other: `{fusellm-walk: {preset: fusellm, alignment: walk, epochs: 3}}`."""
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
     """Every method is trained once with each."""
