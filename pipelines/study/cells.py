@@ -23,7 +23,7 @@ def cell_config(config: FusionConfig, study: str, cell: Cell) -> FusionConfig:
     """
     raw = config.model_dump()
     overrides = config.train.overrides.get(cell.method, {})
-    changes = {field: value for field, value in overrides.items() if field not in cell.optimizer} | cell.changes
+    changes = {**{field: value for field, value in overrides.items() if field not in cell.optimizer}, **cell.changes}
     if "selection" in overrides and "selection" in cell.changes:
         changes["selection"] = {**overrides["selection"], **cell.changes["selection"]}  # type: ignore[dict-item]
     raw["train"] |= {"methods": [cell.method], "overrides": {cell.method: changes}}
