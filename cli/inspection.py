@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import click
 
-from fusionx.cli.options import config_argument, examples, opened_pipeline
+from fusionx.cli.options import config_argument, echo_line, examples, opened_pipeline
 from fusionx.contract.errors import EXIT_INCOMPLETE
 
 if TYPE_CHECKING:
     from fusionx.align.vocabulary.vocab_map import Mode
-
-
-_STYLES: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "label": {"fg": "green", "bold": True},
-    "own": {"bold": True},
-    "leaving": {"dim": True},
-    "filled": {"fg": "yellow"},
-    "tail": {"fg": "red"},
-}
-"""Of the roles in `align.walk.explained_lines`."""
 
 
 @click.command(
@@ -51,7 +40,7 @@ def explain(config: str, overrides: tuple[str, ...], text: str | None, source: s
                 click.echo(line)
             return
         for pieces in walk_of_text(pipeline, source, text or ""):
-            click.echo("".join(click.style(piece, **_STYLES[role]) for piece, role in pieces))
+            echo_line(pieces)
 
 
 @click.command(epilog=examples("status run.yaml"))

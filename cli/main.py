@@ -71,6 +71,7 @@ for _command in (
     inspection.status,
     inspection.plan,
     models.inspect,
+    models.push,
     reports.report,
     reports.study,
     reports.bench,

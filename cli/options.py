@@ -1,4 +1,6 @@
-"""What several commands take: the config with its overrides, and the pipeline that they open with it."""
+"""What several commands take and print: the config with its overrides, the pipeline that they open with it, and lines
+whose pieces have roles.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from fusionx.align.walk.explained_lines import Line
     from fusionx.pipelines.pipeline import Pipeline
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+_STYLES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "label": {"fg": "green", "bold": True},
+    "own": {"bold": True},
+    "leaving": {"dim": True},
+    "filled": {"fg": "yellow"},
+    "tail": {"fg": "red"},
+}
+"""Of the roles in `align.walk.explained_lines`."""
 
 
 def examples(*lines: str) -> str:
@@ -43,3 +56,8 @@ def opened_pipeline(
 
     with open_pipeline(config, overrides, overwrite=overwrite, read_only=read_only) as pipeline:
         yield pipeline
+
+
+def echo_line(line: Line) -> None:
+    """In colour in a terminal, plain in a pipe."""
+    click.echo("".join(click.style(piece, **_STYLES[role]) for piece, role in line))

@@ -27,26 +27,42 @@ def dataset_card(kind: str, files: Mapping[str, Sequence[str]]) -> str:
     Args:
         files: split -> names of its parts.
     """
+    return combined_card({"default": (kind, files)})
+
+
+def combined_card(folders: Mapping[str, tuple[str, Mapping[str, Sequence[str]]]]) -> str:
+    """The card of several folders, each of which is a configuration of one data set.
+
+    Args:
+        folders: name of the configuration -> kind of its parts, and split -> their paths below the card.
+    """
+    described = [
+        {
+            "config_name": name,
+            "features": [{"name": field.name, **_feature(field.type)} for field in SCHEMAS[kind]],
+        }
+        for name, (kind, _) in folders.items()
+    ]
     front_matter = {
         "configs": [
             {
-                "config_name": "default",
+                "config_name": name,
                 "data_files": [{"split": split, "path": list(names)} for split, names in files.items()],
             }
+            for name, (_, files) in folders.items()
         ],
-        "dataset_info": {
-            "config_name": "default",
-            "features": [{"name": field.name, **_feature(field.type)} for field in SCHEMAS[kind]],
-        },
+        "dataset_info": described if len(described) > 1 else described[0],
         "tags": ["fusion-x"],
     }
-    packed = any(pa.types.is_list(field.type) for field in SCHEMAS[kind])
+    kinds = dict.fromkeys(kind for kind, _ in folders.values())
+    packed = any(pa.types.is_list(field.type) for kind in kinds for field in SCHEMAS[kind])
     told = (
         "\nIts list columns are packed. `fusionx.read_shards(folder, split)` gives every row as plain arrays.\n"
         if packed
         else ""
     )
-    return f"---\n{yaml.safe_dump(front_matter, sort_keys=False)}---\n\n# {_SAID[kind]}\n\nMade by Fusion-X.\n{told}"
+    title = ". ".join(_SAID[kind] for kind in kinds)
+    return f"---\n{yaml.safe_dump(front_matter, sort_keys=False)}---\n\n# {title}\n\nMade by Fusion-X.\n{told}"
 
 
 def _feature(kind: pa.DataType) -> dict[str, Any]:

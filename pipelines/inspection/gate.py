@@ -1,0 +1,90 @@
+"""Whom a trained selection network listens to at every position of a chunk, from what its training exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fusionx.contract.errors import ConfigError, DataError
+from fusionx.pipelines.config import FusionConfig
+from fusionx.pipelines.layout import Layout
+from fusionx.pipelines.training.training_jobs import planned_jobs
+from fusionx.train.config import TrainJob
+from fusionx.train.state.result import finished_result
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+def gated_methods(config: FusionConfig, alignment: str | None = None) -> list[str]:
+    """The run's methods with a selection network, in its order; of those, the ones that read this alignment."""
+    methods = {name: config.train.method(name) for name in config.train.methods}
+    return [
+        name for name, method in methods.items() if method.teacher == "asn" and alignment in (None, method.alignment)
+    ]
+
+
+def finished_training(config: FusionConfig, layout: Layout, methods: list[str]) -> TrainJob | None:
+    """The first finished training of the first of `methods` that has one; None where none has.
+
+    Raises:
+        DataError: the learning rate is not chosen yet, or a folder holds what belongs to another training.
+    """
+    jobs = planned_jobs(config, layout)
+    of_methods = (job for name in methods for job in jobs if job.method_name == name)
+    return next((job for job in of_methods if finished_result(job) is not None), None)
+
+
+def training_of(config: FusionConfig, layout: Layout, method: str, alignment: str | None) -> TrainJob:
+    """The finished training that a user names by its method.
+
+    Raises:
+        ConfigError: the run has no such method, or that has no selection network or reads another alignment.
+        DataError: it has no finished training, or another's.
+    """
+    known = gated_methods(config, alignment)
+    if method not in known:
+        reads = "" if alignment is None else f" that reads the alignment '{alignment}'"
+        raise ConfigError(
+            f"The run has no such method with a selection network{reads}.",
+            field="--method",
+            found=method,
+            expected=", ".join(known) or "none: train.methods has none",
+        )
+    job = finished_training(config, layout, [method])
+    if job is None:
+        raise DataError("A training has no result.", field="--method", found=method, remedy="run `fusionx train` first")
+    return job
+
+
+def fusion_weights(job: TrainJob, split: str, part: str, row: int) -> dict[str, npt.NDArray[np.floating]]:
+    """What each candidate's distribution weighs at every position that has a next token: id -> float32 [L - 1].
+
+    The exported network of the training's best step is asked as a training asks it, without a training's randomness.
+
+    Args:
+        part: the file's name. row: of the chunk in it.
+
+    Raises:
+        DataError: the training's shards or its export are missing or damaged.
+    """
+    import torch
+
+    from fusionx.train.data.collate import collate
+    from fusionx.train.data.shard_stream import ShardSet
+    from fusionx.train.objective.teacher import select
+    from fusionx.train.state.export import load_asn
+
+    asn, candidates = load_asn(Path(job.output, "best"))
+    shards = ShardSet(job.tokens, {name: job.aligned[name] for name in candidates}, split, job.method.k)
+    index = next(number for number, entry in enumerate(shards.parts) if entry.name == part)
+    sample = shards.sample(index, row)
+    if len(sample.next_ids) == 0:
+        return {}
+    said = collate([sample], pad_id=0).candidates
+    assert said is not None
+    with torch.inference_mode():
+        # The vocabulary's size only matters to a loss.
+        weights = select(job.method, asn.eval(), said, vocab_size=int(sample.ids.max(initial=0)) + 1).weights
+    return dict(zip(candidates, weights.T.numpy(), strict=True))
