@@ -63,20 +63,34 @@ def status(config: str, overrides: tuple[str, ...]) -> None:
     epilog=examples("plan run.yaml", "plan run.yaml --documents 50 --json", "plan run.yaml --card H100 --cards 8")
 )
 @config_argument
-@click.option("--documents", default=200, show_default=True, help="Documents of the sample that is measured.")
+@click.option("--seconds", default=60.0, show_default=True, help="Time for measuring, beside the loading of models.")
+@click.option("--documents", default=200, show_default=True, help="Documents of the sample, at most.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 @click.option("--card", help="A GPU, like H100: what forward passes and trainings take on it, measured or assumed.")
 @click.option("--cards", default=1, show_default=True, help="How many of them train together.")
-def plan(config: str, overrides: tuple[str, ...], documents: int, as_json: bool, card: str | None, cards: int) -> None:
-    """Measure a small sample and say what the whole corpus will take: tokens, hours, bytes. Writes nothing."""
+def plan(
+    config: str,
+    overrides: tuple[str, ...],
+    seconds: float,
+    documents: int,
+    as_json: bool,
+    card: str | None,
+    cards: int,
+) -> None:
+    """Measure a small sample and say what the whole run will take: tokens, hours, bytes, memory.
+
+    Writes nothing. Exit code 1 if something does not fit this machine.
+    """
     from fusionx.contract.config import load_config
     from fusionx.pipelines.config import FusionConfig
-    from fusionx.pipelines.plan import make_plan
+    from fusionx.pipelines.planning.measure import make_plan
 
     run = load_config(FusionConfig, config, overrides)
-    made = make_plan(run, documents)
+    made = make_plan(run, documents, seconds)
     click.echo(made.to_json() if as_json else made.table())
     if card is not None and not as_json:
-        from fusionx.pipelines.training_plan import lines_on_card
+        from fusionx.pipelines.planning.on_card import lines_on_card
 
         click.echo("\n".join(["", *lines_on_card(run, made, card, cards)]))
+    if not made.fits:
+        sys.exit(EXIT_INCOMPLETE)

@@ -38,17 +38,11 @@ def examine(config: FusionConfig | None = None, overwrite: bool = False) -> Iter
         return
     yield ray_finding(config.executor)
     yield from _hub_finding(config)
-    models: dict[str, ModelDescription] = {}
-    for model in config.models:
-        if model.kind == "fake":
-            continue
-        try:
-            models[model.id] = describe_model(model.path, model.revision)
-        except FusionXError:
-            continue  # the run's own check below says the same, with its field
-        yield _model_finding(model.id, models[model.id])
+    models = described_models(config)
+    for name, found in models.items():
+        yield _model_finding(name, found)
     yield from _target_finding(config, models)
-    need = _Need.of(config, models)
+    need = Need.of(config, models)
     if config.target.id in models:
         yield from need.findings(config, memory)
     yield disk_finding(config.output, need.disk)
@@ -59,6 +53,19 @@ def examine(config: FusionConfig | None = None, overwrite: bool = False) -> Iter
         yield Finding(
             "ok", "config", f"{config.name}: corpus, models, devices, tasks and packages are what it asks for"
         )
+
+
+def described_models(config: FusionConfig) -> dict[str, ModelDescription]:
+    """The candidates by name, but those that cannot be described: whatever runs them says why."""
+    models: dict[str, ModelDescription] = {}
+    for model in config.models:
+        if model.kind == "fake":
+            continue
+        try:
+            models[model.id] = describe_model(model.path, model.revision)
+        except FusionXError:
+            continue
+    return models
 
 
 def _hub_finding(config: FusionConfig) -> Iterator[Finding]:
@@ -90,7 +97,7 @@ def _target_finding(config: FusionConfig, models: dict[str, ModelDescription]) -
 
 
 @dataclass(frozen=True)
-class _Need:
+class Need:
     """Bytes. train: weights, gradients and optimizer of one training. run: weights of each source. disk: what trainings
     leave, and their checkpoints while they run. Activations come on top of the first two."""
 
@@ -99,7 +106,7 @@ class _Need:
     disk: int
 
     @classmethod
-    def of(cls, config: FusionConfig, models: dict[str, ModelDescription]) -> _Need:
+    def of(cls, config: FusionConfig, models: dict[str, ModelDescription]) -> Need:
         target, train = models.get(config.target.id), config.train
         size = (target and target.parameters) or 0
         trainings = len(train.searched()) * len(train.tune) + len(train.methods) * len(train.seeds)

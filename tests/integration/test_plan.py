@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,12 @@ from fusionx.benchmarks import BENCHMARKS
 from fusionx.benchmarks.measuring import run
 from fusionx.benchmarks.measuring.figure import Figure
 from fusionx.cli.main import main
+from fusionx.contract.config import load_config
 from fusionx.contract.shards.manifest import read_manifest
+from fusionx.pipelines.config import FusionConfig
+from fusionx.pipelines.planning import measure
+from fusionx.pipelines.planning.measure import make_plan
+from fusionx.pipelines.preflight.doctor import Need
 
 
 def test_a_sample_of_everything_is_the_run_itself(world: Any, tmp_path: Path) -> None:
@@ -31,7 +37,7 @@ def test_a_sample_of_everything_is_the_run_itself(world: Any, tmp_path: Path) ->
         made = read_manifest(str(output / "logits" / name), "logits", "precompute")
         found = stages[f"precompute/{name}"]
         assert (found["chunks"], found["tokens"]) == (made.totals["rows"], made.totals["tokens"])
-        assert found["bytes"] == pytest.approx(made.totals["bytes"], rel=0.05)
+        assert made.totals["bytes"] <= found["bytes"] <= 1.1 * made.totals["bytes"], "smaller parts have more footers"
         assert found["hours"] * 3600 * found["workers"] == pytest.approx(found["tokens"] / found["tokens_per_s"])
     assert {"align/tokens", "align/walk/target", "align/mined/coder"} <= stages.keys()
     assert planned["total"]["bytes"] == sum(stage["bytes"] for stage in planned["stages"])
@@ -50,8 +56,45 @@ def test_a_small_sample_is_scaled_to_the_corpus(world: Any, tmp_path: Path) -> N
 def test_the_table_can_be_read(world: Any, tmp_path: Path) -> None:
     lines = world.here(tmp_path, "plan --documents 12").stdout.splitlines()
     assert "documents" in lines[0]
-    assert lines[-1].startswith("total")
-    assert any(line.startswith("precompute/coder") for line in lines)
+    rows = [line.split()[0] for line in lines[3:] if line and not line.startswith(("*", "memory:"))]
+    assert rows[:2] == ["stage", "chunk"]
+    assert {"precompute/coder", "align/walk/coder", "train/ct", "train/fusionx", "eval"} <= set(rows)
+    assert rows[-1] == "total"
+
+
+def test_trainings_and_evaluations_are_planned_too(world: Any, tmp_path: Path) -> None:
+    stages = {stage["stage"]: stage for stage in json.loads(world.here(tmp_path, "plan --json").stdout)["stages"]}
+    config = load_config(FusionConfig, world.config, [f"output={tmp_path}"])
+    tokens = stages["align/tokens"]["tokens_of"]
+    for name in config.train.methods:
+        trained = stages[f"train/{name}"]
+        assert trained["scaled_from"] == ""
+        assert trained["tokens"] == len(config.train.seeds) * round(config.train.optimizer.epochs * tokens["train"])
+        assert trained["tokens_per_s"] > 0
+        assert trained["memory"] > 0
+    assert stages["eval"]["tokens"] > 0
+    assert stages["eval"]["hours"] > 0
+
+
+def test_a_source_too_slow_for_the_time_is_scaled_by_its_size(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(FusionConfig, world.config, [f"output={tmp_path}"])
+    whole = {stage.stage: stage for stage in make_plan(config, 100, 60).stages}
+    described = measure.described_models(config)
+    large = described["coder"].parameters * 1000
+    larger = described | {"coder": replace(described["coder"], parameters=large)}
+    monkeypatch.setattr(measure, "described_models", lambda _: larger)
+    monkeypatch.setattr(Need, "of", classmethod(lambda *_: Need(0, {}, 0)))
+    made = {stage.stage: stage for stage in make_plan(config, 100, 2).stages}
+    scaled = made["precompute/coder"]
+    assert "by size from" in scaled.scaled_from
+    assert scaled.tokens == whole["precompute/coder"].tokens, "tokens are counted, not guessed"
+    name = scaled.scaled_from.split()[-1]
+    assert scaled.tokens_per_s == pytest.approx(
+        made[f"precompute/{name}"].tokens_per_s * described[name].parameters / large
+    )
+    assert made["train/fusionx"].scaled_from, "its shards are not there"
 
 
 def test_a_missing_corpus_is_bad_usage(world: Any, tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ from typing import Any, Literal
 from fusionx.contract.errors import ConfigError
 from fusionx.pipelines.config import FusionConfig
 from fusionx.pipelines.model_description import describe_model
-from fusionx.pipelines.plan import Plan
+from fusionx.pipelines.planning.plan import Plan
 from fusionx.train.config import TrainConfig
 
-_RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "gpu.jsonl"
+_RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "gpu.jsonl"
 _ASSUMED_MFU = {"precompute": 0.25, "train": 0.3}
 _LINKS = {"GH200": 450e9, "H200": 450e9, "H100": 450e9, "B200": 900e9, "A100": 300e9}
 _PCIE = 25e9
@@ -176,7 +176,7 @@ def lines_on_card(config: FusionConfig, plan: Plan, card: str, cards: int) -> li
     ]
     target, text = sizes.get(config.target.id), stages["align/tokens"]
     if target:
-        trained = plan_trainings(config.train, text.train_tokens, text.train_chunks, target, card, cards)
+        trained = plan_trainings(config.train, text.tokens_of["train"], text.chunks_of["train"], target, card, cards)
         lines += trained.lines()
     return lines
 

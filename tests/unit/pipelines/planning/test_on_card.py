@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import fusionx.pipelines.training_plan as plans
+import fusionx.pipelines.planning.on_card as plans
 from fusionx.contract.errors import ConfigError
-from fusionx.pipelines.training_plan import card_rate, efficiency, exchanged_bytes, plan_trainings
+from fusionx.pipelines.planning.on_card import card_rate, efficiency, exchanged_bytes, plan_trainings
 from fusionx.train.config import TrainConfig
 
 BILLION = 10**9
