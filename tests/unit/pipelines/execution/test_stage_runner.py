@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from fusionx.contract.errors import DataError, IncompleteError
+from fusionx.contract.files.lock import folder_lock
 from fusionx.contract.files.storage import join
 from fusionx.contract.shards.manifest import read_manifest
 from fusionx.contract.shards.parts import PartEntry, Provenance, differences, write_part
@@ -182,3 +183,12 @@ def test_a_manifest_left_out_is_written_again_equal(stage: FakeStage, tmp_path: 
 def test_no_units_at_all_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing to do"):
         run(FakeStage(str(tmp_path), count=0))
+
+
+def test_of_two_commands_on_one_output_the_second_is_refused(stage: FakeStage) -> None:
+    """Else both would make every part."""
+    with folder_lock(Path(stage.output)), pytest.raises(DataError, match="Another command `fusionx fake` is writing"):
+        run(stage)
+    assert stage.made == []
+    run(stage)
+    assert stage.made == [0, 1, 2, 3]

@@ -57,7 +57,7 @@ def test_a_trial_is_the_config_with_its_values(config: FusionConfig) -> None:
         method = train.method(cell.method)
         assert train.optimizer.learning_rate == values["optimizer.learning_rate"]
         assert train.optimizer.epochs == values["optimizer.epochs"]
-        assert train.run.validate_every == round(config.train.run.validate_every * values["optimizer.epochs"] / 6)
+        assert train.run.validate_every == round(config.train.run.validate_every * values["optimizer.epochs"] / 18)
         assert method.lambda_fuse == values.get("lambda_fuse", 0)
         if cell.method == "fusionx":
             assert method.selection.tau == values["selection.tau"]
@@ -74,7 +74,7 @@ def test_what_a_method_has_of_its_own_gives_way_to_what_is_searched(config: Fusi
         assert schedule.epochs == values["optimizer.epochs"]
         assert schedule.learning_rate == (9e-3 if cell.method == "fusionx" else train.optimizer.learning_rate)
         assert found.method("fusionx").lambda_fuse == (7 if cell.method == "fusionx" else 1)
-        assert found.run.validate_every == round(train.run.validate_every * values["optimizer.epochs"] / 6)
+        assert found.run.validate_every == round(train.run.validate_every * values["optimizer.epochs"] / 18)
 
 
 @pytest.mark.parametrize(

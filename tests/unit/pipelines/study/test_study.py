@@ -96,14 +96,14 @@ def test_sources_are_added_in_order(demo: FusionConfig) -> None:
 
 def test_every_method_is_tried_at_every_weight(demo: FusionConfig) -> None:
     """Also at one that only one of them is configured with; `ct` has nothing to weigh."""
-    overrides = {"paper": {"lambda_fuse": 0.3}}
-    config = demo.model_copy(update={"train": demo.train.model_copy(update={"overrides": overrides})})
+    methods = ["fusellm", "fusellm-avgce", "paper", "fusionx"]
+    weights = {"methods": ["ct", *methods], "overrides": {"paper": {"lambda_fuse": 0.3}}}
+    config = demo.model_copy(update={"train": demo.train.model_copy(update=weights)})
     study = make_study("baselines", config)
     tried = [
         (cell.method, cell_config(config, study.name, cell).train.method(cell.method).lambda_fuse)
         for cell in study.cells
     ]
-    methods = ["fusellm", "fusellm-avgce", "paper", "fusionx"]
     assert tried == list(itertools.product(methods, [0.1, 0.3, 0.5, 1, 2, 4]))
     assert {cell.against for cell in study.cells} == {("fusionx", f"{PRESETS['fusionx'].lambda_fuse:g}")}
 
@@ -125,7 +125,7 @@ def test_both_baselines_stand_at_every_amount(demo: FusionConfig, job: Callable[
     assert len(places) == 12
     assert {*map(tuple, places.values())} == {("ct", "fusellm", "fusionx")}
     (figure,) = figures(made(study, demo, job))
-    for line in ("fusellm, 3 epochs", "fusionx, 3 epochs"):
+    for line in ("fusellm, 9 epochs", "fusionx, 9 epochs"):
         assert line in figure.svg
 
 
