@@ -43,10 +43,13 @@ def licence_fields(path: str, revision: str | None = None) -> dict[str, str]:
                 file = Path(cached)
             else:
                 file = Path(hf_hub_download(path, "README.md", revision=revision, etag_timeout=5))
-        _, front_matter, _ = re.split(r"^---\s*$", file.read_text(encoding="utf-8"), maxsplit=2, flags=re.MULTILINE)
+        text = file.read_text(encoding="utf-8")
+        if not text.startswith("---"):
+            return {}  # a card without front matter states none
+        _, front_matter, _ = re.split(r"^---\s*$", text, maxsplit=2, flags=re.MULTILINE)
         content = yaml.safe_load(front_matter)
         return {name: str(content[name]) for name in _FIELDS if content.get(name)}
-    except Exception as error:  # no card, no network, a gated model, no front matter, no valid YAML
+    except Exception as error:  # no card, no network, a gated model, no valid YAML
         _log.warning("no licence of %s is to be had: %s", path, str(error).strip().partition("\n")[0])
         return {}
 

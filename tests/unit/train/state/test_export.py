@@ -248,6 +248,7 @@ def test_without_a_network_no_licence_is_looked_up(
 ) -> None:
     fusionx.contract.models.licence.licence_fields.cache_clear()
     state_licence(folder.parent / "prose", license="mit")
+    (folder / "README.md").write_text("# A model whose card has no front matter\n")
     model_card(job_of(folder), OUTCOME)
     assert caplog.text == ""
     assert "".join(capfd.readouterr()) == ""
