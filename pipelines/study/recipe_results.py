@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,9 +54,10 @@ def recipe_results(
     """Everything that results.json holds.
 
     Keys: `methods` (per method `chosen`, `trials`, `test`, `worse_than_start`, `seconds`) and `comparison`, of
-    `fusionx`, or the last method: `bpb_vs_OTHER` (relative difference in bits per byte on the corpus's domains, paired
-    by seed: mean and 95 % interval), `distance_closed` (of the way from ct to the best source, summed over the domains
-    in which a source knows more than ct), `domains_worse_than_start` (means over seeds).
+    `fusionx`, or the last method: `bpb_vs_OTHER` and `perplexity_vs_OTHER` (relative difference on the corpus's
+    domains, paired by seed: mean and 95 % interval; perplexity as their geometric mean), `distance_closed` (of the way
+    from ct to the best source, summed over the domains in which a source knows more than ct),
+    `domains_worse_than_start` (means over seeds).
 
     Args:
         original: the untrained target's evaluation. sources: may be empty. corpus: domains of the training text.
@@ -66,9 +68,10 @@ def recipe_results(
     comparison: dict[str, Any] = {"of": subject.name, "seeds": len(config.train.seeds), "hardware": _hardware(original)}
     for other in findings:
         if other is not subject:
-            pairs = zip(subject.evaluations, other.evaluations, strict=True)
-            relative = [_mean(ours, domains) / _mean(theirs, domains) - 1 for ours, theirs in pairs]
-            comparison[f"bpb_vs_{other.name.replace('-', '_')}"] = over_seeds(relative)
+            pairs = [*zip(subject.evaluations, other.evaluations, strict=True)]
+            for name, figure in (("bpb", _mean), ("perplexity", _perplexity)):
+                relative = [figure(ours, domains) / figure(theirs, domains) - 1 for ours, theirs in pairs]
+                comparison[f"{name}_vs_{other.name.replace('-', '_')}"] = over_seeds(relative)
     if BASELINE in by_name and sources:
         pairs = zip(subject.evaluations, by_name[BASELINE].evaluations, strict=True)
         closed = [_distance_closed(ours, ct, sources, domains) for ours, ct in pairs]
@@ -112,6 +115,7 @@ def _method(
         ],
         "test": {
             "corpus": over_seeds([_mean(found, corpus) for found in finding.evaluations]),
+            "perplexity": over_seeds([_perplexity(found, corpus) for found in finding.evaluations]),
             "absent": over_seeds([_mean(found, absent) for found in finding.evaluations]) if absent else None,
             "domains": {
                 name: over_seeds([found.domains[name]["bits_per_byte"] for found in finding.evaluations])
@@ -155,6 +159,10 @@ def _mean(evaluation: Evaluation, domains: Sequence[str]) -> float:
     return sum(evaluation.domains[name]["bits_per_byte"] for name in domains) / len(domains)
 
 
+def _perplexity(evaluation: Evaluation, domains: Sequence[str]) -> float:
+    return math.exp(sum(math.log(evaluation.domains[name]["perplexity"]) for name in domains) / len(domains))
+
+
 def _bits(evaluation: Evaluation) -> dict[str, float]:
     return {name: figures["bits_per_byte"] for name, figures in sorted(evaluation.domains.items())}
 
@@ -184,11 +192,11 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
 
 def _test(results: Mapping[str, Any]) -> Table:
     comparison, methods = results["comparison"], results["methods"]
-    rows = [[Cell("original target"), Cell(""), Cell(f"{results['original']['corpus']:.4f}"), *[Cell(MISSING)] * 4]]
+    rows = [[Cell("original target"), Cell(""), Cell(f"{results['original']['corpus']:.4f}"), *[Cell(MISSING)] * 5]]
     lowest = min(found["test"]["corpus"]["mean"] for found in methods.values())
     for name, found in methods.items():
         test, worse = found["test"], found["worse_than_start"]
-        against = comparison.get(f"bpb_vs_{name.replace('-', '_')}")
+        against, surprised = (comparison.get(f"{of}_vs_{name.replace('-', '_')}") for of in ("bpb", "perplexity"))
         settings = ", ".join(
             f"{field} {value}{' (edge)' if field in found['at_the_edge'] else ''}"
             for field, value in found["chosen"].items()
@@ -198,7 +206,10 @@ def _test(results: Mapping[str, Any]) -> Table:
                 Cell(name),
                 Cell(settings),
                 Cell(_over(test["corpus"], 4), tone="best" if test["corpus"]["mean"] == lowest else ""),
-                Cell(MISSING if against is None else signed_percent(against["mean"], 1) + _half(against, 1, 100)),
+                *(
+                    Cell(MISSING if less is None else signed_percent(less["mean"], 1) + _half(less, 1, 100))
+                    for less in (against, surprised)
+                ),
                 Cell(MISSING if test["absent"] is None else _over(test["absent"], 4)),
                 Cell(f"{worse['raw']['mean']:.1f} ({worse['beyond_noise']['mean']:.1f}) of {worse['of']}"),
                 Cell(f"{found['seconds']['search']:,.0f} + {found['seconds']['final']:,.0f}"),
@@ -209,6 +220,7 @@ def _test(results: Mapping[str, Any]) -> Table:
         "Chosen",
         "Test, corpus",
         f"{comparison['of']} against it",
+        "in perplexity",
         "Test, absent",
         "Worse than the start (beyond noise)",
         "Seconds: search + seeds",

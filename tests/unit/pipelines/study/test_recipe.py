@@ -157,7 +157,7 @@ def searched(config: FusionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def _evaluation(name: str) -> Evaluation:
     """Domain c is not in the corpus; everybody has 2 there."""
     bits = {"a": TEST[name] - 0.5, "b": TEST[name] + 0.5, "c": 2.0}
-    domains = {domain: {"bits_per_byte": value} for domain, value in bits.items()}
+    domains = {domain: {"bits_per_byte": value, "perplexity": 2**value} for domain, value in bits.items()}
     documents = {domain: [[value * 0.6931471805599453 * 100, 100.0]] * 6 for domain, value in bits.items()}
     return Evaluation(name, name, "config", "data", domains, {}, documents)
 
@@ -173,11 +173,12 @@ def test_what_is_chosen_on_validation_text_is_compared_on_test_text(searched: Ca
     assert methods["ct"]["seconds"] == {"search": 21.0, "final": 21.0}
     assert comparison["of"] == "fusionx"
     assert comparison["bpb_vs_ct"]["mean"] == pytest.approx(1.7 / 2.0 - 1)
+    assert comparison["perplexity_vs_ct"]["mean"] == pytest.approx(2**-0.3 - 1)
     assert comparison["bpb_vs_fusellm"]["mean"] == pytest.approx(1.7 / 1.9 - 1)
     # In both domains ct has .8 more than coder, of which .3 are gone; writer and scribe are never the best.
     assert comparison["distance_closed"]["mean"] == pytest.approx(0.3 / 0.8)
     assert comparison["domains_worse_than_start"]["raw"]["mean"] == 0
-    row = "| fusellm | optimizer.learning_rate 0.001 (edge) | 1.9000 ± 0.0000 | −10.5 % ± 0.0 | 2.0000 ± 0.0000 |"
+    row = "| fusellm | optimizer.learning_rate 0.001 (edge) | 1.9000 ± 0.0000 | −10.5 % ± 0.0 | −12.9 % ± 0.0 | 2.0000 ± 0.0000 |"
     assert row in " ".join(found["table"].split())
     assert "| fusellm | 0.004 | failed" in found["table"]
 
