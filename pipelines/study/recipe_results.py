@@ -73,7 +73,7 @@ def recipe_results(
                 relative = [figure(ours, domains) / figure(theirs, domains) - 1 for ours, theirs in pairs]
                 comparison[f"{name}_vs_{other.name.replace('-', '_')}"] = over_seeds(relative)
     if BASELINE in by_name and sources:
-        pairs = zip(subject.evaluations, by_name[BASELINE].evaluations, strict=True)
+        pairs = [*zip(subject.evaluations, by_name[BASELINE].evaluations, strict=True)]
         closed = [_distance_closed(ours, ct, sources, domains) for ours, ct in pairs]
         comparison["distance_closed"] = over_seeds([share for share in closed if share is not None])
     methods = {finding.name: _method(finding, original, domains, config) for finding in findings}
