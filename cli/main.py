@@ -6,13 +6,16 @@ Imports nothing heavy before a command is chosen, so that `fusionx --help` answe
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from typing import Any, NoReturn
 
 import click
 
 from fusionx.cli import demo, inspection, models, preparation, reports, shell, stages
 from fusionx.cli.options import examples
-from fusionx.contract.errors import FusionXError
+from fusionx.contract.errors import EXIT_INCOMPLETE, FusionXError
+from fusionx.pipelines.execution.interruption import UNIT_THREAD
 
 
 def _end(ctx: click.Context, error: FusionXError) -> NoReturn:
@@ -22,6 +25,18 @@ def _end(ctx: click.Context, error: FusionXError) -> NoReturn:
 
 class _Main(click.Group):
     """Turns the project's errors into a message and an exit code, never a traceback."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            return super().main(*arguments, **options)
+        except SystemExit as end:
+            if any(thread.name == UNIT_THREAD for thread in threading.enumerate()):
+                # A stopped command's unit is still being computed. Python, as it shuts down, would end its thread
+                # inside a native library, which aborts the process: exit code 134 instead of ours.
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(end.code if isinstance(end.code, int) else EXIT_INCOMPLETE)
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -50,7 +65,7 @@ def main() -> None:
     """Fusion-X: make one language model learn what several others know.
 
     Every stage reads one CONFIG.yaml and skips what is done and valid. Exit codes: 0 complete, 1 incomplete or bad
-    data, 2 bad usage or config, 75 stopped by a signal (a training's checkpoint is saved).
+    data, 2 bad usage or config, 75 stopped by a signal (all finished work is saved).
     """
     # Whatever Python a command starts (torchrun's processes, loaders' workers) imports nothing from the folder that
     # the user happens to be in: a file train.py or torch.py there is the user's own.

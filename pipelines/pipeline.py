@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,12 +18,14 @@ from fusionx.align.config import AlignMethod
 from fusionx.align.tokens_stage import TokensStage
 from fusionx.contract.config import load_config
 from fusionx.contract.errors import ConfigError, DamageError
+from fusionx.contract.files.lock import folder_lock
 from fusionx.contract.files.sealed import read_sealed, write_sealed
-from fusionx.contract.files.storage import exists, plain, write_bytes
+from fusionx.contract.files.storage import exists, is_local, plain, write_bytes
 from fusionx.contract.shards.manifest import has_manifest, read_manifest
 from fusionx.contract.stage import Stage
 from fusionx.pipelines.config import FusionConfig
 from fusionx.pipelines.execution.executor import Executor, make_executor
+from fusionx.pipelines.execution.interruption import stopped_by_signals
 from fusionx.pipelines.execution.stage_runner import run_stages
 from fusionx.pipelines.layout import Layout
 from fusionx.pipelines.preflight.devices import missing_devices
@@ -118,8 +120,15 @@ class Pipeline:
         from fusionx.pipelines.evaluation.run_result import RunResult
 
         scorers = (evaluate_all, evaluate_rivals, evaluate_for_choice)
-        self._timed("eval", lambda: sum(score(self.config, self.layout) for score in scorers))
-        return RunResult(report(self.config, self.layout, self._commands()), self.layout)
+        with stopped_by_signals("finished evaluations"), self._sole_evaluator():
+            self._timed("eval", lambda: sum(score(self.config, self.layout) for score in scorers))
+            return RunResult(report(self.config, self.layout, self._commands()), self.layout)
+
+    def _sole_evaluator(self) -> AbstractContextManager[None]:
+        """Of two commands on one output the second is refused; an output that is no local folder is, too, later on."""
+        if not is_local(self.layout.root):
+            return nullcontext()
+        return folder_lock(Path(self.layout.root, "eval"), "command `fusionx eval`")
 
     def check_benchmarks(self) -> None:
         """Refuses, before hours go into the other stages, benchmarks that may not or cannot be run here."""

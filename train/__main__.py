@@ -6,7 +6,6 @@ Under torchrun or srun all processes run it together.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import signal
 import sys
@@ -17,21 +16,21 @@ from fusionx.contract.config import parse_config
 from fusionx.contract.errors import EXIT_COMPLETE, DataError, FusionXError, StoppedError
 from fusionx.contract.files.storage import told_by_the_system
 from fusionx.train.config import TrainJob
+from fusionx.train.distributed.parent import END_WITH_PARENT, end_with_parent
 from fusionx.train.distributed.ranks import is_main_process
-
-_PR_SET_PDEATHSIG = 1
-"""From <linux/prctl.h>."""
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m fusionx.train", description="Runs one training job.")
     parser.add_argument("job", type=Path, help="the job's file, job.json in its output folder")
     parser.add_argument("--resume", type=Path, help="a checkpoint folder to go on from; else the last one")
-    parser.add_argument("--end-with-parent", action="store_true", help="save and end when it is killed (Linux only)")
+    parser.add_argument(
+        END_WITH_PARENT, type=int, nargs="?", const=0, metavar="PID", help="save and end when it is killed (Linux only)"
+    )
     parser.add_argument("--stopped-mark", type=Path, help="a file to create once a stop signal was obeyed")
     options = parser.parse_args(arguments)
-    if options.end_with_parent:
-        _end_with_parent()
+    if options.end_with_parent is not None:
+        end_with_parent(options.end_with_parent)
     try:
         job = parse_config(TrainJob, _read(options.job), options.job)
         from fusionx.train.loop.trainer import run_job
@@ -58,12 +57,6 @@ def _read(path: Path) -> Any:
         raise DataError(
             "A job's file is no JSON.", file=path, found=str(error), remedy="let `fusionx train` write it"
         ) from None
-
-
-def _end_with_parent() -> None:
-    """Asks the system for a stop signal at the parent's death: a killed command leaves no training that runs on."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from fusionx.contract.files.storage import failure
+from fusionx.contract.files.storage import failure, flush_names
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def atomic_folder(final: Path) -> Iterator[Path]:
         if final.exists():
             os.rename(final, replaced)
         os.rename(temporary, final)
-        _flush_names(final.parent)
+        flush_names(final.parent)
         shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise failure("A folder cannot be written.", final, error) from None
@@ -57,12 +57,4 @@ def _flush(folder: Path) -> None:
         for file in files:
             with open(Path(parent) / file, "rb") as stream:
                 os.fsync(stream.fileno())
-        _flush_names(Path(parent))
-
-
-def _flush_names(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        flush_names(Path(parent))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import re
 import uuid
@@ -241,8 +242,9 @@ def read_bytes(path: str | Path) -> bytes:
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Writes `data` so that readers see the old file or the new one, never a part of it.
 
-    Locally: temporary name, fsync, rename. An object store shows an upload only once it is complete; one that was cut
-    off stays invisible, and a lifecycle rule of the bucket (abort incomplete multipart uploads) frees its space.
+    Locally: temporary name, fsync, rename, fsync of the folder. An object store shows an upload only once it is
+    complete; one that was cut off stays invisible, and a lifecycle rule of the bucket (abort incomplete multipart
+    uploads) frees its space.
 
     Raises:
         DataError: it cannot be written; the old file, or none, is there.
@@ -272,16 +274,53 @@ def _upload(fs: pafs.FileSystem, inner: str, data: bytes) -> None:
 
 def _write_local(target: Path, data: bytes) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
+    temporary, descriptor = _temporary(target)
+    with open(descriptor, "wb") as stream:
+        try:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    flush_names(target.parent)
+
+
+def _temporary(target: Path) -> tuple[Path, int]:
+    """An empty file beside `target`, locked, and its descriptor.
+
+    Its name is always the same, so that a killed writer's file is taken over by the next one and none is left behind.
+    Only while somebody writes it, or where nobody can know (a filesystem without locks), it is a new name.
+    """
+    path = target.with_name(f".{target.name}.tmp")
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:  # of another user
+        descriptor = -1
+    if descriptor >= 0:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.stat(path), os.fstat(descriptor)):  # else it was renamed before it was locked
+                os.truncate(descriptor, 0)
+                return path, descriptor
+        except OSError:
+            pass
+        os.close(descriptor)
+    path = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    return path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+
+
+def flush_names(folder: Path) -> None:
+    """Puts on the disk which files a local folder holds: what was renamed stays so when the machine loses its power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a filesystem that has no such thing
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def delete(path: str | Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -42,7 +43,7 @@ def gguf_folder(file: Path) -> Path:
     folder = cache_folder() / gguf_sha256(file)[:_KEY_HEX]
     if not _is_whole(folder):
         header = read_header(file)  # before anybody waits for anything
-        with folder_lock(cache_folder(), wait=True):
+        with folder_lock(cache_folder(), wait=math.inf):
             if not _is_whole(folder):
                 _say(f"{header.path.name}: reading it once, into {folder}")
                 _refuse_full_disk(header)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionx.contract.errors import DamageError
-from fusionx.contract.files.atomic_folder import atomic_folder
+from fusionx.contract.files.atomic_folder import atomic_folder, recover
 from fusionx.contract.files.sealed import FILES, FOLDER_SEAL, hashes_of, seal_folder, verified
 from fusionx.contract.files.storage import exists, write_bytes
 from fusionx.eval.report.inputs import TARGET
@@ -107,6 +107,7 @@ def publish(config: FusionConfig, layout: Layout, results: dict[str, Any]) -> No
     chosen, final = results["recommendation"], Path(layout.model)
     folder, card = _chosen(config, layout, chosen)
     files = [file for file in folder.iterdir() if _belongs(file)]
+    recover(final)
     if not _stands(final, hashes_of(files, folder)):
         with atomic_folder(final) as made:
             for file in files:

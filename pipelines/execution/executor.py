@@ -15,6 +15,7 @@ from typing import Protocol
 
 from fusionx.contract.stage import Stage
 from fusionx.pipelines.config import ExecutorConfig
+from fusionx.pipelines.execution.interruption import UNIT_THREAD
 from fusionx.pipelines.execution.ray_executor import RayExecutor
 from fusionx.pipelines.execution.worker_host import Job, JobOutcome, WorkerHost, attempt, load_worker
 
@@ -54,7 +55,7 @@ class InlineExecutor:
 
         places = stages[0].resources.concurrency
         # Daemons: who interrupts the run does not wait for a unit that takes minutes.
-        self._threads = [threading.Thread(target=work, daemon=True) for _ in range(places)]
+        self._threads = [threading.Thread(target=work, name=UNIT_THREAD, daemon=True) for _ in range(places)]
         for thread in self._threads:
             thread.start()
         under_way = 0
@@ -72,7 +73,7 @@ class InlineExecutor:
                 todo.put(None)
 
     def close(self) -> None:
-        """Gives units under way a moment: threads that are cut off inside a native library may crash the process."""
+        """Gives units under way a moment; the command line leaves behind those that take longer (`cli.main`)."""
         deadline = time.monotonic() + _ENDING_SECONDS
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence, Sized
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from fusionx.contract.errors import DataError, FusionXError, IncompleteError
+from fusionx.contract.files.lock import folder_lock
 from fusionx.contract.files.storage import (
     delete,
     exists,
@@ -35,6 +35,7 @@ from fusionx.contract.shards.manifest import (
 from fusionx.contract.shards.parts import PartEntry, inspect_part
 from fusionx.contract.stage import Stage, Unit
 from fusionx.pipelines.execution.executor import Executor
+from fusionx.pipelines.execution.interruption import stopped_by_signals
 
 _PART_NAME = re.compile(r"part-\d{5,}\.parquet")
 _LOG_SECONDS = 5
@@ -57,42 +58,21 @@ def run_stages(stages: Sequence[Stage], executor: Executor, overwrite: bool = Fa
     (with `overwrite` it is made anew).
 
     Raises:
-        DataError: a part or manifest belongs to another config or input; every difference is named.
-        IncompleteError: some units failed, or the command was interrupted; what is finished is kept.
+        DataError: a part or manifest belongs to another config or input (every difference is named), or another command
+            is making them.
+        IncompleteError: some units failed; what is finished is kept. StoppedError: likewise, a signal asked for it.
     """
     for stage in stages:
         _make_folder(stage.output)
-    runs = [_StageRun(stage, overwrite) for stage in stages]
-    jobs = ((number, unit) for number, run in enumerate(runs) for unit in run.pending())
-    with _interruptible(), _cleared_line():
+    with ExitStack() as locks, stopped_by_signals("finished parts"), _cleared_line():
+        runs = [_StageRun(stage, overwrite, locks) for stage in stages]
+        jobs = ((number, unit) for number, run in enumerate(runs) for unit in run.pending())
         for (number, unit), outcome in executor.map(stages, jobs):
             runs[number].take(unit, outcome)
-    failed = [run for run in runs if run.failures]
-    if failed:
-        raise _incomplete(failed)
-    return [run.finish() for run in runs]
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ends in an error with a remedy on Ctrl-C and on SIGTERM, which batch systems send before they kill."""
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, _interrupt) if main else None
-    try:
-        yield
-    except KeyboardInterrupt as interrupt:
-        raise IncompleteError(
-            "The command was interrupted; finished parts are kept.",
-            found=str(interrupt) or "Ctrl-C",
-            remedy="run the same command again: it goes on where it was",
-        ) from None
-    finally:
-        if main:
-            signal.signal(signal.SIGTERM, before)
-
-
-def _interrupt(number: int, _: object) -> None:
-    raise KeyboardInterrupt(signal.Signals(number).name)
+        failed = [run for run in runs if run.failures]
+        if failed:
+            raise _incomplete(failed)
+        return [run.finish() for run in runs]
 
 
 @contextmanager
@@ -150,8 +130,10 @@ class _Progress:
 class _StageRun:
     """One stage under way: what is kept, what was made, what failed."""
 
-    def __init__(self, stage: Stage, overwrite: bool) -> None:
+    def __init__(self, stage: Stage, overwrite: bool, locks: ExitStack) -> None:
         self.stage = stage
+        self._locks = locks
+        self._is_sole = False
         self.failures: list[tuple[Unit, FusionXError]] = []
         self.units: list[Unit] = []
         self._overwrite = overwrite
@@ -159,14 +141,19 @@ class _StageRun:
         self._progress = _Progress(stage.name)
 
     def pending(self) -> Iterator[Unit]:
-        """Units whose part is missing or damaged; the others are taken as they are."""
-        remove_leftovers(self.stage.output)
+        """Units whose part is missing or damaged; the others are taken as they are.
+
+        From the first one on this command has the output for itself. A finished output is only read.
+        """
         listed = _listed_hashes(self.stage)
         units = self.stage.units()
         self._progress = _Progress(self.stage.name, len(units) if isinstance(units, Sized) else None)
         for unit in units:
             self.units.append(Unit(unit.index, unit.split, unit.inputs, unit.hashes))
             found = _finished_part(self.stage, unit, self._overwrite, listed.get(unit.part))
+            if found is None and not self._is_sole:
+                self._keep_others_out()
+                found = _finished_part(self.stage, unit, self._overwrite, listed.get(unit.part))
             if found is None:
                 _unmark(self.stage.output)
                 yield unit
@@ -174,6 +161,18 @@ class _StageRun:
                 self._progress.kept += 1
                 self._entries[unit.index] = found
         self._progress.total = len(self.units)
+
+    def _keep_others_out(self) -> None:
+        """An object store has no locks: there two commands at once make the same parts twice, each whole.
+
+        Raises:
+            DataError: another command is making this output.
+        """
+        output = plain(self.stage.output)
+        if is_local(output):
+            self._locks.enter_context(folder_lock(Path(output), f"command `fusionx {self.stage.name.split('/')[0]}`"))
+            remove_leftovers(output)
+        self._is_sole = True
 
     def take(self, unit: Unit, outcome: PartEntry | FusionXError) -> None:
         if isinstance(outcome, PartEntry):

@@ -23,12 +23,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from fusionx.contract.errors import EXIT_COMPLETE, EXIT_STOPPED, ConfigError, DataError
-from fusionx.contract.files.lock import folder_lock
+from fusionx.contract.files.lock import SAVING_SECONDS, folder_lock
 from fusionx.contract.files.storage import write_bytes
 from fusionx.train.config import TrainJob
+from fusionx.train.distributed.parent import END_WITH_PARENT
 from fusionx.train.distributed.ranks import MEETING, STOP_SIGNALS, is_main_process, launched_ranks
 from fusionx.train.state.result import discard_checkpoints, finished_result, is_stale
 
+AGENT = "fusionx.train.distributed.agent"
 _SECONDS_TO_DELETE = 300
 _SECONDS_TO_SAVE = 600
 """How long torchrun waits for its processes, once asked to stop, before it kills them."""
@@ -83,7 +85,7 @@ class Launcher:
             file = f"{job.output if is_main_process() else private}/job.json"
             write_bytes(file, content)
             stopped_mark = Path(private) / "stopped"
-            arguments = [file, "--end-with-parent", f"--stopped-mark={stopped_mark}"]
+            arguments = [file, f"--stopped-mark={stopped_mark}"]
             share = self._shares.get()
             try:
                 code = self._run(job, [*arguments, *([f"--resume={resume}"] if resume else [])], share)
@@ -103,7 +105,11 @@ class Launcher:
             processes = job.run.devices or (len(gpus) if gpus else 1)
             if gpus:
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-        command = [sys.executable, "-m", *_torchrun(processes), "fusionx.train", *arguments]
+        ends = f"{END_WITH_PARENT}={os.getpid()}"  # a killed command leaves no training that runs on
+        if processes == 1:
+            command = [sys.executable, "-m", "fusionx.train", *arguments, ends]
+        else:
+            command = [sys.executable, "-m", AGENT, ends, *_torchrun(processes), *arguments, END_WITH_PARENT]
         if self.stopped:
             return EXIT_STOPPED
         process = subprocess.Popen(command, env=environment)
@@ -129,7 +135,7 @@ def _delete(job: TrainJob) -> None:
         DataError: another training is writing there, or the folder stays.
     """
     if is_main_process():
-        with folder_lock(Path(job.output)):
+        with folder_lock(Path(job.output), wait=SAVING_SECONDS):
             pass  # let go before deleting: a network filesystem keeps the names of open files
         shutil.rmtree(job.output)
         return
@@ -146,15 +152,16 @@ def _delete(job: TrainJob) -> None:
 
 
 def _torchrun(processes: int) -> list[str]:
-    if processes == 1:
-        return []
+    """Its arguments before the training's own."""
     handled = ",".join(signal.Signals(number).name for number in (*STOP_SIGNALS, signal.SIGHUP, signal.SIGQUIT))
-    options = [
+    return [
+        "--standalone",
         f"--nproc-per-node={processes}",
         f"--shutdown-timeout={_SECONDS_TO_SAVE}",
         f"--signals-to-handle={handled}",
+        "-m",
+        "fusionx.train",
     ]
-    return ["torch.distributed.run", "--standalone", *options, "-m"]
 
 
 def _has_agent_store() -> bool:

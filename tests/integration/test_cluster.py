@@ -15,6 +15,8 @@ import pytest
 import yaml
 from forked import ForkedCommand
 
+from fusionx.contract.errors import EXIT_STOPPED
+
 pytest.importorskip("ray")
 
 STORE = 80 << 20
@@ -153,7 +155,7 @@ def test_the_command_is_killed_then_interrupted_then_called_again(
     assert any("raylet" in command_line(pid) for pid in tree), "it does not join the cluster that runs beside it"
     os.killpg(interrupted.process.pid, signal.SIGINT)  # as a terminal does
     code, log = interrupted.ends()
-    assert code == 1, log
+    assert code == EXIT_STOPPED, log
     assert "finished parts are kept" in log
     assert "run the same command again" in log
     assert "Traceback" not in log

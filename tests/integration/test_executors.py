@@ -18,7 +18,7 @@ from uuid import uuid4
 import pytest
 
 from fusionx.contract.config import load_config
-from fusionx.contract.errors import ConfigError, DataError, IncompleteError
+from fusionx.contract.errors import ConfigError, DataError, IncompleteError, StoppedError
 from fusionx.contract.shards.parts import PartEntry
 from fusionx.contract.stage import Resources, Unit, Worker
 from fusionx.pipelines.config import ExecutorConfig, FusionConfig
@@ -355,16 +355,17 @@ def test_a_worker_that_does_not_see_the_output_refuses_it(tmp_path: Path) -> Non
     assert "every machine of the cluster shares" in said
 
 
-def test_sigterm_ends_a_run_with_a_remedy(tmp_path: Path) -> None:
-    """Batch systems send it before they kill."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_stop_signal_ends_a_run_with_a_remedy(number: signal.Signals, tmp_path: Path) -> None:
+    """Batch systems send them before they kill."""
 
-    class Terminated(InlineExecutor):
+    class Stopped(InlineExecutor):
         def map(self, stages: Any, jobs: Any) -> Iterator[Any]:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
             yield from super().map(stages, jobs)
 
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(IncompleteError, match="finished parts are kept") as ended:
-        run_stages([SlowStage(str(tmp_path))], Terminated())  # type: ignore[list-item]
-    assert "SIGTERM" in str(ended.value)
-    assert signal.getsignal(signal.SIGTERM) == before
+    before = signal.getsignal(number)
+    with pytest.raises(StoppedError, match="finished parts are kept") as ended:
+        run_stages([SlowStage(str(tmp_path))], Stopped())  # type: ignore[list-item]
+    assert number.name in str(ended.value)
+    assert signal.getsignal(number) == before

@@ -14,8 +14,7 @@ import yaml
 from forked import ForkedCommand
 from training_process import free_port
 
-from fusionx.contract.errors import EXIT_STOPPED, DataError
-from fusionx.contract.files.lock import folder_lock
+from fusionx.contract.errors import EXIT_STOPPED
 from fusionx.contract.files.sealed import write_sealed
 
 
@@ -105,7 +104,7 @@ def first_checkpoint(command: ForkedCommand, output: Path) -> Path:
 
 def test_interrupted_killed_and_called_again(aligned: Path, tmp_path: Path) -> None:
     """A stop signal reaches the training, which saves; the command says so and goes on the next time. A killed command
-    takes its training with it, which saves as well and leaves the folder free."""
+    takes its training with it, which saves as well; who calls again at once waits for it."""
     output = tmp_path / "out"
     file = at(aligned, output)
     longer = ("--set", "train.optimizer.epochs=300", "--set", "train.methods=[fusionx]")
@@ -127,14 +126,9 @@ def test_interrupted_killed_and_called_again(aligned: Path, tmp_path: Path) -> N
     said = until(command, "resumed at step")
     assert f"resumed at step {int(checkpoint.name.removeprefix('step-'))} of" in said
     command.kill()
-    assert "its checkpoint is written" in until(command, "its checkpoint is written")
-    folder = checkpoint.parents[1]
-    deadline = time.monotonic() + 30
-    while is_held(folder):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
     again = start(file, "train", *longer)
-    until(again, "resumed at step")
+    assert "its checkpoint is written" in until(command, "its checkpoint is written")
+    assert "resumed at step" in until(again, "resumed at step")
     again.send_signal(signal.SIGTERM)
     _, printed = again.communicate(timeout=60)
     assert again.returncode == EXIT_STOPPED, printed
@@ -150,14 +144,6 @@ def until(command: ForkedCommand, words: str) -> str:
     return "".join(lines)
 
 
-def is_held(folder: Path) -> bool:
-    try:
-        with folder_lock(folder):
-            return False
-    except DataError:
-        return True
-
-
 def test_torchruns_training_stops_as_one_alone_does(aligned: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     longer = ("--set", "train.optimizer.epochs=300", "--set", "train.methods=[ct]", "--set", "train.run.devices=2")
@@ -166,6 +152,17 @@ def test_torchruns_training_stops_as_one_alone_does(aligned: Path, tmp_path: Pat
     command.send_signal(signal.SIGTERM)
     _, printed = command.communicate(timeout=60)
     assert command.returncode == EXIT_STOPPED, printed
+
+
+def test_torchruns_training_ends_with_a_command_that_is_killed(aligned: Path, tmp_path: Path) -> None:
+    """The command's stderr closes when the last of torchrun's processes has ended."""
+    output = tmp_path / "out"
+    longer = ("--set", "train.optimizer.epochs=300", "--set", "train.methods=[ct]", "--set", "train.run.devices=2")
+    command = start(at(aligned, output), "train", *longer)
+    first_checkpoint(command, output)
+    command.kill()
+    _, printed = command.communicate(timeout=60)
+    assert "its checkpoint is written" in printed
 
 
 def test_a_finished_training_is_not_resumed(aligned: Path, tmp_path: Path) -> None:

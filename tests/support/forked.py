@@ -89,7 +89,7 @@ def forked_trainings(by_server: bool) -> Any:
 
 class _ServedTraining:
     def __init__(self, arguments: list[str], variables: dict[str, str]) -> None:
-        own = [word for word in arguments if word != "--end-with-parent"]  # its parent is the server
+        own = [word for word in arguments if not word.startswith("--end-with-parent")]  # its parent is the server
         self._process = SERVER.Process(target=_train, args=(own, variables))
         self._process.start()
 
@@ -165,7 +165,7 @@ def _train(arguments: list[str], variables: dict[str, str]) -> None:
 
 def _torchrun(arguments: list[str], variables: dict[str, str]) -> None:
     _begin(variables)
-    from torch.distributed.run import main
+    from fusionx.train.distributed.agent import main
 
     main(arguments)
     sys.exit(0)

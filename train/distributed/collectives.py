@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from fusionx.contract.errors import ConfigError, FusionXError, StoppedError
-from fusionx.contract.files.lock import folder_lock
+from fusionx.contract.files.lock import SAVING_SECONDS, folder_lock
 from fusionx.train.distributed.ranks import MEETING, launched_ranks
 from fusionx.train.model.target import Target, decoder_blocks
 
@@ -71,13 +71,13 @@ class World:
 
     @contextmanager
     def locked(self, folder: Path) -> Iterator[None]:
-        """Keeps other trainings out of `folder` while the context lasts.
+        """Keeps other trainings out of `folder` while the context lasts; one whose command was killed is waited for.
 
         Raises:
-            DataError: another one writes there; on every process, though only the leading one looks.
+            DataError: another one goes on writing there; on every process, though only the leading one looks.
         """
         with ExitStack() as held:
-            by_first_rank(lambda: held.enter_context(folder_lock(folder)))
+            by_first_rank(lambda: held.enter_context(folder_lock(folder, wait=SAVING_SECONDS)))
             yield
 
     def average_gradients(self, module: nn.Module) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import click
@@ -11,6 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fusionx.cli.main import main
+from fusionx.contract.errors import EXIT_STOPPED, StoppedError
+from fusionx.pipelines.execution.interruption import UNIT_THREAD
 from fusionx.train.__main__ import main as train_main
 
 
@@ -48,6 +51,22 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) 
     mistakes: list[Exception] = [OSError("no number, no file"), ValueError("wrong")]
     for mistake in mistakes:
         assert run(mistake, monkeypatch).exception is mistake
+
+
+def test_a_unit_that_outlasts_its_command_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waited for, the command would not end; shut down around it, Python aborts inside a native library."""
+    left: list[int] = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    stopped = StoppedError("The command was stopped by a signal.")
+    assert run(stopped, monkeypatch).exit_code == EXIT_STOPPED
+    assert left == []
+    ended = threading.Event()
+    unit = threading.Thread(target=ended.wait, name=UNIT_THREAD, daemon=True)
+    unit.start()
+    run(stopped, monkeypatch)
+    assert left == [EXIT_STOPPED]
+    ended.set()
+    unit.join()
 
 
 def test_so_does_a_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import uuid
 from pathlib import Path
@@ -37,6 +38,39 @@ def test_a_failing_write_leaves_the_old_file_and_no_temporary_one(
     assert "free some space" in caught.value.details["remedy"]
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["part.parquet"]
+
+
+def test_what_a_killed_writer_left_is_taken_over(tmp_path: Path) -> None:
+    """So nothing is left behind, in whatever folder."""
+    (tmp_path / ".a.json.tmp").write_bytes(b"longer than what is written now")
+    storage.write_bytes(tmp_path / "a.json", b"new")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.json": b"new"}
+
+
+def test_what_another_is_writing_is_let_be(tmp_path: Path) -> None:
+    with (tmp_path / ".a.json.tmp").open("wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        other.write(b"of the other")
+        other.flush()
+        storage.write_bytes(tmp_path / "a.json", b"ours")
+        assert (tmp_path / ".a.json.tmp").read_bytes() == b"of the other"
+        os.replace(tmp_path / ".a.json.tmp", tmp_path / "a.json")  # it ends as it would have
+    storage.write_bytes(tmp_path / "a.json", b"ours again")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.json": b"ours again"}
+
+
+def test_first_the_content_is_on_the_disk_then_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted(descriptor: int) -> None:
+        done.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(storage.os, "fsync", noted)
+    monkeypatch.setattr(storage.os, "replace", lambda *names: (done.append("replace"), replace(*names)))
+    storage.write_bytes(tmp_path / "a.json", b"new")
+    assert done == [str(tmp_path / ".a.json.tmp"), "replace", str(tmp_path)]
 
 
 def test_leftovers_of_killed_writers_are_removed_and_nothing_else(tmp_path: Path) -> None:
