@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import re
 import shlex
 import textwrap
@@ -277,3 +278,19 @@ def test_every_message_of_the_troubleshooting_page_is_one_of_the_code() -> None:
     assert len(set(messages)) == len(messages), "one is explained twice"
     code = strings_of_the_code()
     assert not [message for message in messages if not any(message in text for text in code)]
+
+
+def test_the_results_are_those_of_the_file() -> None:
+    """The demo's comparison stands on the page as docs/results.json has it, for programs."""
+    page, found = (DOCS / "results.md").read_text(), json.loads((DOCS / "results.json").read_text())
+    assert set(found) == {"demo", "demo_gpu", "real"}
+    for bed in filter(None, found.values()):
+        assert {"of", "seeds", "hardware", "distance_closed", "domains_worse_than_start"} <= set(bed["comparison"])
+    comparison = found["demo"]["comparison"]
+    for other in ("ct", "fusellm", "fusellm_walk"):
+        for figure in (comparison[f"{name}_vs_{other}"] for name in ("bpb", "perplexity")):
+            low, high = figure["ci95"]
+            assert f"{100 * figure['mean']:.1f} % ({100 * low:.1f} to {100 * high:.1f})" in page
+    for method in found["demo"]["methods"].values():
+        low, high = method["test"]["corpus"]["ci95"]
+        assert f"{method['test']['corpus']['mean']:.4f} ± {(high - low) / 2:.4f}" in page
