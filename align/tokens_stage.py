@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from fusionx.contract.files.storage import join
-from fusionx.contract.shards.codec import add_tokens
+from fusionx.contract.shards.codec import add_context, add_tokens
 from fusionx.contract.shards.manifest import Manifest, read_manifest
 from fusionx.contract.shards.parts import PartEntry, Provenance, differences, read_part, write_part
 from fusionx.contract.stage import Resources, Unit, Worker
+from fusionx.contract.tokens.chat import CHAT, ChatEncoder, load_chat_encoder
 from fusionx.contract.tokens.encoder import Encoder, load_encoder
 
 
@@ -39,7 +40,15 @@ class TokensStage:
 
     @cached_property
     def _identity(self) -> dict[str, str]:
-        return {"target": self.target, "fingerprint": load_encoder(self.path, self.revision).fingerprint}
+        identity = {"target": self.target, "fingerprint": load_encoder(self.path, self.revision).fingerprint}
+        return identity | ({"chat": self._encoder.fingerprint} if isinstance(self._encoder, ChatEncoder) else {})
+
+    @cached_property
+    def _encoder(self) -> Encoder | ChatEncoder:
+        """What reads the chunks."""
+        if self._chunks.config.get("format") == CHAT:
+            return load_chat_encoder(self.target, self.path, self.revision)
+        return load_encoder(self.path, self.revision)
 
     def units(self) -> list[Unit]:
         return [
@@ -55,19 +64,22 @@ class TokensStage:
         return differences(found, self.provenance(unit))
 
     def worker(self) -> Worker:
-        return TokensWorker(self, load_encoder(self.path, self.revision))
+        return TokensWorker(self, self._encoder)
 
 
 @dataclass(frozen=True)
 class TokensWorker:
     stage: TokensStage
-    encoder: Encoder
+    encoder: Encoder | ChatEncoder
 
     def __call__(self, unit: Unit) -> PartEntry:
         chunks, _ = read_part(unit.inputs["chunks"], "chunks", sha256=unit.hashes["chunks"])
-        encodings = self.encoder.encode(chunks.column("text").to_pylist())
+        whole = self.encoder.encode(chunks.column("text").to_pylist())
+        encodings = [encoding.read for encoding in whole]
         table = chunks.select(["doc_id", "chunk", "text_hash", "domain"]).replace_schema_metadata(None)
         table = add_tokens(table, [encoding.ids for encoding in encodings], [encoding.ends for encoding in encodings])
+        if isinstance(self.encoder, ChatEncoder):
+            table = add_context(table, [encoding.ids[: encoding.context] for encoding in whole])
         tokens = sum(len(encoding.ids) for encoding in encodings)
         stats = {
             "lossy_chunks": sum(encoding.lossy for encoding in encodings),

@@ -9,7 +9,7 @@ from fusionx.align.vocabulary.vocab_map import Mode
 from fusionx.align.walk.explain import Reading, explain_walk
 from fusionx.align.walk.explained_lines import Line, walk_lines
 from fusionx.contract.errors import ConfigError
-from fusionx.contract.tokens.encoder import Encoder
+from fusionx.contract.tokens.encoder import Encoder, load_encoder
 from fusionx.contract.tokens.encoding import valid_text
 from fusionx.pipelines.pipeline import Pipeline
 from fusionx.precompute.config import ModelConfig
@@ -37,7 +37,8 @@ def walk_of_text(pipeline: Pipeline, source: str, text: str) -> list[Line]:
 def _read(pipeline: Pipeline, model: ModelConfig, text: str) -> tuple[Encoder, Reading]:
     worker = pipeline.logits_stage(model).worker()
     assert isinstance(worker, LogitsWorker)
-    (encoding,) = worker.encoder.encode([text])
+    encoder = load_encoder(model.path, model.revision)
+    (encoding,) = encoder.encode([text])
     most = pipeline.config.chunk.block_size
     if not 2 <= len(encoding.ids) <= most:
         raise ConfigError(
@@ -48,7 +49,7 @@ def _read(pipeline: Pipeline, model: ModelConfig, text: str) -> tuple[Encoder, R
             remedy="take another piece of it",
         )
     _, stored, token_nll = worker.read([encoding], "TEXT")
-    return worker.encoder, Reading(encoding, stored, token_nll)
+    return encoder, Reading(encoding, stored, token_nll)
 
 
 def map_of_text(pipeline: Pipeline, source: str, mode: Mode, text: str | None) -> list[str]:

@@ -53,6 +53,15 @@ class CorpusConfig(Config):
     """Branch, tag or commit of the data set."""
     streaming: Operational[bool] = True
     """Whether the data set is read as it is fetched, not stored first."""
+    format: Literal["text", "chat"] = "text"
+    """`chat`: rows are conversations, each model reads them by its own chat template, and only the answers are learned
+    from."""
+    messages: str | None = None
+    """The column of a chat's messages; none: `messages`, `conversations`, or `instruction`, `input` and `output`,
+    whichever is there."""
+    system: Literal["keep", "merge", "drop"] = "keep"
+    """System messages of chats: `merge` puts them in front of the user's next message, as templates without that role
+    want it."""
     text: str = "text"
     """The column with the text; nested ones as `a.b`."""
     domain: str | None = None
@@ -70,6 +79,8 @@ class CorpusConfig(Config):
             raise ValueError("give exactly one of 'path' (file or folder) and 'dataset' (hub id)")
         if sum(self.holdout.values()) >= 1 or any(share <= 0 for share in self.holdout.values()):
             raise ValueError("'holdout' shares must be positive and sum to less than 1")
+        if self.format == "text" and (self.messages is not None or self.system != "keep"):
+            raise ValueError("'messages' and 'system' are of conversations; set format to chat")
         return self
 
 

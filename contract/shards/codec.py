@@ -161,6 +161,20 @@ def add_tokens(table: pa.Table, input_ids: Sequence[np.ndarray], ends: Sequence[
     return _append(table, input_ids=_column(_packed(flat_ids), offsets), ends=_column(_packed(steps), offsets))
 
 
+def add_context(table: pa.Table, context: Sequence[np.ndarray]) -> pa.Table:
+    """Appends `context` (ids, int32, one array per row)."""
+    packed = _packed(_flat(context).astype(np.uint32))
+    return _append(table, context=_column(packed, _offsets([len(row) for row in context])))
+
+
+def read_context(table: pa.Table) -> Ragged | None:
+    """`context`, int32, of a table of kind `tokens`; None where it has none."""
+    if "context" not in table.column_names:
+        return None
+    context = Ragged.from_column(table.column("context"))
+    return Ragged(_unpacked(context.values).astype(np.int32), context.offsets)
+
+
 def read_tokens(table: pa.Table) -> tuple[Ragged, Ragged]:
     """`input_ids` and `ends`, int32, of a table of kind `logits` or `tokens`."""
     input_ids, steps = (Ragged.from_column(table.column(name)) for name in ("input_ids", "ends"))

@@ -33,7 +33,14 @@ CHUNKS = pa.schema([*_KEY, pa.field("domain", pa.string()), pa.field("text", pa.
 LOGITS = pa.schema([*_KEY, *_TOKENS, *_DISTRIBUTIONS, pa.field("missed_nll", _PACKED)])
 """A source's next-token distributions, and the NLL (nats) of the next tokens that are not among their entries."""
 
-TOKENS = pa.schema([*_KEY, pa.field("domain", pa.string()), *_TOKENS])
+TOKENS = pa.schema(
+    [
+        *_KEY,
+        pa.field("domain", pa.string()),
+        *_TOKENS,
+        pa.field("context", _PACKED),  # [C] of a chat only: the tokens before those in input_ids
+    ]
+)
 """The target's tokens."""
 
 ALIGNED = pa.schema(
@@ -45,6 +52,8 @@ ALIGNED = pa.schema(
         pa.field("nll_bytes", pa.int32()),  # bytes that this NLL covers
     ]
 )
+
+_OPTIONAL = ("context",)
 
 SCHEMAS = {"chunks": CHUNKS, "logits": LOGITS, "tokens": TOKENS, "aligned": ALIGNED}
 
@@ -58,11 +67,12 @@ def widths(schema: pa.Schema) -> dict[str, int]:
 
 
 def schema_of(kind: str, widths: dict[str, int]) -> pa.Schema:
-    """The schema of a kind with packed columns of these widths."""
+    """The schema of a kind with packed columns of these widths; optional columns are in it where they have one."""
     return pa.schema(
         [
             field.with_type(pa.list_(pa.binary(widths.get(field.name, 1)))) if is_packed(field.type) else field
             for field in SCHEMAS[kind]
+            if field.name not in _OPTIONAL or field.name in widths
         ]
     )
 

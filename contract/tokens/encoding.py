@@ -39,11 +39,19 @@ class Encoding:
             the last of several equal ends is always a true boundary. A word that ends with a suffix (`</w>`) has
             consumed the white space character after it.
         lossy: the tokens do not spell the text exactly (the tokenizer normalises); ends come from character offsets.
+        context: how many of the tokens only precede what is read: of a conversation (`contract.tokens.chat`), all but
+            the last before the answer, which stands where a text has its BOS; 0 of a text.
     """
 
     ids: npt.NDArray[np.int32]
     ends: npt.NDArray[np.int32]
     lossy: bool = False
+    context: int = 0
+
+    @property
+    def read(self) -> Encoding:
+        """Without the context: what distributions are stored of, aligned and taught."""
+        return Encoding(self.ids[self.context :], self.ends[self.context :], self.lossy) if self.context else self
 
 
 def encode(tokenizer: Any, table: TokenTable, text: str, add_bos: bool) -> Encoding:
@@ -77,7 +85,7 @@ def encode_batch(tokenizer: Any, table: TokenTable, texts: Sequence[str], add_bo
     encodings: list[Encoding | None] = []
     lossy = []
     for index, (text, ids) in enumerate(zip(texts, plain_ids(tokenizer, texts), strict=True)):
-        ends = _exact_ends(table, ids, text.encode("utf-8"))
+        ends = exact_ends(table, ids, text.encode("utf-8"))
         if ends is None:
             lossy.append(index)
         encodings.append(None if ends is None else _with_bos(bos, ids, ends, lossy=False))
@@ -96,11 +104,20 @@ def _with_bos(bos: list[int], ids: Sequence[int], ends: npt.NDArray[np.int32], l
     )
 
 
-def _exact_ends(table: TokenTable, ids: Sequence[int], text: bytes) -> npt.NDArray[np.int32] | None:
-    """Cumulative byte lengths where the tokens spell `text`, or `text` after one dummy prefix space; else None."""
+def exact_ends(
+    table: TokenTable, ids: Sequence[int], text: bytes, within: bool = False
+) -> npt.NDArray[np.int32] | None:
+    """Cumulative byte lengths where the tokens spell `text`, or `text` after one dummy prefix space; else None.
+
+    `within`: what the first token spells before `text` may be anything: it is the end of the text before it.
+    """
     joined = _joined_before(table, ids, text[-1:])
     prefix = len(joined) - len(text)
-    if prefix not in (0, 1) or joined != b" " * prefix + text:
+    if within and prefix > 0:
+        known = joined.endswith(text) and prefix < table.byte_lengths[ids[0]]
+    else:
+        known = prefix in (0, 1) and joined == b" " * prefix + text
+    if not known:
         return None
     ends = np.cumsum(table.byte_lengths[np.asarray(ids, np.int64)], dtype=np.int32) - np.int32(prefix)
     return np.clip(ends, 0, len(text))
@@ -127,7 +144,7 @@ def _lossy_ends(
         encodings = backend.encode_batch(list(texts), add_special_tokens=False)
     for text, encoding in zip(texts, encodings, strict=True):
         ids = encoding.ids
-        yield ids, _ends_from_offsets(table, ids, np.array(encoding.offsets, np.int64).reshape(-1, 2), text)
+        yield ids, offset_ends(table, ids, np.array(encoding.offsets, np.int64).reshape(-1, 2), text)
 
 
 def _ends_until_difference(
@@ -147,7 +164,7 @@ def _ends_until_difference(
     return np.where(ends <= agreed, ends, len(text)).astype(np.int32)
 
 
-def _ends_from_offsets(
+def offset_ends(
     table: TokenTable, ids: Sequence[int], offsets: npt.NDArray[np.int64], text: str
 ) -> npt.NDArray[np.int32]:
     """Byte ends from character offsets int64 [T, 2].

@@ -151,16 +151,21 @@ _BACKEND_LOCK = Lock()
 
 
 @contextmanager
-def plain_backend(backend: Any) -> Iterator[None]:
-    """Encodes whole texts as nothing but text: no truncation, no padding, no special tokens, no trimmed offsets.
+def plain_backend(backend: Any, as_text: bool = True) -> Iterator[None]:
+    """Encodes whole texts: no truncation, no padding, nothing added, no trimmed offsets.
 
     One thread at a time, because this changes the backend that all of them share.
+
+    Args:
+        as_text: nothing but text, so that no special token is found in it; else what spells one is that token, as chat
+            templates need it.
     """
     with _BACKEND_LOCK:
         backend.no_truncation()
         backend.no_padding()
         special, post_processor = backend.encode_special_tokens, backend.post_processor
-        backend.encode_special_tokens = True  # the backend's name for: special tokens are encoded like any other text
+        # The backend's name for: special tokens are encoded like any other text.
+        backend.encode_special_tokens = as_text
         backend.post_processor = None  # ByteLevel's would cut white space off the offsets
         try:
             yield

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fusionx.contract.errors import DataError
+from fusionx.contract.tokens.chat import CHAT, ChatEncoder, messages_of
+from fusionx.contract.tokens.encoder import Encoder
 from fusionx.contract.tokens.encoding import Encoding, encode_batch, valid_text
 from fusionx.eval.models.loaded_model import LoadedModel, batches_by_length
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 Chunk = Mapping[str, Any]
-"""A held-out record with at least `domain`, `text` and `doc_id`."""
+"""A held-out record with at least `domain`, `text` and `doc_id`; its `format` is `chat` if that is a conversation."""
 
 POSITIONS_PER_SLICE = 1024
 """Positions whose log-softmax is held in fp32 at once: 131 MB for a vocabulary of 32,000."""
@@ -44,13 +46,17 @@ def score_chunks(loaded: LoadedModel, chunks: Sequence[Chunk], batch_tokens: int
     within `batch_tokens` padded tokens; causal attention makes a chunk's score independent of its batch (up to
     rounding).
 
+    Of a conversation, which the model reads by its own chat template, the answer is scored.
+
     Raises:
-        DataError: a text holds a lone surrogate or is longer than the model's context, or a score is not finite.
+        DataError: a text holds a lone surrogate or is longer than the model's context, the model's template cannot
+            write a conversation, or a score is not finite.
+        ConfigError: the model has no chat template, and the chunks are conversations.
     """
     encodings = _encode(loaded, chunks)
     lengths = [len(encoding.ids) for encoding in encodings]
     scores = [ChunkScore(0.0, 0, 0)] * len(chunks)
-    scorable = [index for index, length in enumerate(lengths) if length >= 2]
+    scorable = [index for index, encoding in enumerate(encodings) if len(encoding.read.ids) >= 2]
     for batch in batches_by_length(
         [lengths[i] for i in scorable], lambda items, longest: items * longest, batch_tokens
     ):
@@ -60,10 +66,15 @@ def score_chunks(loaded: LoadedModel, chunks: Sequence[Chunk], batch_tokens: int
             if not math.isfinite(nll):
                 raise _not_finite(loaded, chunks[index], nll)
             encoding = encodings[index]
-            # ends[0] is 0 for a BOS, else the bytes of the first token, which nothing predicts.
-            scored_bytes = len(chunks[index]["text"].encode()) - int(encoding.ends[0])
-            scores[index] = ChunkScore(nll, lengths[index] - 1, scored_bytes)
+            # The first end is 0 for a BOS, else the bytes of the first token, which nothing predicts.
+            ends = encoding.read.ends
+            scored_bytes = len(_scored_text(chunks[index]).encode()) - int(ends[0])
+            scores[index] = ChunkScore(nll, len(ends) - 1, scored_bytes)
     return scores
+
+
+def _scored_text(chunk: Chunk) -> str:
+    return messages_of(chunk["text"])[-1]["content"] if chunk.get("format") == CHAT else str(chunk["text"])
 
 
 def _encode(loaded: LoadedModel, chunks: Sequence[Chunk]) -> list[Encoding]:
@@ -71,7 +82,12 @@ def _encode(loaded: LoadedModel, chunks: Sequence[Chunk]) -> list[Encoding]:
         if not valid_text(chunk["text"]):
             raise DataError("A held-out chunk is not valid Unicode text.", field="text", found=_name(chunk))
     texts = [chunk["text"] for chunk in chunks]
-    encodings = encode_batch(loaded.tokenizer, loaded.table, texts, loaded.adds_bos)
+    if any(chunk.get("format") == CHAT for chunk in chunks):
+        chat = ChatEncoder(str(loaded.folder), Encoder(loaded.tokenizer, loaded.table, loaded.adds_bos))
+        chat.check()
+        encodings = chat.encode(texts)
+    else:
+        encodings = encode_batch(loaded.tokenizer, loaded.table, texts, loaded.adds_bos)
     if loaded.max_positions is not None:
         for chunk, encoding in zip(chunks, encodings, strict=True):
             if len(encoding.ids) > loaded.max_positions:
@@ -86,7 +102,7 @@ def _encode(loaded: LoadedModel, chunks: Sequence[Chunk]) -> list[Encoding]:
 
 
 def _batch_nll(loaded: LoadedModel, encodings: Sequence[Encoding]) -> list[float]:
-    """Sum of the nats of tokens 1.. of every sequence, given the tokens before."""
+    """Sum of the nats of what every sequence has behind its first token or its context, given all tokens before."""
     import torch
 
     longest = max(len(encoding.ids) for encoding in encodings)
@@ -99,7 +115,9 @@ def _batch_nll(loaded: LoadedModel, encodings: Sequence[Encoding]) -> list[float
     with torch.inference_mode():
         logits = loaded.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         return [
-            _sequence_nll(row_logits[: len(encoding.ids) - 1], row_ids[1 : len(encoding.ids)])
+            _sequence_nll(
+                row_logits[encoding.context : len(encoding.ids) - 1], row_ids[encoding.context + 1 : len(encoding.ids)]
+            )
             for row_logits, row_ids, encoding in zip(logits, ids, encodings, strict=True)
         ]
 

@@ -101,7 +101,7 @@ def held_out_chunks(layout: Layout, split: str) -> list[Chunk]:
     for part in manifest.parts_of(split):
         columns = ["doc_id", "chunk", "domain", "text"]
         table, _ = read_part(join(layout.chunks, part.name), "chunks", columns, part.sha256)
-        rows.extend(table.to_pylist())
+        rows.extend({**row, "format": manifest.config.get("format", "text")} for row in table.to_pylist())
     if not rows:
         raise DataError(
             "There is no held-out text.",

@@ -9,6 +9,7 @@ from typing import Any
 from fusionx.contract.errors import ConfigError, DataError, FusionXError
 from fusionx.contract.extras import check_extra
 from fusionx.contract.models.place import loadable
+from fusionx.contract.tokens.chat import CHAT, load_chat_encoder
 from fusionx.eval.benchmark_runner import check_benchmarks
 from fusionx.eval.tasks.exact_match import load_tasks
 from fusionx.pipelines.config import FusionConfig
@@ -60,6 +61,8 @@ def _raised(check: Callable[..., object], *arguments: object) -> Iterator[Fusion
 def _check_model(config: FusionConfig, layout: Layout, model: ModelConfig) -> None:
     stage = LogitsStage(model, config.precompute, layout.chunks, layout.logits(model.id))
     stage.check(config.chunk.block_size)
+    if config.corpus.format == CHAT:
+        load_chat_encoder(model.id, model.path, model.revision)
 
 
 def _check_context(config: FusionConfig) -> None:

@@ -18,6 +18,7 @@ from fusionx.contract.models.gguf_folder import dequantised_from
 from fusionx.contract.models.place import loadable
 from fusionx.contract.shards.document_end import document_end
 from fusionx.contract.shards.manifest import has_manifest, read_manifest
+from fusionx.contract.tokens.chat import CHAT, load_chat_encoder
 from fusionx.contract.tokens.encoder import load_encoder
 from fusionx.contract.weights import weights_identity
 from fusionx.pipelines.config import FusionConfig
@@ -252,8 +253,11 @@ def make_job(config: FusionConfig, layout: Layout, method_name: str, seed: int, 
 
 
 def _end_id(config: FusionConfig, layout: Layout) -> int | None:
-    """The token that ends documents for the target, as its own distributions show, where these are there."""
+    """The token that ends documents for the target, as its own distributions show, where these are there; of a chat the
+    one that its template puts behind an answer."""
     logits, target = layout.logits(config.target.id), config.target
+    if config.corpus.format == CHAT and config.train.optimizer.document_end != "none":
+        return load_chat_encoder(target.id, target.path, target.revision).end_id
     if config.train.optimizer.document_end == "none" or not has_manifest(logits):
         return None
     special = load_encoder(target.path, target.revision).table.special_role

@@ -12,11 +12,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from fusionx.contract.errors import DataError
 from fusionx.contract.files.storage import join
 from fusionx.contract.shards.parts import PartEntry, Provenance, differences, read_part, write_part
 from fusionx.contract.shards.schema import CHUNKS, text_hash
 from fusionx.contract.stage import Resources, Unit, Worker
-from fusionx.contract.tokens.encoder import load_encoder
+from fusionx.contract.tokens.chat import CHAT, ChatEncoder, load_chat_encoder
+from fusionx.contract.tokens.encoder import Encoder, load_encoder
+from fusionx.precompute.chunks.answers import ANSWERS, AnswerChunker
 from fusionx.precompute.chunks.chunker import Chunker, chunker_of
 from fusionx.precompute.chunks.corpus_findings import special_spellings, spelled_in, why_skipped
 from fusionx.precompute.config import SPLITS, ChunkConfig, CorpusConfig, ModelConfig
@@ -29,7 +32,10 @@ _MOST_NAMED = 20
 
 @dataclass(frozen=True)
 class ChunkStage:
-    """Cuts `corpus` so that every chunk fits `config.block_size` tokens under each of `models`' tokenizers."""
+    """Cuts `corpus` so that every chunk fits `config.block_size` tokens under each of `models`' tokenizers.
+
+    A chunk of a chat is a conversation up to one of its answers.
+    """
 
     corpus: CorpusConfig
     config: ChunkConfig
@@ -48,7 +54,12 @@ class ChunkStage:
     @cached_property
     def _tokenizers(self) -> dict[str, str]:
         """Fingerprint of each model's tokenizer."""
-        return {_key(m): load_encoder(m.path, m.revision).fingerprint for m in self.models}
+        return {_key(m): self._encoder(m).fingerprint for m in self.models}
+
+    def _encoder(self, model: ModelConfig) -> Encoder | ChatEncoder:
+        if self.corpus.format == CHAT:
+            return load_chat_encoder(model.id, model.path, model.revision)
+        return load_encoder(model.path, model.revision)
 
     def units(self) -> Iterator[Unit]:
         """Documents in order, gathered per split until a part is full."""
@@ -74,7 +85,9 @@ class ChunkStage:
         return Unit(index, documents[0].split, {}, {"documents": digest.hexdigest()}, payload=documents)
 
     def provenance(self, unit: Unit) -> Provenance:
-        config = {"block_size": self.config.block_size, "part_bytes": self.config.part_bytes}
+        config: dict[str, Any] = {"block_size": self.config.block_size, "part_bytes": self.config.part_bytes}
+        if self.corpus.format == CHAT:
+            config["format"] = CHAT
         return Provenance(self.kind, unit.split, config, unit.hashes, self._tokenizers)
 
     def differences(self, found: Provenance, unit: Unit) -> list[str]:
@@ -91,7 +104,10 @@ class ChunkStage:
         if not joined:
             return []
         texts = read_part(join(self.output, unit.part), self.kind, ["text"])[0].column("text").to_pylist()
-        longest = {_key(m): max(load_encoder(m.path, m.revision).count(texts), default=0) for m in joined}
+        try:
+            longest = {_key(m): max(self._encoder(m).count(texts), default=0) for m in joined}
+        except DataError as error:  # of a template that came later
+            return [f"{error.details['field']}: found {error.details['found']}"]
         block = self.config.block_size
         return [
             f"{key}: found a chunk of {n} tokens, expected at most {block}" for key, n in longest.items() if n > block
@@ -100,6 +116,9 @@ class ChunkStage:
     def worker(self) -> Worker:
         # One worker is one core; without this each would start a thread per core of the machine.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        if self.corpus.format == CHAT:
+            chats = [load_chat_encoder(model.id, model.path, model.revision) for model in self.models]
+            return ChunkWorker(self, AnswerChunker(chats, self.config.block_size), frozenset())
         encoders = [load_encoder(model.path, model.revision) for model in self.models]
         return ChunkWorker(self, chunker_of(encoders, self.config.block_size), special_spellings(encoders))
 
@@ -107,20 +126,28 @@ class ChunkStage:
 @dataclass(frozen=True)
 class ChunkWorker:
     stage: ChunkStage
-    chunker: Chunker
+    chunker: Chunker | AnswerChunker
     special: frozenset[str]
 
     def __call__(self, unit: Unit) -> PartEntry:
         rows: dict[str, list] = {name: [] for name in CHUNKS.names}
         skipped: dict[str, list[int]] = {}
         spelled: Counter[str] = Counter()
+        answers: Counter[str] = Counter()
         for document in unit.payload:
             reason = why_skipped(document.text)
             if reason is not None:
                 skipped.setdefault(reason, []).append(document.doc_id)
                 continue
-            spelled += spelled_in(document.text, self.special)
-            for number, text in enumerate(self.chunker.cut(document.text)):
+            if isinstance(self.chunker, AnswerChunker):
+                texts, found = self.chunker.cut(document.text)
+                answers += found
+                if not found[ANSWERS]:
+                    skipped.setdefault("no answer", []).append(document.doc_id)
+            else:
+                spelled += spelled_in(document.text, self.special)
+                texts = self.chunker.cut(document.text)
+            for number, text in enumerate(texts):
                 row = (document.doc_id, number, text_hash(text), document.domain, text)
                 for name, value in zip(CHUNKS.names, row, strict=True):
                     rows[name].append(value)
@@ -132,6 +159,8 @@ class ChunkWorker:
         }
         if spelled:
             stats["special_tokens"] = dict(spelled)
+        if answers:
+            stats["answers"] = dict(answers)
         unread = unread_files(self.stage.corpus) if unit.index == 0 else {}
         if unread:
             stats["unread_files"] = unread

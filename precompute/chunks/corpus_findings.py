@@ -11,6 +11,7 @@ from fusionx.contract.errors import DataError
 from fusionx.contract.shards.manifest import Manifest
 from fusionx.contract.tokens.encoder import Encoder
 from fusionx.contract.tokens.encoding import valid_text
+from fusionx.precompute.chunks.answers import ANSWERS, SHORTENED
 
 _MOST_NAMED = 5
 _MARKUP = re.compile(r"<[^<>\s]{1,60}>|\[[^\[\]\s]{1,40}\]")
@@ -58,12 +59,20 @@ def corpus_findings(manifest: Manifest) -> list[str]:
         f"numbers {_some(stats['skipped_doc_ids'][reason], count)}"
         for reason, count in stats.get("skipped", {}).items()
     ]
+    answers = dict(stats.get("answers", {}))
+    total = answers.pop(ANSWERS, 0)
+    lines += [
+        f"answers whose conversation is shortened ({reason}): {count:,} of {total:,}"
+        if reason == SHORTENED
+        else f"answers that are left out ({reason}): {count:,} of {total:,}"
+        for reason, count in sorted(answers.items())
+    ]
     if not manifest.totals["rows"]:
         raise DataError(
             "Nothing is left of the corpus.",
             field="corpus",
             found="; ".join(lines) or "0 chunks",
-            expected="at least one document with text in UTF-8",
+            expected="at least one document with text in UTF-8, or a conversation with an answer that fits the block",
             remedy="convert the files to UTF-8 (`iconv -f latin1 -t utf-8`), or name the column that holds the text",
         )
     spelled = stats.get("special_tokens", {})

@@ -18,6 +18,7 @@ from typing import Any
 from fusionx.contract.errors import ConfigError, DataError
 from fusionx.contract.files.storage import exists, failure, join, list_tree, open_file, plain
 from fusionx.precompute.config import SPLITS, CorpusConfig, Split
+from fusionx.precompute.corpus.conversations import conversation_columns
 from fusionx.precompute.corpus.rows import RowSource, fields_of, no_column, rows_of
 
 _PARQUET = (".parquet",)
@@ -125,6 +126,14 @@ def _split_of_name(name: str) -> str | None:
 
 def _open_source(path: str, size: int, config: CorpusConfig) -> RowSource:
     ending = _ending(path)[0]
+    if ending in _TEXT and config.format == "chat":
+        raise ConfigError(
+            "A text file holds no conversations.",
+            file=path,
+            field="corpus.format",
+            found="chat",
+            expected="Parquet or JSON lines with a column of messages",
+        )
     kind = _ParquetFile if ending in _PARQUET else _TextFile if ending in _TEXT else _JsonLines
     return kind(path, size, config)
 
@@ -201,7 +210,9 @@ class _ParquetFile(_File):
     def _columns(self, names: list[str]) -> list[str]:
         """The columns to read; a nested field's outermost one."""
         wanted = []
-        for field in filter(None, (self._config.text, self._config.domain)):
+        config = self._config
+        read = conversation_columns(names, config, self._path) if config.format == "chat" else [config.text]
+        for field in filter(None, (*read, config.domain)):
             wanted.append(field if field in names else field.split(".")[0])
             if wanted[-1] not in names:
                 raise no_column(field, names, self._path)

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from fusionx.contract.errors import ConfigError
+from fusionx.contract.tokens.chat import conversation_text
 from fusionx.precompute.config import CorpusConfig
+from fusionx.precompute.corpus.conversations import conversation_columns, conversation_of
 
 
 class RowSource(ABC):
@@ -23,7 +25,28 @@ class RowSource(ABC):
 
 
 def fields_of(row: dict[str, Any], config: CorpusConfig, place: str) -> tuple[str, str]:
-    """Text and domain of one row. A missing text is an empty one."""
+    """Text and domain of one row; a conversation is its messages as `conversation_text` writes them."""
+    text = _conversation(row, config, place) if config.format == "chat" else _text(row, config, place)
+    if config.domain is None:
+        return text, "all"
+    domain = _value(row, config.domain, place)
+    # A name is printed and stored, so its bytes that are no UTF-8 are replaced.
+    return text, "unknown" if domain is None else str(domain).encode("utf-8", "replace").decode()
+
+
+def _conversation(row: dict[str, Any], config: CorpusConfig, place: str) -> str:
+    columns = conversation_columns(list(row), config, place)
+    fields = {name: _value(row, name, place) for name in columns}
+    # Some data sets keep a list of messages as text.
+    parsed = {
+        name: _parse_object(value) if len(fields) == 1 and isinstance(value, str) else value
+        for name, value in fields.items()
+    }
+    return conversation_text(conversation_of(parsed, config, place))
+
+
+def _text(row: dict[str, Any], config: CorpusConfig, place: str) -> str:
+    """A missing text is an empty one."""
     text = _value(row, config.text, place)
     if text is None:
         text = ""
@@ -36,11 +59,7 @@ def fields_of(row: dict[str, Any], config: CorpusConfig, place: str) -> tuple[st
             expected="a column of strings",
             remedy=f"name the column that holds the text; there are {', '.join(row)}",
         )
-    if config.domain is None:
-        return text, "all"
-    domain = _value(row, config.domain, place)
-    # A name is printed and stored, so its bytes that are no UTF-8 are replaced.
-    return text, "unknown" if domain is None else str(domain).encode("utf-8", "replace").decode()
+    return text
 
 
 def _value(row: dict[str, Any], name: str, place: str) -> Any:

@@ -20,24 +20,55 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class UnitTokens:
-    """A unit's tokens, chunk after chunk.
+    """A unit's tokens as the model reads them, row after row: chunks, and of a chat the conversations that go on from
+    none of the others.
 
-    ids: int64 [N]. labels: int64 [N], the next token of the same chunk, -1 at its end. offsets: int64 [rows + 1].
+    ids: int64 [N]. labels: int64 [N], the next token of the same row, -1 at its end. offsets: int64 [rows + 1]. kept:
+    int64 [P], the places whose distributions are wanted, ascending; None: all. stored: int64 [S], of every token that
+    is stored, chunk after chunk, its place among the kept ones; None: they are the same.
     """
 
     ids: torch.Tensor
     labels: torch.Tensor
     offsets: np.ndarray
+    kept: np.ndarray | None = None
+    stored: np.ndarray | None = None
 
     @classmethod
     def of(cls, encodings: list[Encoding]) -> UnitTokens:
         import torch
 
-        offsets = np.cumsum([0, *(len(encoding.ids) for encoding in encodings)])
-        ids = np.concatenate([np.zeros(0, np.int64), *(encoding.ids for encoding in encodings)])
+        hosts = hosts_of(encodings)
+        rows = [encodings[host].ids for host in dict.fromkeys(hosts)]
+        offsets = np.cumsum([0, *map(len, rows)])
+        ids = np.concatenate([np.zeros(0, np.int64), *rows])
         labels = np.append(ids[1:], -1)[: len(ids)]
         labels[offsets[1:][offsets[1:] > 0] - 1] = -1
-        return cls(torch.from_numpy(ids), torch.from_numpy(labels), offsets)
+        tokens = torch.from_numpy(ids), torch.from_numpy(labels), offsets
+        if not any(encoding.context for encoding in encodings):
+            return cls(*tokens)
+        start = dict(zip(dict.fromkeys(hosts), offsets.tolist(), strict=False))
+        places = [
+            start[host] + np.arange(encoding.context, len(encoding.ids))
+            for host, encoding in zip(hosts, encodings, strict=True)
+        ]
+        kept, stored = np.unique(np.concatenate(places), return_inverse=True)
+        return cls(*tokens, kept, stored)
+
+    def place(self, result: int) -> int:
+        """Where the token is that a result is of."""
+        return result if self.kept is None else int(self.kept[result])
+
+
+def hosts_of(encodings: list[Encoding]) -> list[int]:
+    """Of every encoding the one whose tokens it shares: itself, or a later one that goes on from it, as one answer of a
+    conversation does from the answer before."""
+    hosts = list(range(len(encodings)))
+    for row in reversed(range(len(encodings) - 1)):
+        ids, following = encodings[row].ids, encodings[row + 1].ids
+        if encodings[row + 1].context >= len(ids) - 1 > 0 and np.array_equal(ids, following[: len(ids)]):
+            hosts[row] = hosts[row + 1]
+    return hosts
 
 
 @dataclass(frozen=True)
@@ -102,10 +133,10 @@ class Plan:
 
     Attributes:
         shapes: [rows, length] of every batch.
-        counts: how many positions of every batch are kept; of these there are N in all.
+        counts: how many positions of every batch are kept; of these there are N in all, `UnitTokens.kept`.
         ids: int64 [sum of rows * length], the batches' padded tokens, one batch behind the other.
         positions: int64 [N], where a kept position is in its own, flattened batch.
-        places: int64 [N], where it is in the unit.
+        places: int64 [N], where it is among the unit's wanted ones.
         labels: int64 [N], its next token, -1 where there is none.
     """
 
@@ -125,7 +156,10 @@ class Plan:
         columns = zip(*(arrays for _, *arrays in laid), strict=True) if laid else ([np.zeros(0, np.int64)],) * 3
         ids, positions, places = (torch.from_numpy(np.concatenate(list(column))) for column in columns)
         counts = [len(positions) for _, _, positions, _ in laid]
-        return cls([shape for shape, *_ in laid], counts, ids, positions, places, tokens.labels[places])
+        labels = tokens.labels[places]
+        if tokens.kept is not None:
+            places = torch.from_numpy(np.searchsorted(tokens.kept, places.numpy()))
+        return cls([shape for shape, *_ in laid], counts, ids, positions, places, labels)
 
     def to(self, device: torch.device) -> Plan:
         """On the device, by one copy that the host does not wait for."""
@@ -157,4 +191,6 @@ def _laid_out(tokens: UnitTokens, batch: WindowBatch, bos: int | None) -> tuple[
     if bos is not None:
         ids[: len(windows), 0][lead[:, 0] > 0] = bos
     kept = inside & (columns >= lead + fresh - start)
+    if tokens.kept is not None:
+        kept &= np.isin(places, tokens.kept)
     return ids.reshape(-1), np.flatnonzero(kept), places[kept]

@@ -19,6 +19,7 @@ from fusionx.contract.shards.codec import Distributions, add_distributions, add_
 from fusionx.contract.shards.manifest import Manifest, read_manifest
 from fusionx.contract.shards.parts import PartEntry, Provenance, differences, read_part, write_part
 from fusionx.contract.stage import Resources, Unit, Worker
+from fusionx.contract.tokens.chat import CHAT, ChatEncoder, load_chat_encoder
 from fusionx.contract.tokens.encoder import Encoder, load_encoder
 from fusionx.contract.tokens.encoding import Encoding
 from fusionx.contract.weights import weights_identity
@@ -83,7 +84,15 @@ class LogitsStage:
             "quantization": self.model.quantization,
             "window_overlap": str(self.model.window_overlap),
             "fingerprint": load_encoder(self.model.path, self.model.revision).fingerprint,
+            **({"chat": self._encoder.fingerprint} if isinstance(self._encoder, ChatEncoder) else {}),
         }
+
+    @cached_property
+    def _encoder(self) -> Encoder | ChatEncoder:
+        """What reads the chunks."""
+        if self._chunks.config.get("format") == CHAT:
+            return load_chat_encoder(self.model.id, self.model.path, self.model.revision)
+        return load_encoder(self.model.path, self.model.revision)
 
     def check(self, block_size: int) -> None:
         """Refuses, before any weights are loaded, what cannot work.
@@ -142,7 +151,7 @@ class LogitsStage:
     def worker(self) -> Worker:
         device = choose_device(self.config.device)
         _hold_threads(device, self.config.threads)
-        encoder = load_encoder(self.model.path, self.model.revision)
+        encoder = self._encoder
         source = load_source(self.model, encoder.vocab_size, device, self.config.num_gpus)
         return LogitsWorker(self, encoder, source, *source_lengths(self.model))
 
@@ -152,7 +161,7 @@ class LogitsWorker:
     """Makes parts, several at once in as many threads; the model is in one thread's hands at a time."""
 
     stage: LogitsStage
-    encoder: Encoder
+    encoder: Encoder | ChatEncoder
     source: SourceModel
     context: int | None
     rotary_switch: int | None = None
@@ -163,7 +172,7 @@ class LogitsWorker:
         encodings = self.encoder.encode(chunks.column("text").to_pylist())
         self._refuse_long(encodings, cut.config["block_size"], unit)
         exact, stored, token_nll = self.read(encodings, unit.inputs["chunks"])
-        table = table_of(chunks, encodings, stored, token_nll)
+        table = table_of(chunks, [encoding.read for encoding in encodings], stored, token_nll)
         stats = {
             "nll": float(token_nll.sum(dtype=np.float64)),
             "lossy_chunks": sum(encoding.lossy for encoding in encodings),
@@ -174,12 +183,14 @@ class LogitsWorker:
         return write_part(path, table, self.stage.provenance(unit), len(token_nll), stats)
 
     def read(self, encodings: list[Encoding], file: str) -> tuple[Distributions, Distributions, np.ndarray]:
-        """What the model says of every token's successor: exactly, as shards keep it, and the NLL of the text's own
-        next token, float32 [N], nats. `file`: where the texts come from."""
+        """What the model says of every token's successor (of a chat from the answer's first on): exactly, as shards
+        keep it, and the NLL of the text's own next token, float32 [N], nats. `file`: where the texts come from."""
         tokens = UnitTokens.of(encodings)
         self._refuse_unknown(tokens, file)
         results = self._run(tokens)
         self._refuse_invalid(results, tokens, file)
+        if tokens.stored is not None:
+            results = _chunk_after_chunk(results, tokens.stored, [len(encoding.read.ids) for encoding in encodings])
         config = self.stage.config
         ids, logprobs, token_nll, tail = (values.numpy() for values in results)
         exact = stored = Distributions.from_top_k(ids, logprobs, tail, config.mass)
@@ -262,7 +273,7 @@ class LogitsWorker:
         source, count = self.stage.model.id, len(results.tail)
         undefined = results.tail.isnan().nonzero().flatten()
         if len(undefined):
-            place = int(undefined[0])
+            place = tokens.place(int(undefined[0]))
             raise DataError(
                 f"The source '{source}' gives no valid distribution at {len(undefined)} of {count} positions.",
                 file=file,
@@ -272,7 +283,7 @@ class LogitsWorker:
             )
         impossible = results.label_nll.isinf().nonzero().flatten()
         if len(impossible):
-            place = int(impossible[0]) + 1
+            place = tokens.place(int(impossible[0])) + 1
             raise DataError(
                 f"The source '{source}' rules out {len(impossible)} of the text's {count} tokens.",
                 file=file,
@@ -312,6 +323,16 @@ def _hold_threads(device: torch.device, threads: int) -> None:
 
     if device.type == "cpu":
         torch.set_num_threads(threads)
+
+
+def _chunk_after_chunk(results: TopK, stored: np.ndarray, lengths: list[int]) -> TopK:
+    """The statistics of answers whose conversations went through the model as one, each answer's by itself: its last
+    token has no next one."""
+    import torch
+
+    ordered = TopK(*(values[torch.from_numpy(stored)] for values in results))
+    ordered.label_nll[torch.from_numpy(np.cumsum(lengths) - 1)] = 0.0
+    return ordered
 
 
 def table_of(

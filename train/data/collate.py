@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fusionx.contract.shapes import EXACT, Shapes
 from fusionx.contract.shards.fixed_share import fixed_share_weights
+from fusionx.train.data.conversations import goes_on
 from fusionx.train.data.shard_stream import Sample
 from fusionx.train.objective.fused_head import IGNORED
 from fusionx.train.objective.spans import Spans, joined, shifted
@@ -104,18 +105,19 @@ def collate_blocks(
         longest: what a row may be padded to at most.
     """
     samples = [sample for block in blocks for sample in block]
-    filled = [sum(len(sample.input_ids) for sample in block) for block in blocks]
+    laid = [_laid(block) for block in blocks]
+    filled = [sum(len(piece.ids) for piece in row) for row in laid]
     shape = (len(blocks), shapes.length(max(1, *filled), longest))  # a model takes no rows of length 0
     input_ids = np.full(shape, pad_id, dtype=np.int64)
     position_ids = np.zeros(shape, dtype=np.int64)
     predicts = np.zeros(shape, dtype=bool)
-    for row, block in enumerate(blocks):
+    for row, pieces in enumerate(laid):
         start = 0
-        for sample in block:
-            end = start + len(sample.input_ids)
-            input_ids[row, start:end] = sample.input_ids
-            position_ids[row, start:end] = np.arange(end - start)
-            predicts[row, start : start + len(sample.next_ids)] = True
+        for piece in pieces:
+            end = start + len(piece.ids)
+            input_ids[row, start:end] = piece.ids
+            position_ids[row, start:end] = np.arange(piece.position, piece.position + len(piece.ids))
+            predicts[row, start + piece.first : start + piece.first + piece.predicted] = True
             start = end
         position_ids[row, start:] = np.arange(shape[1] - start)
     positions = np.flatnonzero(predicts)
@@ -136,6 +138,27 @@ def collate_blocks(
         sum(filled),
         _spans(samples, shapes),
     )
+
+
+class _Piece(NamedTuple):
+    """What a sample adds to its row: ids int32 [n], the first of which has this position in its text. `predicted`
+    positions from `first` on predict."""
+
+    ids: np.ndarray
+    position: int
+    first: int
+    predicted: int
+
+
+def _laid(block: Sequence[Sample]) -> list[_Piece]:
+    """A row's samples one after another; an answer that goes on from the one before adds what is new."""
+    pieces, before = [], np.zeros(0, np.int32)
+    for sample in block:
+        ids, context = sample.read_ids, len(sample.context)
+        known = len(before) if goes_on(before, ids, context) else 0
+        pieces.append(_Piece(ids[known:], known, context - known, len(sample.next_ids)))
+        before = ids
+    return pieces
 
 
 def _candidates(samples: Sequence[Sample], labels: Tensor, chunks: int) -> Candidates:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from typing import Any
 
@@ -16,10 +16,18 @@ import pyarrow as pa
 
 from fusionx.contract.errors import ConfigError, DataError
 from fusionx.contract.files.storage import join
-from fusionx.contract.shards.codec import Distributions, probabilities, read_distributions, read_token_nll, read_tokens
+from fusionx.contract.shards.codec import (
+    Distributions,
+    probabilities,
+    read_context,
+    read_distributions,
+    read_token_nll,
+    read_tokens,
+)
 from fusionx.contract.shards.manifest import Manifest, read_manifest
 from fusionx.contract.shards.parts import PartEntry, Ragged, match_rows, read_part
 from fusionx.train.data.block_order import WINDOW_PARTS, BlockOrder, first_share, one_chunk_each, packed
+from fusionx.train.data.conversations import read_together, regrouped
 from fusionx.train.objective.spans import Spans, joined, spans_between
 
 _READERS = 8
@@ -36,6 +44,7 @@ class Sample:
     not stored. status: uint8 [L, M]. nll_per_byte: float32 [M], nats per byte, NaN where a candidate scored no byte of
     the chunk (it is one token for its tokenizer); M is 0 for a stream without candidates. spans: of all candidates,
     where the set reads the candidates' logits. end_id: the token that stands behind the chunk where its document ends.
+    context: int32 [C], of a chat what stands before `input_ids`: read by the target, neither predicted nor taught.
     """
 
     key: tuple[int, int]
@@ -49,6 +58,12 @@ class Sample:
     nll_per_byte: np.ndarray
     spans: Spans[np.ndarray] | None = None
     end_id: int | None = None
+    context: np.ndarray = field(default_factory=partial(np.zeros, 0, np.int32))
+
+    @property
+    def read_ids(self) -> np.ndarray:
+        """What the target reads, int32 [C + L]."""
+        return np.concatenate([self.context, self.input_ids]) if len(self.context) else self.input_ids
 
     @property
     def next_ids(self) -> np.ndarray:
@@ -66,7 +81,7 @@ class ShardSet:
         tokens: folder of the target's tokens. aligned: candidate id -> folder of its aligned shards; may be empty.
         k: entries of each candidate at a position; the rest joins the tail. None: all that are stored.
         logits: candidate id -> folder of what the model itself said, for the samples' `spans`: of none or of all.
-        end_id: what the last chunk of a document has as its next token; None: nothing.
+        end_id: what the last chunk of a document, and every answer of a chat, has as its next token; None: nothing.
 
     Raises:
         ConfigError: `k` is more than is stored.
@@ -128,11 +143,17 @@ class ShardSet:
     def order(self, seed: int, pack: int | None = None, share: float = 1) -> BlockOrder:
         """The order of this split's chunks, or of a share of them, in blocks of one chunk or of at most `pack` tokens.
 
-        Packing needs every chunk's length, and so reads one column of all parts of the target's tokens once.
+        Packing needs every chunk's length, and so reads one column of all parts of the target's tokens once. The
+        answers of a conversation are read as one and stay together; to know them takes these parts' ids.
 
         Raises:
             ConfigError: a chunk is longer than `pack`.
         """
+        if self._is_chat:
+            with ThreadPoolExecutor(_READERS) as readers:
+                return BlockOrder(
+                    first_share(list(readers.map(partial(self._chat_blocks, pack), self.parts)), share), seed
+                )
         if pack is None:
             return BlockOrder(first_share([one_chunk_each(rows) for rows in self.rows], share), seed)
         with ThreadPoolExecutor(_READERS) as readers:
@@ -171,11 +192,34 @@ class ShardSet:
                     remedy="run `fusionx precompute` and `fusionx align` for this source",
                 )
 
+    @property
+    def _is_chat(self) -> bool:
+        return "chat" in self._tokens.identity
+
+    def _chat_blocks(self, pack: int | None, entry: PartEntry) -> Ragged:
+        """A part's blocks of whole conversations."""
+        path = join(self.tokens, entry.name)
+        table, _ = read_part(path, "tokens", sha256=entry.sha256)
+        ids, context = read_tokens(table)[0], read_context(table)
+        assert context is not None
+        rows = [np.concatenate([context.row(row), ids.row(row)]) for row in range(len(ids))]
+        together = read_together(rows, context.lengths())
+        if pack is None:
+            return together
+        lengths = np.array([len(rows[row]) for row in together.values[together.offsets[1:] - 1]], np.int64)
+        self._refuse_longer(lengths, pack, path)
+        return regrouped(packed(lengths, pack), together)
+
     def _lengths(self, pack: int, entry: PartEntry) -> np.ndarray:
         """Tokens of every row of a part; reads the narrowest of its columns that has them."""
         path = join(self.tokens, entry.name)
         table, _ = read_part(path, "tokens", columns=["ends"], sha256=entry.sha256)
         lengths = Ragged.from_column(table.column("ends")).lengths()
+        self._refuse_longer(lengths, pack, path)
+        return lengths
+
+    @staticmethod
+    def _refuse_longer(lengths: np.ndarray, pack: int, path: str) -> None:
         if lengths.max(initial=0) > pack:
             raise ConfigError(
                 "A chunk does not fit into a block.",
@@ -185,7 +229,6 @@ class ShardSet:
                 expected=f"at least {lengths.max()}, the tokens of row {lengths.argmax()}",
                 remedy="set optimizer.pack to the run's block size, or cut the corpus into shorter chunks",
             )
-        return lengths
 
     def _load(self, entry: PartEntry) -> _LoadedPart:
         path = join(self.tokens, entry.name)
@@ -200,6 +243,7 @@ class ShardSet:
             spans=[self._load_spans(name, entry.name, tokens, path, ends) for name in self.aligned if self.logits],
             k=self._k,
             end_id=self._end_id,
+            context=read_context(tokens),
         )
 
     def _load_candidate(self, name: str, part: str, tokens: pa.Table, tokens_path: str) -> _Candidate:
@@ -263,14 +307,17 @@ class _LoadedPart:
     spans: list[list[Spans[np.ndarray]]]
     k: int
     end_id: int | None
+    context: Ragged | None
 
     def sample(self, row: int) -> Sample:
         input_ids = self.input_ids.row(row)
         # A document's chunks lie in one part, one after another.
-        goes_on = row + 1 < len(self.keys) and self.keys[row + 1][0] == self.keys[row][0]
+        goes_on = row + 1 < len(self.keys) and self.keys[row + 1][0] == self.keys[row][0] and self.context is None
         end_id = None if goes_on or not len(input_ids) else self.end_id
         ends = self.ends.row(row)
         bare = Sample(self.keys[row], self.domains[row], input_ids, ends, *_NOTHING_SAID, end_id=end_id)
+        if self.context is not None:
+            bare = replace(bare, context=self.context.row(row))
         shape = (len(input_ids), len(self.candidates))
         ids, probs = np.empty((*shape, self.k), np.int32), np.empty((*shape, self.k), np.float32)
         label_probs = np.empty(shape, np.float32)

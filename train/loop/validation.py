@@ -61,7 +61,7 @@ class Validation:
                 shapes=shapes,
                 longest=longest,
             ).in_one_piece()
-            for batch in batches_by_length([len(one.input_ids) for one in samples], batch_tokens, shapes, longest)
+            for batch in batches_by_length([len(one.read_ids) for one in samples], batch_tokens, shapes, longest)
         ]
 
     @torch.no_grad()  # in inference mode, autocast would cast the weights anew for every batch
