@@ -36,6 +36,8 @@ _STAND_IN = "\ue000answer\ue001"
 _DATE = "26 Jul 2024"
 """What templates that write the day are told, so that equal conversations are equal tokens on every day; Llama 3's own
 templates take it where nobody tells them."""
+_ALWAYS_THAT_DAY = f"{{% macro strftime_now(format) %}}{_DATE}{{% endmacro %}}"
+"""Takes the place of the function that templates ask for the day."""
 _PROBES: dict[str, list[str]] = {
     "user": ["user", "assistant"],
     "system": ["system", "user", "assistant"],
@@ -220,12 +222,13 @@ class ChatEncoder:
     def _render(self, messages: Sequence[Message]) -> str:
         return str(
             self.tokenizer.apply_chat_template(
-                list(messages),
-                tokenize=False,
-                date_string=_DATE,
-                strftime_now=lambda pattern: _DATE,
+                list(messages), chat_template=self._template, tokenize=False, date_string=_DATE
             )
         )
+
+    @cached_property
+    def _template(self) -> str:
+        return _ALWAYS_THAT_DAY + str(self.tokenizer.get_chat_template())
 
     def _encoded(self, written: Sequence[tuple[str, str]]) -> list[Encoding]:
         backend = self.tokenizer.backend_tokenizer

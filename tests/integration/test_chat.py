@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from chat_models import ENDS, TURNS, conversation, save_chat_model
 
@@ -123,3 +124,86 @@ def test_what_a_model_lacks_is_named_before_any_work(models: Path, tmp_path: Pat
         pipeline.chunk()
     (row,) = read_shards(str(tmp_path / "chunks"), "train")
     assert messages_of(row["text"])[0] == {"role": "user", "content": f"Be brief.\n\n{TURNS[0][0]}"}
+
+
+def test_stored_are_the_answers_positions_as_a_plain_forward_pass_has_them(
+    fused: fusionx.RunResult, models: Path
+) -> None:
+    """Every answer by itself, rendered by transformers, against parts in which a conversation's answers ran as one."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    layout = fused.layout
+    texts = {(row["doc_id"], row["chunk"]): row["text"] for row in read_shards(layout.chunks, "train")}
+    for name in MODELS:
+        tokenizer = AutoTokenizer.from_pretrained(models / name)
+        model = AutoModelForCausalLM.from_pretrained(models / name).eval()
+        rows = list(read_shards(layout.logits(name), "train"))
+        assert {row["chunk"] for row in rows} == {0, 1, 2}
+        for row in rows:
+            messages = messages_of(texts[row["doc_id"], row["chunk"]])
+            ids = tokenizer.apply_chat_template(messages, tokenize=True)["input_ids"]
+            stored = row["input_ids"].tolist()
+            first = max(at for at in range(len(ids)) if ids[at : at + len(stored)] == stored)
+            with torch.inference_mode():
+                logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, first : first + len(stored)]
+            expected = logits.double().log_softmax(-1)
+            found = torch.from_numpy(row["logprobs"]).double()
+            torch.testing.assert_close(found, expected.topk(8).values, rtol=2**-11, atol=1e-4)
+            nll = -expected[:-1].gather(1, torch.tensor(stored[1:])[:, None])[:, 0]
+            torch.testing.assert_close(torch.from_numpy(row["token_nll"][:-1]).double(), nll, rtol=2**-11, atol=1e-4)
+
+
+def test_a_step_has_the_gradient_of_a_dense_mask(fused: fusionx.RunResult, models: Path) -> None:
+    """Conversations as transformers renders them whole, and labels wherever an offset is in an answer or its end."""
+    from transformers import AutoModelForCausalLM
+
+    from fusionx.train.data.collate import collate_blocks
+    from fusionx.train.data.shard_stream import ShardSet
+    from fusionx.train.model.target import Target, TextInputs
+
+    layout = fused.layout
+    chat = load_chat_encoder("target", str(models / "target"))
+    aligned = {name: layout.aligned("target", "walk", name) for name in sorted(MODELS)}
+    shards = ShardSet(layout.tokens("target"), aligned, "train", end_id=chat.end_id)
+    order = shards.order(seed=0)
+    assert order.blocks_per_epoch == 12, "a conversation is one row, whatever its answers"
+    blocks = [[shards.sample(*place) for place in order.block(index)] for index in range(12)]
+    assert {len(block) for block in blocks} == {1, 2, 3}
+    batch = collate_blocks(blocks, 0)
+    assert batch.candidates is not None
+    model = AutoModelForCausalLM.from_pretrained(models / "target")
+    scales = (torch.tensor(1.0), torch.tensor(0.0))
+    losses = Target(model)(TextInputs(batch.input_ids, None), batch.positions, batch.labels, 64, scales)
+    losses.loss.backward()
+    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    texts = {(row["doc_id"], row["chunk"]): row["text"] for row in read_shards(layout.chunks, "train")}
+    total = 0.0
+    for block in blocks:
+        messages = messages_of(texts[block[-1].key])
+        rendered = chat.tokenizer.apply_chat_template(messages, tokenize=False)
+        encoded = chat.tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
+        answers = [message["content"] for message in messages if message["role"] == "assistant"]
+        starts = [rendered.index(f"assistant\n{answer}<|im_end|>") + len("assistant\n") for answer in answers]
+        spans = [
+            (start, start + len(answer) + len("<|im_end|>")) for start, answer in zip(starts, answers, strict=True)
+        ]
+        taught = [any(a < end and start < b for a, b in spans) for start, end in encoded["offset_mapping"]]
+        ids = torch.tensor([encoded["input_ids"]])
+        labels = torch.where(torch.tensor([taught]), ids, -100)
+        logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
+        loss = torch.nn.functional.cross_entropy(logits, labels[0, 1:], reduction="sum")
+        loss.backward()
+        total += float(loss.detach())
+    assert float(losses.lm) == pytest.approx(total, rel=1e-4)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-3)
+    said = batch.candidates.aligned[batch.labels != chat.end_id]
+    assert said.float().mean() > 0.9, "and at nearly all of an answer's positions every candidate is heard"
+    packed = shards.order(seed=0, pack=250)
+    assert packed.blocks_per_epoch < 12
+    rows = sorted(place for index in range(packed.blocks_per_epoch) for place in packed.block(index))
+    assert rows == sorted(place for index in range(12) for place in order.block(index))
+    together = collate_blocks([[shards.sample(*place) for place in packed.block(0)]], 0, document_mask=True)
+    assert together.position_ids is not None
+    assert int((together.position_ids == 0).sum()) == len({key[0] for key in together.keys})
