@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from fusionx.contract.errors import ConfigError, FusionXError
+from fusionx.contract.models.causal_lm import check_weight_files, one_line, read_config, stored_tensors
 from fusionx.contract.models.gguf_folder import said_kinds
 from fusionx.contract.models.gguf_header import GgufHeader, read_header
 from fusionx.contract.models.gguf_model import run_dtype
@@ -118,8 +120,9 @@ def describe_model(path: str, revision: str | None = None) -> ModelDescription:
     """Describes a model folder, hub id or GGUF file.
 
     Raises:
-        ConfigError: there is no model at that place.
-        DataError: a GGUF file is damaged, or one part of several.
+        ConfigError: there is no model at that place, or its config describes none.
+        DataError: a file of weights is damaged; a GGUF file is one part of several; a folder's weights are none, or
+            fewer than its config states.
     """
     file = gguf_file(path, revision)
     if file is not None:
@@ -128,6 +131,8 @@ def describe_model(path: str, revision: str | None = None) -> ModelDescription:
     config = _config(place, revision)
     tokens, no_tokens = _tokens(place, revision)
     empty, no_model = _empty_model(config)
+    if Path(place).is_dir() and not no_model:
+        check_weight_files(Path(place), "PATH")
     stored = _stored(place, revision)
     text = config.get_text_config(decoder=True)
     dtype = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
@@ -221,7 +226,7 @@ def _gguf_tokens(header: GgufHeader) -> Tokens | None:
 
 
 def _config(path: str, revision: str | None) -> Any:
-    from transformers import AutoConfig, PreTrainedConfig
+    from transformers import PreTrainedConfig
 
     place = Path(path)
     if place.is_dir() and not (place / "config.json").is_file():
@@ -236,15 +241,15 @@ def _config(path: str, revision: str | None) -> Any:
         stated, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
         if "auto_map" in stated:  # its own class would be code beside the weights
             return PreTrainedConfig.from_dict(stated)
-        return AutoConfig.from_pretrained(path, revision=revision)
-    except Exception as error:  # no folder, repository, revision or network; no valid JSON; an unknown model_type
+    except Exception as error:  # no folder, repository, revision or network; no valid JSON
         raise ConfigError(
             "There is no model that can be described.",
             file=path,
-            found=f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]:.200}",
+            found=f"{type(error).__name__}: {one_line(error)}",
             expected="a model folder, a hub id, or a GGUF file",
             remedy="check the path; without a network, give a local folder",
         ) from None
+    return read_config(path, revision, field="PATH")
 
 
 def _tokens(path: str, revision: str | None) -> tuple[Tokens | None, str]:
@@ -291,21 +296,9 @@ def _stored(path: str, revision: str | None) -> dict[str, int]:
             return {str(kind): count for kind, count in counted.items()}
         except Exception:  # no safetensors, or no network: what the config states must do
             return {}
-    from safetensors import SafetensorError, safe_open
-
     counts: dict[str, int] = {}
-    for file in sorted(Path(path).glob("model*.safetensors")):
-        try:
-            with safe_open(file, framework="np") as weights:
-                for name in weights.keys():  # noqa: SIM118  # safe_open is no mapping
-                    tensor, values = weights.get_slice(name), 1
-                    for length in tensor.get_shape():
-                        values *= length
-                    counts[tensor.get_dtype()] = counts.get(tensor.get_dtype(), 0) + values
-        except (OSError, SafetensorError) as error:
-            raise ConfigError(
-                "The weights cannot be read.", file=file, found=error, remedy="download or export the model again"
-            ) from None
+    for tensor in stored_tensors(Path(path)):
+        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + prod(tensor.shape)
     return counts
 
 

@@ -63,7 +63,7 @@ def _head_size(path: str, revision: str | None) -> int | None:
 
     try:
         stated = PreTrainedConfig.get_config_dict(path, revision=revision)[0]
-    except (OSError, ValueError):
+        size = stated.get("vocab_size", (stated.get("text_config") or {}).get("vocab_size"))
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):  # whoever reads the config says so
         return None
-    size = stated.get("vocab_size", (stated.get("text_config") or {}).get("vocab_size"))
-    return size if isinstance(size, int) else None
+    return size if isinstance(size, int) and size > 0 else None

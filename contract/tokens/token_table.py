@@ -22,6 +22,9 @@ from fusionx.contract.tokens.tokenizer import ROLES, backend_state, plain_ids, t
 
 OTHER_SPECIAL = "special"
 
+_MOST_IDS = 1 << 22
+"""Published vocabularies have up to a million."""
+
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _PROBES = (
     "hello world, this is a test of the tokenizer",
@@ -109,11 +112,12 @@ def token_table(tokenizer: Any) -> TokenTable:
     """Reads the table off a tokenizer and checks on probe texts that the bytes reproduce them.
 
     Raises:
-        ConfigError: the pieces mean something that this reading does not know, or nothing shows what they mean.
+        ConfigError: the pieces mean something that this reading does not know, nothing shows what they mean, or an id
+            is larger than any vocabulary.
     """
-    state = backend_state(tokenizer)
     vocab: dict[str, int] = tokenizer.get_vocab()
-    size = max(vocab.values(), default=-1) + 1
+    size = _size(tokenizer, vocab)  # first: the tokenizers library serialises every id up to the highest
+    state = backend_state(tokenizer)
     roles = _special_roles(tokenizer, state)
     added = {token["id"] for token in (state or {}).get("added_tokens") or []} | set(
         getattr(tokenizer, "added_tokens_decoder", {})
@@ -138,6 +142,21 @@ def token_table(tokenizer: Any) -> TokenTable:
     table = TokenTable(token_bytes, roles, frozenset(byte_fallback), fingerprint, frozenset(word_ends), components)
     _check_on_probes(tokenizer, table)
     return table
+
+
+def _size(tokenizer: Any, vocab: dict[str, int]) -> int:
+    """The highest id plus one; tables and maps have a row for each."""
+    piece, highest = max(vocab.items(), key=lambda item: item[1], default=("", -1))
+    if highest >= _MOST_IDS:
+        raise ConfigError(
+            "A tokenizer has an id that is larger than any vocabulary.",
+            file=getattr(tokenizer, "name_or_path", None) or type(tokenizer).__name__,
+            field="vocabulary or added tokens",
+            found=f"{piece!r:.80} has the id {highest:,}",
+            expected=f"ids below {_MOST_IDS:,}",
+            remedy="repair tokenizer.json (and added_tokens.json), or fetch the tokenizer again",
+        )
+    return highest + 1
 
 
 def _without_vocabulary(state: dict[str, Any]) -> dict[str, Any]:

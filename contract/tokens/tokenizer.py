@@ -36,7 +36,9 @@ def load_tokenizer(folder_or_hub_id: str | Path, revision: str | None = None) ->
     name = loadable(folder_or_hub_id, revision)
     try:
         found = AutoTokenizer.from_pretrained(name, revision=revision, use_fast=True, trust_remote_code=False)
-        return _deterministic(_converted_from_tekken(found, name) if _is_mistral_common(found) else found)
+        tokenizer = _deterministic(_converted_from_tekken(found, name) if _is_mistral_common(found) else found)
+        tokenizer("a")  # settings of a wrong type show themselves only now
+        return tokenizer
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and Rust's bare Exception alike
         raise ConfigError(
             "The tokenizer cannot be loaded.",

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusionx.contract.config import digest_of
-from fusionx.contract.errors import ConfigError, DataError
+from fusionx.contract.errors import ConfigError, DataError, FusionXError
 from fusionx.contract.files.sealed import FOLDER_SEAL, hashes_of
+from fusionx.contract.models.causal_lm import load_causal_lm, one_line
 from fusionx.contract.tokens.token_table import TokenTable, token_table
 from fusionx.contract.tokens.tokenizer import adds_bos, load_tokenizer
 from fusionx.contract.weights import check_model_files
@@ -98,10 +99,10 @@ def load_model(
 
     Raises:
         ConfigError: there is no such folder, or it has no loadable tokenizer.
-        DataError: the folder is no loadable causal language model.
+        DataError: the folder is no loadable causal language model, or its weights are missing, damaged or not finite.
     """
     import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -109,18 +110,20 @@ def load_model(
     place = resolve_device(device)
     tokenizer = load_tokenizer(path)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        model = load_causal_lm(
             path,
+            field="the model to evaluate",
             dtype=getattr(torch, resolve_dtype(dtype, place)),
-            use_safetensors=True,
             local_files_only=True,
             trust_remote_code=trust_remote_code,
         )
+    except FusionXError:
+        raise
     except Exception as error:  # transformers and safetensors raise many kinds for a damaged folder
         raise DataError(
             "The model cannot be loaded.",
             file=path,
-            found=f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}",
+            found=f"{type(error).__name__}: {one_line(error)}",
             expected="a causal language model with safetensors weights",
             remedy="export it again, or download it again",
         ) from error

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fusionx.contract.errors import ConfigError, DataError
+from fusionx.contract.errors import ConfigError
+from fusionx.contract.models.causal_lm import check_weight_files
 from fusionx.contract.models.place import loadable
 from fusionx.precompute.config import ModelConfig
 from fusionx.precompute.logits.source_model import load_model_config
@@ -16,7 +17,7 @@ def check_kind(model: ModelConfig) -> None:
 
     Raises:
         ConfigError: there is no such model, it is of another kind, or its weights are of another format.
-        DataError: a weight file is damaged or cut short.
+        DataError: a weight file is damaged or cut short, or holds what is no weights, or fewer than the config states.
     """
     config = load_model_config(model)
     own_code = model.trust_remote_code and bool(getattr(config, "auto_map", None))
@@ -48,8 +49,6 @@ def why_not_causal(config: Any) -> str:
 
 
 def _check_weight_files(model: ModelConfig, folder: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         others = sorted(
@@ -63,15 +62,4 @@ def _check_weight_files(model: ModelConfig, folder: Path) -> None:
             expected="model.safetensors, or model-00001-of-....safetensors",
             remedy="pickled weights are never read: save it anew with save_pretrained, or take a safetensors revision",
         )
-    for file in files:
-        try:
-            with safe_open(file, framework="np"):
-                pass  # its head is read, and its length compared with it
-        except (OSError, SafetensorError) as error:
-            raise DataError(
-                "A weight file is damaged or cut short.",
-                file=file,
-                field=f"path of model '{model.id}'",
-                found=error,
-                remedy="download or export the model again",
-            ) from None
+    check_weight_files(folder, f"path of model '{model.id}'")

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from fusionx.contract.errors import ConfigError
+from fusionx.contract.errors import ConfigError, FusionXError
+from fusionx.contract.models.causal_lm import load_causal_lm, one_line, read_config
 from fusionx.contract.models.place import loadable
 from fusionx.contract.packed_rows import packed_rows_found_by
 from fusionx.contract.shapes import EXACT, Shapes, shapes_of
@@ -212,18 +213,10 @@ def load_model_config(model: ModelConfig) -> Any:
     """The model's `PretrainedConfig`; loads no weights.
 
     Raises:
-        ConfigError: the folder or hub id holds no model.
+        ConfigError: the folder or hub id holds no model, or a config that describes none.
     """
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(
-            _place(model),
-            revision=model.revision,
-            trust_remote_code=model.trust_remote_code,
-        )
-    except (OSError, ValueError) as error:
-        raise _not_loadable(model, error) from None
+    field = f"path of model '{model.id}'"
+    return read_config(_place(model), model.revision, field=field, trust_remote_code=model.trust_remote_code)
 
 
 def _place(model: ModelConfig) -> str:
@@ -239,8 +232,8 @@ def load_model(model: ModelConfig, device: torch.device, num_gpus: float = 0.0) 
     Raises:
         ConfigError: there is no model, no causal language model, or no safetensors weights at that place, or what its
             settings ask for is not there (an attention kernel, a package, a GPU).
+        DataError: weights are missing, damaged or not finite.
     """
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a line per source in a log tells more than a bar per worker
@@ -255,21 +248,24 @@ def load_model(model: ModelConfig, device: torch.device, num_gpus: float = 0.0) 
     place = _place(model)
     check_model_files(place)
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
+        loaded = load_causal_lm(
             place,
+            field=f"path of model '{model.id}'",
             revision=model.revision,
             dtype=model.dtype,
             trust_remote_code=model.trust_remote_code,
-            use_safetensors=True,
             **options,
         )
+    except FusionXError:
+        raise
     except Exception as error:  # transformers and safetensors raise many kinds for a damaged folder
         raise _not_loadable(model, error) from None
     if model.dtype == "auto" and device.type == "cpu":
         loaded = in_fast_dtype(model.id, loaded)
     if "device_map" not in options:
-        loaded.to(device)  # type: ignore[arg-type]  # transformers' stub hides Module.to
-    return loaded.eval()
+        loaded.to(device)
+    made: torch.nn.Module = loaded.eval()
+    return made
 
 
 def _quantization(model: ModelConfig, device: torch.device) -> Any:
@@ -350,7 +346,7 @@ def _not_loadable(model: ModelConfig, error: Exception) -> ConfigError:
         f"The model '{model.id}' cannot be loaded.",
         file=model.path,
         field=f"path of model '{model.id}'",
-        found=(str(error).strip() or type(error).__name__).splitlines()[0],
+        found=one_line(error),
         expected="a Hugging Face model folder or hub id with safetensors weights, or a GGUF file",
         remedy="check the path; for the demo's models run `fusionx demo-inputs configs/inputs/demo.yaml`",
     )

@@ -79,6 +79,8 @@ def test_no_command_imports_from_the_folder_it_is_started_in(world: Any, hostile
         check(hostile, "study", "tau", "nowhere.yaml", code=2),
         check(hostile, "bench", "nothing", code=2),
         check(hostile, "inspect", "model", str(world.root / "target")),
+        check(hostile, "inspect", "shard", *run),
+        check(hostile, "push", *run, "me/mine", "--dry-run"),
         check(hostile, "doctor", *run),
         check(hostile, "init", "first.yaml", *first, "--yes"),
         check(hostile, "schema"),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fusionx.contract.errors import ConfigError
+from fusionx.contract.errors import ConfigError, FusionXError
+from fusionx.contract.models.causal_lm import load_causal_lm, one_line, read_config
 from fusionx.contract.models.place import loadable
 from fusionx.contract.packed_rows import packed_rows_found_by
 from fusionx.contract.weights import check_model_files
@@ -103,6 +104,15 @@ class Target(nn.Module):
         with self._on_probe() as ids:
             expected = self.model(input_ids=ids[None], use_cache=False).logits[0].float()
             found = self.logits(self._document(ids)).float()
+        if bool((expected.isnan() | expected.isposinf()).any()):
+            raise ConfigError(
+                "The target's logits are not finite.",
+                file=getattr(self.model, "name_or_path", None) or None,
+                field="target.path",
+                found=f"NaN or infinity for the tokens {ids.tolist()}",
+                expected="finite logits",
+                remedy="its numbers overflow or were damaged: download or export it again, from before that",
+            )
         # Both sides run the same kernels in fp32; a rule that bends small logits only slightly must not slip through.
         if not torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())):
             raise ConfigError(
@@ -192,27 +202,29 @@ def load_target(path: str, revision: str | None, device: torch.device, lora: Lor
 
     Raises:
         ConfigError: there is no causal language model with safetensors weights at that place.
+        DataError: weights are missing, damaged or not finite.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     place = loadable(path, revision)
     check_model_files(place)
     try:
-        stored = AutoConfig.from_pretrained(place, revision=revision).dtype
-        load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
+        stored = read_config(place, revision, field="target.path").dtype
         options = quantization_options(lora, device)
         # Frozen weights need no spare digits, but adapters' gradients would vanish in fp16.
         dtype = torch.bfloat16 if lora is not None and stored == torch.bfloat16 else torch.float32
-        model = load(place, revision=revision, dtype=dtype, use_safetensors=True, **options)
+        model = load_causal_lm(place, field="target.path", revision=revision, dtype=dtype, **options)
+    except FusionXError:
+        raise
     except Exception as error:  # transformers and safetensors raise many kinds for a damaged folder
         raise ConfigError(
             "The target cannot be loaded.",
             file=path,
             field="target.path",
-            found=f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]:.200}",
+            found=f"{type(error).__name__}: {one_line(error)}",
             expected="a Hugging Face folder or hub id with safetensors weights, or a GGUF file",
+            remedy="check the path, or download or export the model again",
         ) from None
     if not options:
         model = model.to(device)

@@ -113,7 +113,7 @@ def test_clear_errors(model_folders: dict[str, Path], chunks: list[dict[str, Any
     cut = tmp_path / "cut"
     shutil.copytree(model_folders["gpt2"], cut)
     (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:1000])
-    with pytest.raises(DataError, match="cannot be loaded"):
+    with pytest.raises(DataError, match="damaged or cut short"):
         evaluate_model(cut, chunks, EvalConfig(device="cpu"))
     with pytest.raises(DataError, match="nothing to evaluate"):
         evaluate_model(model_folders["gpt2"], [], EvalConfig())

@@ -13,7 +13,7 @@ from gguf_builder import write_gguf
 from transformers import AutoModelForCausalLM, BertConfig, LlamaConfig, T5Config
 
 from fusionx.cli.main import main
-from fusionx.contract.errors import ConfigError
+from fusionx.contract.errors import ConfigError, DamageError
 from fusionx.pipelines.model_description import describe_model
 
 
@@ -131,5 +131,5 @@ def test_what_is_no_model_is_refused_by_name(tmp_path: Path, folder: Path) -> No
     assert result.exit_code == 2
     assert "There is no such GGUF file" in result.output
     (folder / "model.safetensors").write_bytes(b"cut")
-    with pytest.raises(ConfigError, match="weights cannot be read"):
+    with pytest.raises(DamageError, match="damaged or cut short"):
         describe_model(str(folder))
