@@ -252,7 +252,7 @@ def _place(folder: str, number: int | None, row: int, key: tuple[int, int] | Non
         number = next((index for index, entry in enumerate(entries) if entry.rows > row), 0)
     if not 0 <= number < len(entries):
         raise ConfigError(
-            "There is no such part.", file=folder, field="--part", found=number, expected=f"0 to {len(entries) - 1}"
+            "The run has no such part.", file=folder, field="--part", found=number, expected=f"0 to {len(entries) - 1}"
         )
     if not 0 <= row < entries[number].rows:
         raise ConfigError(

@@ -170,7 +170,7 @@ def test_the_page_is_written_whole(world: Any, finished: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        ("--part 9999", 2, "There is no such part."),
+        ("--part 9999", 2, "The run has no such part."),
         ("--part 0 --row 9999", 2, "The part has no such row."),
         ("--chunk 9999:0", 2, "There is no such chunk."),
         ("--chunk 1", 2, "not of the form DOC:CHUNK"),
