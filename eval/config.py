@@ -83,6 +83,10 @@ class CodeConfig(Config):
     folders with Test::Deep for `pl`, luaunit for `lua`, test-unit for `rb`, unless they are installed."""
 
 
+RowName = Annotated[str, Field(pattern=r"^\w[\w .()+@=,-]{0,47}$")]
+"""Also the name of a file."""
+
+
 class EvalConfig(Config):
     """How every model of a run is evaluated."""
 
@@ -90,7 +94,7 @@ class EvalConfig(Config):
     """The text that models are judged on."""
     sources: Operational[bool] = False
     """Whether the sources are evaluated, too."""
-    rivals: Operational[dict[str, str]] = {}
+    rivals: Operational[dict[RowName, str]] = {}
     """Other model folders by name, scored beside the ensembles of the sources."""
     merges: Operational[list[MergeMethod]] = []
     """Methods of mergekit, by which the candidates of the target's architecture and tokenizer are merged; scored beside

@@ -15,7 +15,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 class ModelConfig(Config):
     """One language model."""
 
-    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=96)
     """Its name in folders, options and the report."""
     path: str
     """A model folder, a hub id, a GGUF file, or `hf://owner/repo/file.gguf`."""

@@ -81,3 +81,53 @@ def test_where_and_how_is_no_content() -> None:
     elsewhere = parse(output="/y", executor={"kind": "inline"}, precompute={"workers": 4})
     assert elsewhere.digest() == parse().digest()
     assert parse(precompute={"k": 3}).digest() != parse().digest()
+
+
+ESCAPES = [
+    "../x",
+    "..",
+    ".",
+    "",
+    "/etc/passwd",
+    "a/../../x",
+    "a/b",
+    "a\\b",
+    "C:\\x",
+    "~root",
+    ".hidden",
+    "-rf",
+    "a\0b",
+    "a\nb",
+    "a\n",
+    "$HOME",
+    "a;b",
+    "x" * 300,
+    "\u202ex",
+    "s3://bucket/x",
+]
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+def test_no_name_leads_out_of_the_runs_folder(name: str) -> None:
+    """Of whatever becomes the name of a file or folder."""
+    named: dict[str, dict[str, Any]] = {
+        "a source": {"sources": [{"id": name, "path": "models/a"}]},
+        "the target": {"target": {"id": name, "path": "models/t"}},
+        "a method": {"train": {"methods": [name], "overrides": {name: {"preset": "fusellm"}}}},
+        "an override": {"train": {"overrides": {name: {"preset": "fusellm"}}}},
+        "a preset": {"train": {"methods": [name]}},
+        "a rival": {"eval": {"rivals": {name: "models/r"}}},
+        "a merge": {"eval": {"merges": [name]}},
+        "a split": {"corpus": {"path": "data", "splits": [name]}},
+        "a held-out split": {"corpus": {"path": "data", "holdout": {name: 0.1}}},
+        "an alignment": {"align": {"methods": [name]}},
+        "the evaluated split": {"eval": {"split": name}},
+    }
+    for changes in named.values():
+        with pytest.raises(ConfigError):
+            parse(**changes)
+
+
+@pytest.mark.parametrize("name", ["a", "Llama-3.1-8B", "Llama 2 (7B)", "v1.0_final", "模型", "x" * 48])
+def test_names_that_people_give_rivals_are_taken(name: str) -> None:
+    assert list(parse(eval={"rivals": {name: "models/r"}}).eval.rivals) == [name]
