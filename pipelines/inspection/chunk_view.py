@@ -22,6 +22,7 @@ from fusionx.contract.files.storage import join
 from fusionx.contract.shards.codec import Distributions, probabilities, read_distributions, read_token_nll, read_tokens
 from fusionx.contract.shards.manifest import read_manifest
 from fusionx.contract.shards.parts import Ragged, match_rows, read_part
+from fusionx.contract.tokens.chat import CHAT, messages_of
 from fusionx.contract.tokens.encoder import load_encoder
 from fusionx.contract.tokens.token_table import TokenTable
 from fusionx.pipelines.inspection.gate import finished_training, fusion_weights, gated_methods, training_of
@@ -168,7 +169,8 @@ def chunk_of(
 
     tokens = _part(tokens_folder, "tokens", "align", place.part).slice(place.row, 1)
     rows = _Rows(tokens, join(tokens_folder, place.part), place.part)
-    text = rows.of(layout.chunks, "chunks", "chunk").column("text")[0].as_py()
+    stored = rows.of(layout.chunks, "chunks", "chunk").column("text")[0].as_py()
+    text, read = _texts(stored, read_manifest(layout.chunks, "chunks", "chunk").config.get("format"))
     input_ids, ends = (column.values for column in read_tokens(tokens))
     weights = {} if job is None else fusion_weights(job, place.split, place.part, place.row)
     table = load_encoder(config.target.path, config.target.revision).table
@@ -185,7 +187,7 @@ def chunk_of(
                 for index, one in zip(span, found, strict=True)
             ]
         )
-    data = text.encode()
+    data = read.encode()
     made = [
         Position(
             index,
@@ -212,6 +214,15 @@ def chunk_of(
         note=note,
         positions=made,
     )
+
+
+def _texts(stored: str, format_: str | None) -> tuple[str, str]:
+    """A chunk's text as a person reads it, and that of which tokens' ends count the bytes: of a conversation its last
+    message, the answer."""
+    if format_ != CHAT:
+        return stored, stored
+    messages = messages_of(stored)
+    return "\n\n".join(f"{one['role']}: {one['content']}" for one in messages), messages[-1]["content"]
 
 
 def _training(pipeline: Pipeline, method: str | None, alignment: AlignMethod | None) -> tuple[TrainJob | None, str]:

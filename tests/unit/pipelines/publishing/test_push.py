@@ -112,6 +112,9 @@ def test_shards_arrive_as_a_data_set_that_datasets_loads(kind: str, run: Path, h
     cache = str(tmp_path / "cache")
     loaded = datasets.load_dataset(str(folder), "coder", split="train", cache_dir=cache)
     assert list(zip(loaded["doc_id"], loaded["chunk"], strict=True)) == rows
+    if kind == "aligned":
+        tokens = datasets.load_dataset(str(folder), "tokens", split="train", cache_dir=cache)
+        assert list(zip(tokens["doc_id"], tokens["chunk"], strict=True)) == rows
     names = datasets.get_dataset_config_names(str(folder))
     assert sorted(names) == sorted(["coder", "target", *(["tokens"] if kind == "aligned" else [])])
 
