@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Any, cast
 
@@ -134,8 +135,15 @@ def shard(
 )
 @click.option("--public", is_flag=True, help="Let everybody read it; without this only its owner does.")
 @click.option("--dry-run", is_flag=True, help="Say what would be sent, and contact nobody.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object of what is (or would be) sent.")
 def push(
-    config: str, overrides: tuple[str, ...], repo_id: str, shards: str | None, public: bool, dry_run: bool
+    config: str,
+    overrides: tuple[str, ...],
+    repo_id: str,
+    shards: str | None,
+    public: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Send the recommended model and its card to the Hugging Face hub, as REPO_ID (OWNER/NAME).
 
@@ -147,12 +155,20 @@ def push(
         from fusionx.pipelines.publishing.uploads import planned_uploads
 
         uploads = planned_uploads(pipeline.config, pipeline.layout, repo_id, cast("Shards | None", shards))
-        for upload in uploads:
-            sizes = upload.sizes()
-            click.echo(f"{upload.kind} {upload.repo_id}: {len(sizes)} files, {sum(sizes.values()):,} bytes", err=True)
-            if dry_run:
-                for name, size in sizes.items():
+        sizes = [upload.sizes() for upload in uploads]
+        for upload, of_files in zip(uploads, sizes, strict=True):
+            total = f"{len(of_files)} files, {sum(of_files.values()):,} bytes"
+            click.echo(f"{upload.kind} {upload.repo_id}: {total}", err=True)
+            if dry_run and not as_json:
+                for name, size in of_files.items():
                     click.echo(f"{size:>16,}  {name}")
-        if not dry_run:
-            for address in push_all(uploads, public):
+        addresses = [] if dry_run else push_all(uploads, public)
+        if as_json:
+            told = [
+                {"kind": upload.kind, "repo_id": upload.repo_id, "files": of_files}
+                for upload, of_files in zip(uploads, sizes, strict=True)
+            ]
+            click.echo(json.dumps({"uploads": told, "addresses": addresses}, ensure_ascii=False))
+        else:
+            for address in addresses:
                 click.echo(address)

@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 
 TOKEN = "hf_of_the_tests"
-_LARGE = (".safetensors", ".parquet")
 
 
 @dataclass
@@ -32,10 +31,12 @@ class Repository:
 
 @dataclass
 class Hub:
-    """repositories: by kind and id. failures: pattern of a request -> statuses to answer it with, one each time.
-    requests: `METHOD path` of all, in order. sent: bytes of LFS objects that arrived."""
+    """repositories: by kind and id. large: endings of the names that are sent as LFS objects. failures: pattern of a
+    request -> statuses to answer it with, one each time. requests: `METHOD path` of all, in order. sent: bytes of LFS
+    objects that arrived."""
 
     address: str = ""
+    large: tuple[str, ...] = (".safetensors", ".parquet")
     repositories: dict[tuple[str, str], Repository] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
     failures: dict[str, list[int]] = field(default_factory=dict)
@@ -112,7 +113,7 @@ def _preupload(hub: Hub, body: bytes, kind: str, repo: str) -> tuple[int, Any]:
     there = hub.repositories[kind, repo].files
     answers = []
     for file in json.loads(body)["files"]:
-        large, data = file["path"].endswith(_LARGE), there.get(file["path"])
+        large, data = file["path"].endswith(hub.large), there.get(file["path"])
         oid = None if data is None else hashlib.sha256(data).hexdigest() if large else _oid(data)
         answers.append(
             {"path": file["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, "oid": oid}

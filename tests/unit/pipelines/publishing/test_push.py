@@ -69,6 +69,15 @@ def test_a_dry_run_lists_what_would_be_sent_and_contacts_nobody(run: Path, hub: 
     assert "dataset me/fused: 13 files" in done.stderr
 
 
+def test_programs_read_what_is_sent_as_json(run: Path, hub: Hub) -> None:
+    told = json.loads(push(run, "--dry-run", "--json").stdout)
+    (upload,) = told["uploads"]
+    assert (upload["kind"], upload["repo_id"], told["addresses"]) == ("model", "me/fused", [])
+    assert upload["files"]["model.safetensors"] == len(WEIGHTS)
+    sent = json.loads(push(run, "--json").stdout)
+    assert sent == {**told, "addresses": [f"{hub.address}/me/fused"]}
+
+
 def test_the_model_arrives_private_and_whole_and_is_not_sent_twice(run: Path, hub: Hub) -> None:
     done = push(run)
     assert done.exit_code == 0, done.output
@@ -234,6 +243,24 @@ def test_a_wrong_token_is_told(run: Path, hub: Hub, monkeypatch: pytest.MonkeyPa
     assert done.exit_code == 2, done.output
     assert "does not accept the login token" in done.stderr
     assert "hf_wrong" not in done.output
+
+
+def test_the_librarys_streamed_upload_takes_the_same_calls(
+    run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of an installed hf_xet; of files that are small enough to need no Xet storage, which is not stood in for."""
+    pytest.importorskip("hf_xet")
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    hub.large = ()
+    for _ in range(2):
+        done = push(run, "--shards", "aligned")
+        assert done.exit_code == 0, done.output
+    found = hub.repositories["model", "me/fused"]
+    assert found.files["model.safetensors"] == WEIGHTS
+    assert found.commits == 1
+    assert "coder/part-00000.parquet" in hub.repositories["dataset", "me/fused"].files
 
 
 def test_the_stand_in_refuses_bytes_that_are_not_what_they_are_called(hub: Hub) -> None:
