@@ -79,6 +79,7 @@ for _command in (
     stages.chunk,
     stages.precompute,
     stages.align,
+    stages.generate,
     inspection.explain,
     stages.train,
     stages.evaluate,

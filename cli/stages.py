@@ -40,6 +40,17 @@ def align(config: str, overrides: tuple[str, ...], overwrite: bool, source: str 
         pipeline.align(source)
 
 
+@click.command(epilog=examples("generate run.yaml", "generate run.yaml --set generate.times=20"))
+@config_options
+def generate(config: str, overrides: tuple[str, ...], overwrite: bool) -> None:
+    """Have the sources write more text like the corpus, each in the domains that it knows best.
+
+    Follows `align`, by which it is told who knows what. Prints how to go on with the larger corpus.
+    """
+    with opened_pipeline(config, overrides, overwrite) as pipeline:
+        click.echo(pipeline.generate())
+
+
 @click.command(
     epilog=examples(
         "train run.yaml",

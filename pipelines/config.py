@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from fusionx.align.config import AlignConfig
 from fusionx.contract.config import Config, Operational
 from fusionx.eval.config import EvalConfig
-from fusionx.precompute.config import ChunkConfig, CorpusConfig, ModelConfig, PrecomputeConfig
+from fusionx.precompute.config import ChunkConfig, CorpusConfig, GenerateConfig, ModelConfig, PrecomputeConfig
 from fusionx.train.config import MethodConfig, OptimizerConfig, SelectionConfig, TrainConfig
 
 
@@ -69,6 +69,8 @@ class FusionConfig(Config):
     """The text that all models read."""
     chunk: ChunkConfig = ChunkConfig()
     """How documents are cut."""
+    generate: Operational[GenerateConfig] = GenerateConfig()
+    """What `fusionx generate` has the sources write."""
     precompute: PrecomputeConfig = PrecomputeConfig()
     """How every candidate's distributions are computed and kept."""
     align: AlignConfig = AlignConfig()

@@ -30,6 +30,14 @@ class Layout:
     def logits(self, source: str) -> str:
         return join(self.root, "logits", source)
 
+    def generated(self, source: str) -> str:
+        return join(self.root, "generated", source)
+
+    @property
+    def generated_corpus(self) -> str:
+        """The corpus with what the sources wrote."""
+        return join(self.root, "generated", "corpus")
+
     def tokens(self, target: str) -> str:
         return join(self.root, "aligned", target, "tokens")
 

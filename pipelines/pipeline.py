@@ -35,11 +35,13 @@ from fusionx.precompute.chunks.chunk_stage import ChunkStage
 from fusionx.precompute.chunks.corpus_findings import corpus_findings
 from fusionx.precompute.config import ModelConfig
 from fusionx.precompute.corpus.files import check_corpus
+from fusionx.precompute.generation.generate_stage import GenerateStage
 from fusionx.precompute.logits.logits_stage import LogitsStage
 from fusionx.train.distributed.ranks import is_main_process
 
 if TYPE_CHECKING:
     from fusionx.pipelines.evaluation.run_result import RunResult
+    from fusionx.pipelines.generated_corpus import GeneratedCorpus
 
 STAGES = ("chunk", "precompute", "align", "train", "eval")
 
@@ -89,6 +91,24 @@ class Pipeline:
         for stage in stages:
             stage.check()
         self._run("align", stages)
+
+    def generate(self) -> GeneratedCorpus:
+        """Has the sources write text in the domains that each knows best, and puts it beside the corpus's own.
+
+        Raises:
+            ConfigError: the corpus is of conversations, or a source cannot write.
+            DataError: alignment, by which it is told who knows what, is not finished, or no source knows a domain best.
+        """
+        from fusionx.pipelines.generated_corpus import best_sources, write_corpus
+
+        refuse(missing_devices(self.config, "precompute"))
+        stages = [
+            self.generate_stage(name, domains) for name, domains in best_sources(self.config, self.layout).items()
+        ]
+        for stage in stages:
+            stage.check()
+        self._run("generate", stages)
+        return write_corpus(self.config, self.layout, stages)
 
     def model(self, name: str) -> ModelConfig:
         """The candidate of this name.
@@ -156,6 +176,12 @@ class Pipeline:
 
     def logits_stage(self, model: ModelConfig) -> LogitsStage:
         return LogitsStage(model, self.config.precompute, self.layout.chunks, self.layout.logits(model.id))
+
+    def generate_stage(self, source: str, domains: tuple[str, ...]) -> GenerateStage:
+        config, output = self.config, self.layout.generated(source)
+        return GenerateStage(
+            self.model(source), domains, config.generate, config.precompute, self.layout.chunks, output
+        )
 
     def tokens_stage(self) -> TokensStage:
         target = self.config.target

@@ -95,6 +95,21 @@ class ChunkConfig(Config):
     """Processes; that cut at the same time."""
 
 
+class GenerateConfig(Config):
+    """Text that the sources write themselves (`fusionx generate`)."""
+
+    times: int = Field(8, ge=1)
+    """Texts; that are begun from every chunk of the training text."""
+    prompt_tokens: int = Field(32, ge=1)
+    """Tokens; of a chunk, from which a source goes on; of shorter chunks half."""
+    new_tokens: int = Field(200, ge=1)
+    """Tokens; that it writes, at most, and as far as its context goes."""
+    temperature: float = Field(1.0, gt=0)
+    """Temperature; at which it samples."""
+    top_p: float = Field(0.95, gt=0, le=1)
+    """Share of probability; from which tokens are sampled."""
+
+
 class PrecomputeConfig(Config):
     """How distributions are computed and kept."""
 

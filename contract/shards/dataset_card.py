@@ -15,6 +15,7 @@ _SAID = {
     "chunks": "A corpus, cut into chunks",
     "logits": "Next-token distributions of one language model over a corpus",
     "tokens": "The target's tokens of a corpus",
+    "generated": "Text that a language model wrote, from beginnings of a corpus",
     "aligned": "A source's next-token distributions, over the target's tokens",
 }
 

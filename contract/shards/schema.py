@@ -55,7 +55,10 @@ ALIGNED = pa.schema(
 
 _OPTIONAL = ("context",)
 
-SCHEMAS = {"chunks": CHUNKS, "logits": LOGITS, "tokens": TOKENS, "aligned": ALIGNED}
+GENERATED = pa.schema([*_KEY, pa.field("domain", pa.string()), pa.field("text", pa.string())])
+"""What a source wrote; the key's first two are those of the chunk that it went on from."""
+
+SCHEMAS = {"chunks": CHUNKS, "logits": LOGITS, "tokens": TOKENS, "aligned": ALIGNED, "generated": GENERATED}
 
 DICTIONARY_KEY = b"fusionx_ids"
 """Footer key of a part's own dictionary of ids (`contract.shards.codec`)."""
