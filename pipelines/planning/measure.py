@@ -7,7 +7,6 @@ scaled by its size from one that was measured.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -25,8 +24,9 @@ from fusionx.pipelines.config import FusionConfig
 from fusionx.pipelines.execution.executor import InlineExecutor
 from fusionx.pipelines.layout import Layout
 from fusionx.pipelines.pipeline import Pipeline
-from fusionx.pipelines.planning.plan import Plan, StagePlan
+from fusionx.pipelines.planning.plan import Plan, StagePlan, say
 from fusionx.pipelines.planning.sample import SampledSplit, sample_config, take_sample
+from fusionx.pipelines.planning.trainings import evaluation_plan, training_plans
 from fusionx.pipelines.preflight.doctor import Need, described_models
 from fusionx.pipelines.preflight.machine import disk_finding, memory_here
 from fusionx.precompute.config import ModelConfig
@@ -44,8 +44,6 @@ def make_plan(config: FusionConfig, documents: int, seconds: float) -> Plan:
     Raises:
         FusionXError: whatever would stop the run itself: no such corpus or model, k too large, a short context.
     """
-    from fusionx.pipelines.planning.trainings import evaluation_plan, training_plans
-
     block = config.chunk.block_size
     sample = take_sample(config.corpus, documents, longest=max(4000, 8 * block))
     on_gpu = device_of(config) != "cpu"
@@ -90,11 +88,6 @@ def device_of(config: FusionConfig) -> str:
 def workers_of(config: FusionConfig, configured: int) -> int:
     """Of a data stage: those that are configured, or the one of the executor `inline`."""
     return 1 if config.executor.kind == "inline" else configured
-
-
-def say(line: str) -> None:
-    """To the terminal, beside the table."""
-    print(f"[plan] {line}", file=sys.stderr, flush=True)
 
 
 @dataclass

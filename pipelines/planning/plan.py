@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -108,6 +109,11 @@ class Plan:
             "processes; eval: the held-out text, without tasks and benchmarks."
         )
         return ["", *notes, *(finding.line() for finding in self.findings if finding.level != "ok")]
+
+
+def say(line: str) -> None:
+    """While it is made, to stderr."""
+    print(f"[plan] {line}", file=sys.stderr, flush=True)
 
 
 def _row(stage: str, *cells: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fusionx.contract.errors import ConfigError, DataError
+from fusionx.contract.tokens.chat import CHAT, messages_of
 from fusionx.pipelines.config import FusionConfig
 from fusionx.precompute.config import SPLITS, CorpusConfig, Split
 from fusionx.precompute.corpus.documents import Document, SplitReader, split_of_text
@@ -39,7 +40,7 @@ class SampledSplit:
 def take_sample(config: CorpusConfig, documents: int, longest: int) -> dict[str, SampledSplit]:
     """About `documents` documents, dealt to the splits by their text; at least one of every split that has any.
 
-    longest: characters; of a longer document only its beginning is taken.
+    longest: characters; of a longer document only its beginning is taken, of a conversation all.
     """
     read: defaultdict[str, list[Document]] = defaultdict(list)
     corpus_bytes: defaultdict[str, float] = defaultdict(float)
@@ -57,7 +58,8 @@ def take_sample(config: CorpusConfig, documents: int, longest: int) -> dict[str,
     sample = {}
     for name, rows in read.items():
         chosen = rng.sample(rows, min(len(rows), math.ceil(documents * len(rows) / total)))
-        chosen = [replace(document, text=document.text[:longest]) for document in chosen]
+        if config.format != CHAT:
+            chosen = [replace(document, text=document.text[:longest]) for document in chosen]
         sample[name] = SampledSplit(chosen, corpus_bytes[name] / max(1, sum(map(_size, chosen))), exact)
     return sample
 
@@ -93,8 +95,15 @@ def sample_config(config: FusionConfig, sample: dict[str, SampledSplit], folder:
     corpus = Path(folder) / "corpus"
     corpus.mkdir()
     for name, split in sample.items():
-        lines = (json.dumps({"text": document.text, "domain": document.domain}) + "\n" for document in split.sampled)
-        (corpus / f"{name}.jsonl").write_text("".join(lines))
-    here = CorpusConfig(path=str(corpus), domain="domain", splits=[name for name in SPLITS if name in sample])
+        is_chat = config.corpus.format == CHAT
+        column, content = ("messages", messages_of) if is_chat else ("text", str)
+        rows = [{column: content(document.text), "domain": document.domain} for document in split.sampled]
+        (corpus / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    here = CorpusConfig(
+        path=str(corpus),
+        format=config.corpus.format,
+        domain="domain",
+        splits=[name for name in SPLITS if name in sample],
+    )
     chunk = config.chunk.model_copy(update={"part_bytes": min(part_bytes, config.chunk.part_bytes)})
     return config.model_copy(update={"corpus": here, "output": folder, "chunk": chunk})

@@ -13,8 +13,7 @@ from fusionx.contract.errors import FusionXError
 from fusionx.contract.shards.manifest import read_manifest
 from fusionx.pipelines.config import FusionConfig
 from fusionx.pipelines.pipeline import Pipeline
-from fusionx.pipelines.planning.measure import say
-from fusionx.pipelines.planning.plan import StagePlan
+from fusionx.pipelines.planning.plan import StagePlan, say
 from fusionx.pipelines.preflight.doctor import Need
 from fusionx.pipelines.training.training_jobs import make_job
 

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,9 +29,6 @@ from fusionx.contract.weights import weights_identity
 from fusionx.precompute.config import GenerateConfig, ModelConfig, PrecomputeConfig
 from fusionx.precompute.logits.logits_stage import source_context
 from fusionx.precompute.logits.source_model import choose_device, load_model
-
-if TYPE_CHECKING:
-    import torch
 
 _LEAST = 2
 """A text has at least so many times its prompt's bytes; a source that ends at once has nothing to say."""
@@ -135,7 +132,7 @@ class _Prompt:
 class GenerateWorker:
     stage: GenerateStage
     encoder: Encoder
-    model: torch.nn.Module
+    model: Any
     context: int | None
 
     def __call__(self, unit: Unit) -> PartEntry:
