@@ -134,8 +134,9 @@ class _Measure:
         """Every source: the small ones first, which tell whether the large ones can be measured, too."""
         models = self.pipeline.config.models
         known = {model.id: getattr(self.models.get(model.id), "parameters", None) or 1 for model in models}
-        share, found = seconds / len(models), dict[str, StagePlan]()
-        for model in sorted(models, key=lambda model: known[model.id]):
+        spent, found = 0.0, dict[str, StagePlan]()
+        for number, model in enumerate(sorted(models, key=lambda model: known[model.id])):
+            share = max(0.0, seconds - spent) / (len(models) - number)  # what one leaves, the next ones have
             stage = self.pipeline.logits_stage(model)
             nearest = max(found, key=lambda name: known[name], default=None)
             per_unit = 0.0 if nearest is None else known[model.id] / known[nearest] * max(self.seconds[nearest])
@@ -144,6 +145,7 @@ class _Measure:
             units, entries, taken = self._run(stage, share, least=len({unit.split for unit in stage.units()}))
             _marked(stage, units, entries)
             self.entries[model.id], self.seconds[model.id] = entries, taken
+            spent += sum(taken)
             found[model.id] = self._scaled(stage, entries, taken)
         if not found:
             raise DataError(
