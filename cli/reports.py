@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fusionx.benchmarks import BENCHMARKS, DAMAGE, GPU
+from fusionx.benchmarks import BENCHMARKS, CRASH, DAMAGE, GPU
 from fusionx.cli.options import config_argument, examples, opened_pipeline
 from fusionx.pipelines.study import STUDIES
 
@@ -85,14 +85,23 @@ def study(name: str, config: str, overrides: tuple[str, ...], method: str | None
         click.echo(path)
 
 
-@click.command(epilog=examples("bench precompute", "bench all --json --output benchmarks/results"))
-@click.argument("name", type=click.Choice(["all", *BENCHMARKS, GPU, DAMAGE]))
+@click.command(
+    epilog=examples(
+        "bench precompute",
+        "bench all --json --output benchmarks/results",
+        "bench crash --set points=200 --set losses=200 --set instants=100",
+    )
+)
+@click.argument("name", type=click.Choice(["all", *BENCHMARKS, GPU, DAMAGE, CRASH]))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line instead of a table.")
 @click.option("--output", type=click.Path(file_okay=False), help="Also write its NAME.jsonl (gpu: add to it).")
-def bench(name: str, as_json: bool, output: str | None) -> None:
+@click.option("--set", "sizes", multiple=True, metavar="NAME=NUMBER", help="How much is measured; not with `all`.")
+def bench(name: str, as_json: bool, output: str | None, sizes: tuple[str, ...]) -> None:
     """Measure one part of the system beside its reference, in the same run."""
-    from fusionx.benchmarks.measuring.run import run_benchmark
+    from fusionx.benchmarks.measuring.run import parsed_sizes, run_benchmark
 
+    if sizes and name == "all":
+        raise click.UsageError("--set belongs to one benchmark.")
     for chosen in BENCHMARKS if name == "all" else [name]:
-        for figure in run_benchmark(chosen, output):
+        for figure in run_benchmark(chosen, output, **(parsed_sizes(chosen, sizes) if sizes else {})):
             click.echo(json.dumps(figure.to_json()) if as_json else figure.line())

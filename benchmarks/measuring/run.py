@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date
 from importlib import import_module
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from fusionx.benchmarks import GPU
 from fusionx.benchmarks.measuring.figure import Figure
+from fusionx.contract.errors import ConfigError
 
 PACKAGES = ("torch", "transformers", "tokenizers", "pyarrow", "numpy")
 
@@ -37,6 +39,28 @@ def run_benchmark(name: str, output: str | None = None, **sizes: Any) -> Iterato
             return
         lines = [{"machine": machine()}, *(figure.to_json() for figure in figures)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def parsed_sizes(name: str, assignments: Sequence[str]) -> dict[str, int]:
+    """`NAME=NUMBER` texts as the numbers that a benchmark takes.
+
+    Raises:
+        ConfigError: it takes no such number, or what is given is none.
+    """
+    parameters = signature(import_module(f"fusionx.benchmarks.{name}").figures).parameters
+    known = [key for key, parameter in parameters.items() if parameter.annotation == "int"]
+    sizes = {}
+    for assignment in assignments:
+        key, _, value = assignment.partition("=")
+        if key not in known or not value.isdecimal():
+            raise ConfigError(
+                f"The benchmark '{name}' does not take this number.",
+                field="--set",
+                found=assignment,
+                expected=", ".join(f"{each}=NUMBER" for each in known) or "none",
+            )
+        sizes[key] = int(value)
+    return sizes
 
 
 def _append(file: Path, figures: list[Figure]) -> None:

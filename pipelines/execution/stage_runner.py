@@ -187,6 +187,8 @@ class _StageRun:
         stage = self.stage
         if not self.units:
             raise DataError(f"The stage {stage.name} has nothing to do.", file=stage.output, found="0 units")
+        if not self._is_sole and not has_manifest(stage.output):
+            self._keep_others_out()
         manifest = _mark(stage, self.units, self._entries, self._overwrite)
         report = StageReport(stage.name, manifest, self._progress.made, self._progress.kept)
         print(_summary(report), file=sys.stderr, flush=True)

@@ -380,7 +380,6 @@ class Trainer:
             "seconds": round(seconds, 2),
         }
         by_first_rank(self.writer.wait)
-        by_first_rank(self.log.mark)  # on the disk before the result vouches for it
         by_first_rank(lambda: write_result(self.output, result))
         return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from glob import glob
 from pathlib import Path
@@ -22,7 +23,9 @@ _REMEDY = "bring the file back, or run with --overwrite: the training is carried
 
 
 def write_result(output: Path, result: dict[str, Any]) -> None:
-    """The mark of a finished training, which vouches for its log, too."""
+    """The mark of a finished training, which vouches for its log, too: that is on the disk before."""
+    with explained(output / LOG, "written"), (output / LOG).open("rb") as log:
+        os.fsync(log.fileno())
     write_sealed(output / RESULT, {**result, "files": hashes_of([output / LOG], output)})
 
 

@@ -177,7 +177,7 @@ def test_a_manifest_left_out_is_written_again_equal(stage: FakeStage, tmp_path: 
     (tmp_path / ".part-00000.parquet.12345678.tmp").write_bytes(b"killed")
     assert run(stage).made == 0
     assert (tmp_path / "manifest.json").read_bytes() == before
-    assert len(os.listdir(tmp_path)) == 6, "four parts, their card, and the manifest"
+    assert len(os.listdir(tmp_path)) == 7, "four parts, their card, the manifest, and the lock"
 
 
 def test_no_units_at_all_is_an_error(tmp_path: Path) -> None:
@@ -185,10 +185,12 @@ def test_no_units_at_all_is_an_error(tmp_path: Path) -> None:
         run(FakeStage(str(tmp_path), count=0))
 
 
-def test_of_two_commands_on_one_output_the_second_is_refused(stage: FakeStage) -> None:
+def test_of_two_commands_on_one_output_the_second_is_refused(tmp_path: Path) -> None:
     """Else both would make every part."""
-    with folder_lock(Path(stage.output)), pytest.raises(DataError, match="Another command `fusionx fake` is writing"):
+    stage = FakeStage(str(tmp_path))
+    with folder_lock(tmp_path), pytest.raises(DataError, match="Another command `fusionx fake` is writing"):
         run(stage)
     assert stage.made == []
-    run(stage)
-    assert stage.made == [0, 1, 2, 3]
+    assert run(stage).made == 4
+    with folder_lock(tmp_path):
+        assert run(stage).kept == 4, "what is finished is only read"

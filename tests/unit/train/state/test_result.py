@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,23 @@ def job(output: Path, **changes: Any) -> TrainJob:
         "output": str(output),
     }
     return TrainJob(**(fields | changes))
+
+
+def test_the_log_is_on_the_disk_before_the_result_vouches_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a loss of power leaves a result whose log is cut short, and nothing but `--overwrite` helps."""
+    flushed: list[str] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        flushed.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    (tmp_path / LOG).write_text('{"event": "step"}\n')
+    write_result(tmp_path, {"job": "digest"})
+    assert flushed == [LOG, ".result.json.tmp", tmp_path.name]
 
 
 def test_nothing_yet(tmp_path: Path) -> None:

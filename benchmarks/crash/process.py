@@ -1,0 +1,97 @@
+"""The command `fusionx run`, forked from a process that has everything imported, and its trainings likewise.
+
+A Python of its own would spend ten times as long on imports as on the run.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from fusionx.benchmarks.crash.points import Points
+from fusionx.contract.errors import FusionXError
+
+
+def start(config: Path, points: Points, printed: Path) -> int:
+    """The process id, which is the group's, too; what it and its trainings print is added to `printed`."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+    def command() -> int:
+        os.setpgid(0, 0)
+        descriptor = os.open(printed, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        for stream in (1, 2):
+            os.dup2(descriptor, stream)
+        points.watch()
+        return _run(config)
+
+    return _forked(command)
+
+
+def ended(process: int) -> int:
+    """The exit code, once it has ended; of a signal its negative number."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def _run(config: Path) -> int:
+    from fusionx.eval.report import pages
+    from fusionx.pipelines.pipeline import open_pipeline
+    from fusionx.pipelines.training import launcher
+
+    vars(launcher)["subprocess"] = SimpleNamespace(Popen=_ForkedTraining)
+    vars(pages)["plots"] = lambda *_: []  # a third of the time; they are written as the pages are
+    try:
+        with open_pipeline(config) as pipeline:
+            pipeline.run()
+    except FusionXError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+class _ForkedTraining:
+    """As much of `subprocess.Popen` as the launcher uses, for `python -m fusionx.train ARGUMENTS`."""
+
+    def __init__(self, command: list[str], env: dict[str, str]) -> None:
+        arguments = command[command.index("fusionx.train") + 1 :]
+
+        def training() -> int:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+                signal.signal(number, signal.SIG_DFL)  # as a process that is not forked has them
+            os.environ.clear()
+            os.environ.update(env)
+            from fusionx.train.__main__ import main
+
+            return main(arguments)
+
+        self._process = _forked(training)
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self._process, number)
+
+    def wait(self) -> int:
+        return ended(self._process)
+
+
+def _forked(work: Callable[[], int]) -> int:
+    process = os.fork()
+    if process:
+        return process
+    code: Any = 1
+    try:
+        code = work()
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
