@@ -35,8 +35,11 @@ class StoredTensor(NamedTuple):
     shape: tuple[int, ...]
 
 
-def stored_tensors(folder: Path) -> Iterator[StoredTensor]:
+def stored_tensors(folder: Path, field: str | None = None) -> Iterator[StoredTensor]:
     """The tensors of a folder's weight files (model*.safetensors), told by their heads.
+
+    Args:
+        field: of the run's config, for errors.
 
     Raises:
         DamageError: a file is damaged or cut short.
@@ -51,7 +54,11 @@ def stored_tensors(folder: Path) -> Iterator[StoredTensor]:
                     yield StoredTensor(file, name, tensor.get_dtype(), tuple(tensor.get_shape()))
         except (OSError, SafetensorError) as error:
             raise DamageError(
-                "A weight file is damaged or cut short.", file=file, found=error, remedy="download or export it again"
+                "A weight file is damaged or cut short.",
+                file=file,
+                field=field,
+                found=error,
+                remedy="download or export the model again",
             ) from None
 
 
@@ -115,7 +122,7 @@ def check_weight_files(folder: Path, field: str) -> None:
     """
     stated = _stated(folder)
     count = 0
-    for tensor in stored_tensors(folder):
+    for tensor in stored_tensors(folder, field):
         count += 1
         is_weight = tensor.name.endswith(".weight") and len(tensor.shape) > 1  # buffers are of any type
         if is_weight and tensor.dtype not in _FLOATS and "quantization_config" not in stated:
