@@ -83,7 +83,7 @@ class CodeConfig(Config):
     folders with Test::Deep for `pl`, luaunit for `lua`, test-unit for `rb`, unless they are installed."""
 
 
-RowName = Annotated[str, Field(pattern=r"^\w[\w .()+@=,-]{0,47}$")]
+RowName = Annotated[str, Field(pattern=r"^\w[\w .:()+@=,-]{0,47}$")]
 """Also the name of a file."""
 
 
