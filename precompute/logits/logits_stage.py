@@ -16,7 +16,7 @@ import pyarrow as pa
 from fusionx.contract.errors import ConfigError, DataError
 from fusionx.contract.files.storage import join
 from fusionx.contract.shards.codec import Distributions, add_distributions, add_token_nll, add_tokens, divergence
-from fusionx.contract.shards.manifest import Manifest, read_manifest
+from fusionx.contract.shards.manifest import Manifest, has_manifest, read_manifest
 from fusionx.contract.shards.parts import PartEntry, Provenance, differences, read_part, write_part
 from fusionx.contract.stage import Resources, Unit, Worker
 from fusionx.contract.tokens.chat import CHAT, ChatEncoder, load_chat_encoder
@@ -89,8 +89,8 @@ class LogitsStage:
 
     @cached_property
     def _encoder(self) -> Encoder | ChatEncoder:
-        """What reads the chunks."""
-        if self._chunks.config.get("format") == CHAT:
+        """What reads the chunks, or any text where there are none yet."""
+        if has_manifest(self.chunks) and self._chunks.config.get("format") == CHAT:
             return load_chat_encoder(self.model.id, self.model.path, self.model.revision)
         return load_encoder(self.model.path, self.model.revision)
 
