@@ -17,7 +17,11 @@ from fusionx.pipelines.config import FusionConfig
 from fusionx.pipelines.generated_corpus import best_sources
 from fusionx.pipelines.layout import Layout
 
-KNOWN = {"coder": {"code": 1.0, "prose": 3.0}, "writer": {"code": 2.0, "prose": 1.0}, "target": {"code": 3.0, "prose": 3.0}}
+KNOWN = {
+    "coder": {"code": 1.0, "prose": 3.0},
+    "writer": {"code": 2.0, "prose": 1.0},
+    "target": {"code": 3.0, "prose": 3.0},
+}
 """Nats per byte; the target is best in everything that is not named."""
 SETS = (
     "generate.times=3",

