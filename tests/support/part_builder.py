@@ -31,9 +31,9 @@ def table_of(kind: str, rows: int = 40, seed: int = 0) -> pa.Table:
             "text_hash": pa.array([text_hash(text) for text in texts], pa.string()),
         }
     )
-    if kind in ("chunks", "tokens"):
+    if kind in ("chunks", "tokens", "generated"):
         table = table.append_column("domain", pa.array([f"domain {row % 3}" for row in range(rows)], pa.string()))
-    if kind == "chunks":
+    if kind in ("chunks", "generated"):
         return table.append_column("text", pa.array(texts, pa.string()))
     if kind in ("logits", "tokens"):
         input_ids = [rng.integers(0, 200, length).astype(np.int32) for length in lengths]
