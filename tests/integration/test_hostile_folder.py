@@ -87,7 +87,7 @@ def test_no_command_imports_from_the_folder_it_is_started_in(world: Any, hostile
         check(hostile, "completion", "zsh"),
         # The stages are in `run`.
         *(check(hostile, name, "nowhere.yaml", code=2) for name in ("chunk", "precompute", "align", "train", "eval")),
-        *(check(hostile, name, "nowhere.yaml", code=2) for name in ("demo-inputs", "real-inputs")),
+        *(check(hostile, name, "nowhere.yaml", code=2) for name in ("generate", "demo-inputs", "real-inputs")),
     }
     told = subprocess.check_output([FUSIONX, "--help"], text=True)
     assert checked == {*re.findall(r"^  ([a-z][a-z-]*)  ", told, re.MULTILINE)}, "a new command is to be checked here"

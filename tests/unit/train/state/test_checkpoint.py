@@ -277,7 +277,7 @@ KILLS = [
     ("fusionx.train.state.checkpoint", "save_file", 0, 3),
     ("fusionx.train.state.checkpoint", "save_file", 3, 3),
     ("os", "rename", 0, 3),
-    ("fusionx.contract.files.atomic_folder", "_flush_names", 1, 5),
+    ("fusionx.contract.files.atomic_folder", "flush_names", 1, 5),
     ("fusionx.train.state.checkpoint", "_delete", 0, 5),
     ("shutil", "rmtree", 3, 5),  # of the old one, after its mark
 ]
