@@ -20,7 +20,7 @@ from fusionx.contract.config import load_config
 from fusionx.contract.errors import ConfigError, DamageError
 from fusionx.contract.files.lock import folder_lock
 from fusionx.contract.files.sealed import read_sealed, write_sealed
-from fusionx.contract.files.storage import exists, is_local, plain, write_bytes
+from fusionx.contract.files.storage import exists, is_local, plain, remove_leftovers, write_bytes
 from fusionx.contract.shards.manifest import has_manifest, read_manifest
 from fusionx.contract.stage import Stage
 from fusionx.pipelines.config import FusionConfig
@@ -275,6 +275,7 @@ def open_pipeline(
         layout = Layout(plain(config.output))
         arguments = layout.config_file
     if not read_only and is_main_process():
+        remove_leftovers(layout.root)  # of a call that was killed where this one may have nothing to write
         _write_record(config, layout, _recorded_commands(layout))
         if arguments == layout.config_file:
             content = config.model_dump(mode="json", exclude_unset=True)

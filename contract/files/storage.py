@@ -18,7 +18,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -308,7 +308,10 @@ def _temporary(target: Path) -> tuple[Path, int]:
             pass
         os.close(descriptor)
     path = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-    return path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return path, descriptor
 
 
 def flush_names(folder: Path) -> None:
@@ -334,8 +337,20 @@ def delete(path: str | Path) -> None:
 
 
 def remove_leftovers(folder: str | Path) -> None:
-    """Deletes temporary files that a killed writer left in a local `folder`; a store keeps none under any name."""
+    """Deletes temporary files that a killed writer left in a local `folder`, and none that somebody still writes; a
+    store keeps none under any name."""
     fs, inner = filesystem(folder)
     if isinstance(fs, pafs.LocalFileSystem) and os.path.isdir(inner):
         for leftover in Path(inner).glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
+            _remove_unless_written(leftover)
+
+
+def _remove_unless_written(path: Path) -> None:
+    try:
+        with open(path, "r+b") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)  # while it is locked: nobody takes it over in between
+    except (BlockingIOError, FileNotFoundError):
+        return
+    except OSError:  # a filesystem without locks, where nobody can know
+        path.unlink(missing_ok=True)

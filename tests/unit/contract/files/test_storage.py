@@ -187,3 +187,14 @@ def test_a_failure_names_cause_and_remedy(message: str, remedy: str) -> None:
     assert remedy in error.details["remedy"]
     assert error.details["found"] == message.split(" (Request")[0]
     assert error.details["file"] == "s3://bucket/x"
+
+
+def test_leftovers_go_but_for_what_somebody_still_writes(tmp_path: Path) -> None:
+    for name in ("killed", "alive"):
+        (tmp_path / f".{name}.tmp").write_text("half")
+    with open(tmp_path / ".alive.tmp", "r+b") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        storage.remove_leftovers(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == [".alive.tmp"]
+    storage.remove_leftovers(tmp_path)
+    assert not [*tmp_path.iterdir()]
