@@ -342,7 +342,8 @@ def remove_leftovers(folder: str | Path) -> None:
     fs, inner = filesystem(folder)
     if isinstance(fs, pafs.LocalFileSystem) and os.path.isdir(inner):
         for leftover in Path(inner).glob(".*.tmp"):
-            _remove_unless_written(leftover)
+            if leftover.is_file():  # folders are `atomic_folder`'s
+                _remove_unless_written(leftover)
 
 
 def _remove_unless_written(path: Path) -> None:
