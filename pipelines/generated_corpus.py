@@ -10,13 +10,15 @@ import io
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fusionx.align.fidelity import held_out
 from fusionx.contract.errors import ConfigError, DataError
-from fusionx.contract.files.storage import delete, exists, join, list_files, write_bytes
+from fusionx.contract.files.atomic_folder import atomic_folder
+from fusionx.contract.files.storage import is_local, join, plain, write_bytes
 from fusionx.contract.shards.manifest import read_manifest
 from fusionx.contract.shards.parts import read_part
 from fusionx.contract.shards.schema import text_hash
@@ -55,7 +57,7 @@ def best_sources(config: FusionConfig, layout: Layout) -> dict[str, tuple[str, .
     Domains that the target itself knows best are nobody's: there is nothing to be learned.
 
     Raises:
-        ConfigError: the corpus is of conversations.
+        ConfigError: the corpus is of conversations, or `output` is no local folder.
         DataError: a source is not aligned yet, or no source is better than the target anywhere.
     """
     if config.corpus.format != "text":
@@ -64,6 +66,14 @@ def best_sources(config: FusionConfig, layout: Layout) -> dict[str, tuple[str, .
             field="corpus.format",
             found=config.corpus.format,
             expected="text",
+        )
+    if not is_local(layout.root):
+        raise ConfigError(
+            "A generated corpus cannot be written to an object store.",
+            field="output",
+            found=layout.root,
+            expected="a local folder: a corpus appears whole or not at all",
+            remedy="copy chunks and aligned to such a folder and set output to it",
         )
     known: dict[str, dict[str, float]] = defaultdict(dict)
     for model in config.models:
@@ -88,12 +98,14 @@ def best_sources(config: FusionConfig, layout: Layout) -> dict[str, tuple[str, .
 
 
 def write_corpus(config: FusionConfig, layout: Layout, stages: Sequence[GenerateStage]) -> GeneratedCorpus:
-    """Writes every document of the corpus, and every text that was written and stands nowhere else yet."""
-    folder = layout.generated_corpus
-    for split in SPLITS:
-        place = join(folder, split)
-        for name in list_files(place) if exists(place) else []:
-            delete(join(place, name))
+    """Every document of the corpus, and every text that was written and stands nowhere else yet; all or nothing."""
+    with atomic_folder(Path(plain(layout.generated_corpus))) as folder:
+        documents, sizes = _write(config, stages, str(folder))
+    return GeneratedCorpus(layout.generated_corpus, documents, sizes)
+
+
+def _write(config: FusionConfig, stages: Sequence[GenerateStage], folder: str) -> tuple[dict[str, int], dict[str, int]]:
+    """Documents and bytes of the training text by origin."""
     held_back: set[str] = set()
     writers = {split: _Writer(join(folder, split)) for split in SPLITS}
     documents, sizes = Counter[str](), Counter[str]()
@@ -115,7 +127,7 @@ def write_corpus(config: FusionConfig, layout: Layout, stages: Sequence[Generate
                 sizes[stage.model.id] += len(text.encode())
     for writer in writers.values():
         writer.flush()
-    return GeneratedCorpus(folder, dict(documents), dict(sizes))
+    return dict(documents), dict(sizes)
 
 
 def _written(stage: GenerateStage) -> Iterator[tuple[str, str]]:

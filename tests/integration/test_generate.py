@@ -13,8 +13,9 @@ from fusionx.contract.config import load_config
 from fusionx.contract.errors import ConfigError, DataError
 from fusionx.contract.shards.manifest import build_manifest, read_manifest, write_manifest
 from fusionx.contract.shards.parts import read_part
+from fusionx.pipelines import generated_corpus
 from fusionx.pipelines.config import FusionConfig
-from fusionx.pipelines.generated_corpus import best_sources
+from fusionx.pipelines.generated_corpus import best_sources, write_corpus
 from fusionx.pipelines.layout import Layout
 
 KNOWN = {
@@ -114,3 +115,20 @@ def test_who_has_nothing_to_say_is_refused(world: Any, output: Path) -> None:
     chat = config.model_copy(update={"corpus": config.corpus.model_copy(update={"format": "chat"})})
     with pytest.raises(ConfigError, match="not from conversations"):
         best_sources(chat, layout)
+    with pytest.raises(ConfigError, match="cannot be written to an object store"):
+        best_sources(config, Layout("memory://run"))
+
+
+def test_a_call_that_fails_half_way_leaves_the_corpus_that_was_there(
+    world: Any, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.run(output, "generate", *SETS)
+    before = corpus_of(output, "train")
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(generated_corpus, "write_bytes", full)
+    with pytest.raises(DataError, match="cannot be written"):
+        write_corpus(load_config(FusionConfig, world.config, [f"output={output}"]), Layout(str(output)), [])
+    assert corpus_of(output, "train") == before
