@@ -10,7 +10,7 @@ from fusionx.contract.files.storage import join
 from fusionx.contract.shards.codec import add_context, add_tokens
 from fusionx.contract.shards.manifest import Manifest, read_manifest
 from fusionx.contract.shards.parts import PartEntry, Provenance, differences, read_part, write_part
-from fusionx.contract.stage import Resources, Unit, Worker
+from fusionx.contract.stage import Resources, Unit, Worker, units_of_chunks
 from fusionx.contract.tokens.chat import CHAT, ChatEncoder, load_chat_encoder
 from fusionx.contract.tokens.encoder import Encoder, load_encoder
 
@@ -51,11 +51,7 @@ class TokensStage:
         return load_encoder(self.path, self.revision)
 
     def units(self) -> list[Unit]:
-        return [
-            Unit(index, part.split, {"chunks": join(self.chunks, part.name)}, {"chunks": part.sha256})
-            for index, part in enumerate(self._chunks.parts)
-            if part.split in self.splits
-        ]
+        return units_of_chunks(self.chunks, self._chunks, self.splits)
 
     def provenance(self, unit: Unit) -> Provenance:
         return Provenance(self.kind, unit.split, {}, unit.hashes, self._identity)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from fusionx.contract.files.storage import join
+from fusionx.contract.shards.manifest import Manifest
 from fusionx.contract.shards.parts import PartEntry, Provenance, part_name
 
 
@@ -26,6 +28,19 @@ class Unit:
     @property
     def part(self) -> str:
         return part_name(self.index)
+
+
+def units_of_chunks(folder: str, manifest: Manifest, splits: Iterable[str]) -> list[Unit]:
+    """A unit for each part of chunks of these splits, with its number, so that what is made of it has its name.
+
+    Args: folder: where the chunks lie. manifest: theirs.
+    """
+    wanted = frozenset(splits)
+    return [
+        Unit(index, part.split, {"chunks": join(folder, part.name)}, {"chunks": part.sha256})
+        for index, part in enumerate(manifest.parts)
+        if part.split in wanted
+    ]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,5 @@ STUDIES = {
     "efficiency": "steps and tokens to the baselines' final perplexity (Fig. 4)",
     "selection": "every candidate's weight while training (Fig. 6)",
     "recipe": "every method at its own best of a declared space (recipe.space), on test text",
-    "baselines": "the weight of the fusion loss in every method",
 }
 """Every study and what it shows."""

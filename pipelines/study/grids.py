@@ -17,12 +17,12 @@ Figure = Literal["dots", "grid", "thresholds", "sources", "efficiency", "selecti
 _DEFAULT_METHOD = {"table1": "paper"}
 """What a study changes where it is not the default method."""
 FUSE_FORMS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
-    "distributions": ({"fuse": "distributions"}, (2.0,)),
+    "distributions": ({"fuse": "distributions"}, (1.0, 3.0, 10.0)),
     "likelihood, t = 100": ({"fuse": "likelihood", "temperature": 100.0}, (30.0, 100.0, 300.0)),
     "likelihood, t = 10": ({"fuse": "likelihood", "temperature": 10.0}, (3.0, 10.0, 30.0)),
 }
 """Forms of L_fuse, and lambda_fuse tried for each. A divergence of likelihoods is about 1 / t of a plain one."""
-FUSE_WEIGHTS = (0.1, 0.5, 1.0, 2.0, 4.0)
+FUSE_WEIGHTS = (0.1, 0.5, 1.0, 3.0, 10.0)
 """Values of lambda_fuse; the first is the paper's and FuseLLM's."""
 FEWER_ENTRIES = 10
 """What FuseLLM and the paper's code store per position."""
@@ -221,21 +221,6 @@ def amounts(config: FusionConfig, method: str) -> Study:
     return Study("data", ("Text", "Epochs", "Method"), cells, "data")
 
 
-def baselines(config: FusionConfig) -> Study:
-    """The weight of the fusion loss in every method of the run: a baseline deserves its own best, too.
-
-    All are compared with the run's last method as it is configured.
-    """
-    methods = [name for name in config.train.methods if config.train.method(name).teacher != "none"] or ["fusionx"]
-    own = {name: config.train.method(name).lambda_fuse for name in methods}
-    against = (methods[-1], f"{own[methods[-1]]:g}")
-    cells = [
-        Cell((name, f"{weight:g}"), name, {"lambda_fuse": weight}, against=against)
-        for name, weight in product(methods, sorted({*FUSE_WEIGHTS, *own.values()}))
-    ]
-    return Study("baselines", ("Method", "lambda_fuse"), cells, "grid")
-
-
 def _selection(**changes: Any) -> dict[str, Any]:
     return {"selection": changes}
 
@@ -268,5 +253,4 @@ OF_METHODS: dict[str, Callable[[FusionConfig], Study]] = {
     "sources": sources,
     "efficiency": efficiency,
     "selection": selection,
-    "baselines": baselines,
 }

@@ -23,7 +23,7 @@ from fusionx.contract.files.storage import join
 from fusionx.contract.shards.manifest import Manifest, read_manifest
 from fusionx.contract.shards.parts import PartEntry, Provenance, differences, read_part, write_part
 from fusionx.contract.shards.schema import GENERATED, text_hash
-from fusionx.contract.stage import Resources, Unit, Worker
+from fusionx.contract.stage import Resources, Unit, Worker, units_of_chunks
 from fusionx.contract.tokens.encoder import Encoder, load_encoder
 from fusionx.contract.weights import weights_identity
 from fusionx.precompute.config import GenerateConfig, ModelConfig, PrecomputeConfig
@@ -94,11 +94,7 @@ class GenerateStage:
             )
 
     def units(self) -> list[Unit]:
-        return [
-            Unit(index, part.split, {"chunks": join(self.chunks, part.name)}, {"chunks": part.sha256})
-            for index, part in enumerate(self._chunks.parts)
-            if part.split == "train"
-        ]
+        return units_of_chunks(self.chunks, self._chunks, ("train",))
 
     def provenance(self, unit: Unit) -> Provenance:
         content = {**self.config.model_dump(), "batch_tokens": self.precompute.batch_tokens}

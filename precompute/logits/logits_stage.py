@@ -18,7 +18,7 @@ from fusionx.contract.files.storage import join
 from fusionx.contract.shards.codec import Distributions, add_distributions, add_token_nll, add_tokens, divergence
 from fusionx.contract.shards.manifest import Manifest, has_manifest, read_manifest
 from fusionx.contract.shards.parts import PartEntry, Provenance, differences, read_part, write_part
-from fusionx.contract.stage import Resources, Unit, Worker
+from fusionx.contract.stage import Resources, Unit, Worker, units_of_chunks
 from fusionx.contract.tokens.chat import CHAT, ChatEncoder, load_chat_encoder
 from fusionx.contract.tokens.encoder import Encoder, load_encoder
 from fusionx.contract.tokens.encoding import Encoding
@@ -135,11 +135,7 @@ class LogitsStage:
             )
 
     def units(self) -> list[Unit]:
-        return [
-            Unit(index, part.split, {"chunks": join(self.chunks, part.name)}, {"chunks": part.sha256})
-            for index, part in enumerate(self._chunks.parts)
-            if part.split in self.config.splits
-        ]
+        return units_of_chunks(self.chunks, self._chunks, self.config.splits)
 
     def provenance(self, unit: Unit) -> Provenance:
         config = {name: getattr(self.config, name) for name in _CONTENT}

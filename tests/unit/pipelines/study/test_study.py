@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +24,7 @@ from fusionx.pipelines.study.outcomes import Point, TrainingCourse, read_outcome
 from fusionx.pipelines.study.recipe import NAME as RECIPE
 from fusionx.pipelines.study.report import write_study
 from fusionx.pipelines.study.results import CellOutcome, study_results
-from fusionx.train.config import PRESETS, TrainJob
+from fusionx.train.config import TrainJob
 from fusionx.train.state.result import write_result
 
 SEEDS = [0, 1]
@@ -92,20 +91,6 @@ def test_sources_are_added_in_order(demo: FusionConfig) -> None:
     assert found["2", "fusionx"] == ["target", "coder"]
     assert found["3", "fusellm"] == ["target", "coder", "writer"]
     assert found["4", "fusionx"] == [model.id for model in demo.models]
-
-
-def test_every_method_is_tried_at_every_weight(demo: FusionConfig) -> None:
-    """Also at one that only one of them is configured with; `ct` has nothing to weigh."""
-    methods = ["fusellm", "fusellm-avgce", "paper", "fusionx"]
-    weights = {"methods": ["ct", *methods], "overrides": {"paper": {"lambda_fuse": 0.3}}}
-    config = demo.model_copy(update={"train": demo.train.model_copy(update=weights)})
-    study = make_study("baselines", config)
-    tried = [
-        (cell.method, cell_config(config, study.name, cell).train.method(cell.method).lambda_fuse)
-        for cell in study.cells
-    ]
-    assert tried == list(itertools.product(methods, [0.1, 0.3, 0.5, 1, 2, 4]))
-    assert {cell.against for cell in study.cells} == {("fusionx", f"{PRESETS['fusionx'].lambda_fuse:g}")}
 
 
 def test_amounts_are_validated_equally_often(demo: FusionConfig) -> None:
