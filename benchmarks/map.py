@@ -95,6 +95,10 @@ def smollm2_49k() -> Any:
     return _of_real_model("smollm2")
 
 
+def qwen_152k() -> Any:
+    return _of_real_model("qwen")
+
+
 def _of_real_model(name: RealModelName) -> Any:
     from fusionx.pipelines.real.models import model_folder
 

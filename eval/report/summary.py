@@ -14,6 +14,7 @@ from fusionx.eval.report.inputs import STEPS, TARGET, MethodRun, ReportInputs, S
 from fusionx.eval.results.evaluation import Evaluation
 from fusionx.eval.results.interference import METHOD_NOTE, compare
 from fusionx.eval.results.over_seeds import combine, interference_over_seeds, mean, over_seeds
+from fusionx.eval.results.recommendation import Documents, relative_change
 from fusionx.eval.results.statistics import spread
 from fusionx.eval.results.task_scores import task_scores
 
@@ -319,16 +320,29 @@ def _source(inputs: ReportInputs, index: int) -> dict[str, Any]:
 
 
 def _ensembles(inputs: ReportInputs) -> dict[str, Any] | None:
-    """Candidates and ensembles through the aligned shards, and models, on one split; methods as means over seeds."""
+    """Candidates and ensembles through the aligned shards, and models, on one split; methods as means over seeds.
+
+    All but teachers have their `change` against the original target that is run, by group of domains.
+    """
     found = inputs.ensembles
     if found is None:
         return None
+    start = found.models[TARGET][0]
     shown = {
-        kind: {name: _held_out_figures(inputs, figures["domains"]) for name, figures in found.scores[kind].items()}
+        kind: {
+            name: {
+                **_held_out_figures(inputs, figures["domains"]),
+                "change": _changes(inputs, figures["documents"], start),
+            }
+            for name, figures in found.scores[kind].items()
+        }
         for kind in ("candidates", "ensembles")
     }
     models = {
-        name: combine([_held_out_figures(inputs, evaluation.domains) for evaluation in evaluations], mean)
+        name: {
+            **combine([_held_out_figures(inputs, evaluation.domains) for evaluation in evaluations], mean),
+            "change": _changes(inputs, mean_documents([of.documents for of in evaluations]), start),
+        }
         for name, evaluations in found.models.items()
     }
     plain = {"split": found.split, "report_split": found.report_split, "alignment": found.alignment}
@@ -338,3 +352,23 @@ def _ensembles(inputs: ReportInputs) -> dict[str, Any] | None:
         for name, of_seeds in found.teachers.items()
     }
     return {**plain, **counts, **shown, "teachers": teachers, "models": models}
+
+
+def _changes(inputs: ReportInputs, documents: Documents, start: Evaluation) -> dict[str, Any]:
+    """Group -> relative difference in bits per byte to the original target, with its interval over documents."""
+    groups = {group: _group_domains(inputs, group, start.domains) for group in GROUPS}
+    return {
+        group: relative_change(documents, start.documents, domains, inputs.bootstrap, inputs.confidence)
+        if domains
+        else None
+        for group, domains in groups.items()
+    }
+
+
+def mean_documents(seeds: Sequence[Documents]) -> Documents:
+    """Every document's figures as their mean over seeds."""
+    return {
+        domain: [[mean(values) for values in zip(*same, strict=True)]
+                 for same in zip(*(of[domain] for of in seeds), strict=True)]
+        for domain in seeds[0]
+    }  # fmt: skip

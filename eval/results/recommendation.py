@@ -69,7 +69,7 @@ def recommend(
     sources = sorted((of for of in contenders if of.kind == "source"), key=own)
 
     def against(model: Contender, baseline: Contender) -> dict[str, Any]:
-        return _relative(model, baseline, own(model) / own(baseline) - 1, domains, resamples, confidence)
+        return relative_change(model.documents, baseline.documents, domains, resamples, confidence)
 
     return {
         "kind": chosen.kind,
@@ -101,20 +101,28 @@ def recommend(
 
 
 def _bits(of: Contender, domains: Sequence[str]) -> float:
+    return _mean_bits([_sums(of.documents, name) for name in domains])
+
+
+def _mean_bits(domains: Sequence[npt.NDArray[np.float64]]) -> float:
     """Mean over domains of bits per byte."""
-    return math.fsum(float(bits_per_byte(_sums(of, name).sum(axis=0))) for name in domains) / len(domains)
+    return math.fsum(float(bits_per_byte(rows.sum(axis=0))) for rows in domains) / len(domains)
 
 
-def _sums(of: Contender, domain: str) -> npt.NDArray[np.float64]:
-    return np.array(of.documents[domain], np.float64).reshape(-1, 2)
+def _sums(documents: Documents, domain: str) -> npt.NDArray[np.float64]:
+    return np.array(documents[domain], np.float64).reshape(-1, 2)
 
 
-def _relative(
-    model: Contender, baseline: Contender, mean: float, domains: Sequence[str], resamples: int, confidence: float
+def relative_change(
+    model: Documents, baseline: Documents, domains: Sequence[str], resamples: int, confidence: float
 ) -> dict[str, Any]:
+    """`mean`: the relative difference in bits per byte, all domains with the same weight; and its `interval` by a paired
+    bootstrap over documents, None where there are fewer than 2 of a domain or 5 in all.
+    """
     before, after = ([_sums(of, name) for name in domains] for of in (baseline, model))
+    change = _mean_bits(after) / _mean_bits(before) - 1
     counts = [len(rows) for rows in before]
     if min(counts) < 2 or sum(counts) < MIN_DOCUMENTS:
-        return {"mean": mean, "interval": None}
+        return {"mean": change, "interval": None}
     drawn = paired_bootstrap_of_domains(before, after, resamples, [unit_seed(name, 0) for name in domains])
-    return {"mean": mean, "interval": percentile_interval(drawn, confidence)}
+    return {"mean": change, "interval": percentile_interval(drawn, confidence)}

@@ -30,8 +30,8 @@ from fusionx.eval.text.perplexity import Chunk, ChunkScore, aggregate, overall
 TEMPERATURE = 1.0
 """Of PackLLM-sim, as in the authors' code; the weights are then inverse perplexities."""
 
-_VERSION = 2
-"""Of the scores: 2 has `fixed_share`."""
+_VERSION = 3
+"""Of the scores: 2 has `fixed_share`, 3 `documents`."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ def evaluate_ensembles(shards: AlignedSplit, output: str | None = None) -> dict[
 
     Returns:
         `split`, `vocab_size`, `inputs` (digests), `positions` with a next token, `unaligned` (those of them where no
-        candidate is aligned: the target stands in), `candidates` and `ensembles`: name -> {`domains`, `overall`} as in
-        `eval.evaluate.evaluate_model`.
+        candidate is aligned: the target stands in), `candidates` and `ensembles`: name -> {`domains`, `overall`,
+        `documents`} as in `eval.evaluate.evaluate_model`.
 
     Raises:
         DataError: shards are missing or damaged, do not belong together, or have no token to predict.
@@ -260,5 +260,5 @@ def _chunk_scores(part: _GoldPart, probs: npt.NDArray[np.float64]) -> Iterator[C
 
 
 def _figures(chunks: Sequence[Chunk], scores: Sequence[ChunkScore]) -> dict[str, Any]:
-    domains = aggregate(chunks, scores).domains
-    return {"domains": domains, "overall": overall(domains)}
+    found = aggregate(chunks, scores)
+    return {"domains": found.domains, "overall": overall(found.domains), "documents": found.documents}

@@ -157,3 +157,12 @@ def test_without_peft(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="package peft") as caught:
         add_adapters(model_of("llama"), CONFIGS[0])
     assert "[lora]" in caught.value.details["remedy"]
+
+
+def test_a_model_without_adapters_needs_no_peft(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    for name in [name for name in (*sys.modules, "peft") if name.partition(".")[0] == "peft"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    weights = full_state_dict(model_of("llama"))
+    assert merged_state_dict(model_of("llama"), weights).keys() == weights.keys()
