@@ -121,9 +121,8 @@ def _linear_layers(model: nn.Module) -> list[str]:
 
 
 def _adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    from peft.tuners.lora import LoraLayer
-
-    return ((name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer))
+    """Those that peft's layers stand in for. It need not be installed where there are none."""
+    return ((name, layer) for name, layer in model.named_modules() if hasattr(layer, "lora_A"))
 
 
 def _dequantised(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
