@@ -190,13 +190,34 @@ def offset_ends(
         group = slice(first, last + 1)
         start, end = int(starts[first]), int(ends[last])
         spelled, given = _joined_before(table, ids[group], b""), data[start : int(spelled_ends[last])]
-        pairs = enumerate(zip(spelled, given, strict=False))
-        agreed = start + next((at for at, (one, other) in pairs if one != other), min(len(spelled), len(given)))
-        if spelled != given:  # a character that is spelled in part only is not consumed
+        own_space, agreed = _agreement(spelled, given, first == 0)
+        agreed += start
+        if spelled[own_space:] != given:  # a character that is spelled in part only is not consumed
             agreed = int(byte_at[np.searchsorted(byte_at, agreed, side="right") - 1])
-        exact = start + np.cumsum(table.byte_lengths[np.asarray(ids[first:last], np.int64)])
-        ends[first:last] = np.where(exact <= agreed, exact, end)
+        exact = start + np.cumsum(table.byte_lengths[np.asarray(ids[first:last], np.int64)]) - own_space
+        ends[first:last] = np.where(exact <= agreed, np.maximum(exact, start), end)
     return ends.astype(np.int32)
+
+
+def _agreement(spelled: bytes, given: bytes, at_start: bool) -> tuple[int, int]:
+    """Whether the tokens begin with a space of the tokenizer's own (0 or 1), and how many bytes they then spell.
+
+    Such a space stands at a text's start only. Where the text begins with a space, too, and both readings come equally
+    far, no byte is known to be spelled.
+    """
+    plain = _common(spelled, given)
+    if not at_start or spelled == given or spelled[:1] != b" ":
+        return 0, plain
+    shifted = _common(spelled[1:], given)
+    if shifted > plain or spelled[1:] == given:
+        return 1, shifted
+    return 0, plain if plain > shifted else 0
+
+
+def _common(one: bytes, other: bytes) -> int:
+    """Length of the common prefix."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (left, right) in pairs if left != right), min(len(one), len(other)))
 
 
 def _ends_word_before_space(

@@ -59,6 +59,8 @@ def test_lossless_tokenizers_spell_every_text(name: str, text: str) -> None:
 @relaxed
 @given(text=TEXT)
 @example(text=" ▁")
+@example(text=" 0▁")
+@example(text="  ▁0")
 def test_marked_tokenizers_spell_every_text_but_the_marker_itself(name: str, text: str) -> None:
     """The only loss is declared: a literal marker in the text reads as a space (and a byte's name as that byte)."""
     tokenizer, table = made(name)
