@@ -62,7 +62,7 @@ def make_plan(config: FusionConfig, documents: int, seconds: float) -> Plan:
             *measure.align(),
         ]
         trains = all(finding.level != "problem" for finding in findings if finding.subject == "training")
-        stages += training_plans(pipeline, stages, need, _TRAIN * seconds if trains and measure.aligned else None)
+        stages += training_plans(pipeline, stages, need, _TRAIN * seconds if trains else None, measure.aligned)
     stages.append(evaluation_plan(config, stages))
     findings.append(disk_finding(config.output, round(sum(stage.bytes for stage in stages))))
     return Plan(
@@ -100,7 +100,7 @@ class _Part:
 
 
 class _Measure:
-    """The stages over the sample, one after the other. `aligned`: whether every method has all candidates' shards."""
+    """The stages over the sample, one after the other. `aligned`: the candidates of whom every method has shards."""
 
     def __init__(
         self, pipeline: Pipeline, sample: dict[str, SampledSplit], models: dict[str, ModelDescription]
@@ -109,7 +109,7 @@ class _Measure:
         self.parts: list[_Part] = []
         self.entries: dict[str, list[PartEntry]] = {}
         self.seconds: dict[str, list[float]] = {}
-        self.aligned = False
+        self.aligned: frozenset[str] = frozenset()
 
     def chunk(self) -> StagePlan:
         stage = self.pipeline.chunk_stage()
@@ -197,8 +197,9 @@ class _Measure:
         if config.target.id not in self.entries:
             return rows
         self._cut(read)
+        stage = pipeline.tokens_stage()  # over what is left
         units = [*stage.units()]
-        _marked(stage, units, [entry for unit, entry in zip(units, entries, strict=False)])
+        _marked(stage, units, entries[: len(units)])
         for method in config.align.methods:
             measured: dict[str, StagePlan] = {}
             for model in config.models:
@@ -208,7 +209,7 @@ class _Measure:
                     _marked(aligned, units, entries)
                     measured[model.id] = self._scaled(aligned, entries, seconds)
             rows += [measured.get(model.id) or _like(measured, method, model.id) for model in config.models]
-        self.aligned = len(self.entries) == len(config.models)
+        self.aligned = frozenset(self.entries)
         return rows
 
     def _cut(self, read: int) -> None:

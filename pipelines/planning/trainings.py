@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,12 +38,13 @@ class _Speed:
 
 
 def training_plans(
-    pipeline: Pipeline, stages: Sequence[StagePlan], need: Need, seconds: float | None
+    pipeline: Pipeline, stages: Sequence[StagePlan], need: Need, seconds: float | None, candidates: Collection[str]
 ) -> list[StagePlan]:
     """A row per method: all its trainings, with their validations and, where rates are searched, those trainings.
 
     Args:
-        stages: of the data. seconds: for all measurements; None: nothing can be measured here.
+        stages: of the data. seconds: for all measurements; None: nothing can be measured here. candidates: whose
+            shards of the sample there are; a training is measured with those.
     """
     config = pipeline.config
     train = config.train
@@ -53,7 +54,7 @@ def training_plans(
     times |= {name: times.get(name, 0) + len(train.tune) for name in train.searched()}
     rows = []
     for name, trainings in times.items():
-        speed = None if seconds is None else _measured(pipeline, name, seconds / len(times))
+        speed = None if seconds is None else _measured(pipeline, name, seconds / len(times), candidates)
         if speed is None:
             speed = _Speed(forward.tokens_per_s / _BACKWARD, 0, f"not run here; as {_BACKWARD} forward passes")
         optimizer = train.optimizer_of(name)
@@ -83,12 +84,16 @@ def training_plans(
     return rows
 
 
-def _measured(pipeline: Pipeline, name: str, seconds: float) -> _Speed | None:
+def _measured(pipeline: Pipeline, name: str, seconds: float, candidates: Collection[str]) -> _Speed | None:
     """A few steps of this method on the sample; None where they cannot be taken, which is said."""
     from fusionx.train.distributed.collectives import process_group
     from fusionx.train.loop.trainer import Trainer
 
-    config = pipeline.config
+    whole = pipeline.config
+    if whole.target.id not in candidates:
+        return None
+    config = whole.model_copy(update={"sources": [source for source in whole.sources if source.id in candidates]})
+    missing = ", ".join(source.id for source in whole.sources if source.id not in candidates)
     say(f"train/{name}: a few steps, {seconds:.0f} s")
     try:
         rate = config.train.optimizer_of(name).learning_rate
@@ -103,10 +108,12 @@ def _measured(pipeline: Pipeline, name: str, seconds: float) -> _Speed | None:
             }
         )
         with process_group(job.run.device) as world:
-            return _stepped(Trainer(job, world), world, seconds)
+            speed = _stepped(Trainer(job, world), world, seconds)
     except FusionXError as error:
         say(f"train/{name} could not be measured. {error}")
         return None
+    fuses = config.train.method(name).teacher != "none"
+    return replace(speed, origin=f"without {missing}, not run here: a little too fast") if missing and fuses else speed
 
 
 def _stepped(trainer: Trainer, world: World, seconds: float) -> _Speed:

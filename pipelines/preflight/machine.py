@@ -13,14 +13,15 @@ from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from importlib.util import find_spec
 from pathlib import Path
 
+import fusionx
 from fusionx.contract.cpu_dtypes import instruction_for
 from fusionx.contract.files.storage import is_local, plain
 from fusionx.pipelines.config import ExecutorConfig
 from fusionx.pipelines.preflight.finding import Finding
 
 _SECONDS = 3.0
-_PINS = Path(__file__).resolve().parents[2] / "constraints.txt"
-"""In a checkout: the versions that the tests run with."""
+_PINS = Path(fusionx.__file__).parent / "constraints.txt"
+"""The versions that the tests run with."""
 _SHOWN = ("torch", "transformers", "tokenizers", "ray", "datasets")
 
 
@@ -71,7 +72,7 @@ def version_findings() -> Iterator[Finding]:
     if python not in SpecifierSet(metadata("fusionx")["Requires-Python"]):
         needed = metadata("fusionx")["Requires-Python"]
         yield Finding("problem", "Python", f"{python}, expected {needed}", "make an environment with that Python")
-    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", _PINS.read_text(), re.MULTILINE)) if _PINS.is_file() else {}
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", _PINS.read_text(), re.MULTILINE))
     pinned = {name.lower().replace("_", "-"): pin for name, pin in pins.items()}
     shown = [f"Python {python}"]
     for requirement in map(Requirement, requires("fusionx") or []):
