@@ -74,6 +74,7 @@ def main() -> None:
 
 for _command in (
     preparation.init,
+    preparation.shipped_files,
     preparation.doctor,
     preparation.schema,
     stages.chunk,

@@ -56,6 +56,19 @@ def init(
     click.echo(f"{config} is written. Next: fusionx doctor {config}")
 
 
+@click.command("examples", epilog=examples("examples", "examples elsewhere"))
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path), default=Path("."))
+def shipped_files(folder: Path) -> None:
+    """Write the configs of the demos and of the paper, and job files for clusters, into FOLDER (this one).
+
+    They get the names that the documents give them: configs/demo.yaml and so on. Files that are there are kept.
+    """
+    from fusionx.pipelines.preflight.shipped_files import write_shipped_files
+
+    for name, written in write_shipped_files(folder):
+        click.echo(f"{'written' if written else 'kept':<8} {name}")
+
+
 @click.command(epilog=examples("doctor", "doctor run.yaml", "doctor run.yaml --set precompute.num_gpus=1 --json"))
 @click.argument("config", type=click.Path(), required=False)
 @click.option("--set", "overrides", multiple=True, metavar="a.b=value", help="Override a config field; repeatable.")

@@ -42,7 +42,8 @@ def docstring(path: Path) -> str | None:
 
 def test_there_is_a_link_for_every_package_and_nothing_else() -> None:
     links = {path.name: path.readlink() for path in (ROOT / "fusionx").iterdir() if path.is_symlink()}
-    assert links == {name: Path("..", name) for name in PACKAGES}
+    shipped = ("configs", "constraints.txt")
+    assert links == {name: Path("..", name) for name in (*PACKAGES, *shipped)}
     files = {path.name for path in (ROOT / "fusionx").iterdir() if not path.is_symlink()} - {"__pycache__"}
     assert files == {"__init__.py", "__main__.py", "py.typed"}
 
@@ -147,7 +148,8 @@ def test_the_wheel_adds_one_name_by_way_of_a_source_archive_too(tmp_path: Path) 
     for name in ("fusionx", *PACKAGES):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, checkout / name, symlinks=True, ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+    shutil.copytree(ROOT / "configs", checkout / "configs")
+    for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, checkout / name)
     archive = build(checkout, "sdist", tmp_path)
     with tarfile.open(archive) as tar:
@@ -164,7 +166,8 @@ def test_the_wheel_adds_one_name_by_way_of_a_source_archive_too(tmp_path: Path) 
             wheel.extractall(tmp_path / "installed")
     assert contents[0] == contents[1]
     assert {name.split("/")[0] for name in contents[0]} == {"fusionx"}
-    expected = [f"fusionx/{path.relative_to(ROOT).as_posix()}" for path in modules(*PACKAGES)]
+    shipped = [*(ROOT / "configs").rglob("*.*"), *(ROOT / "pipelines" / "cluster").iterdir(), ROOT / "constraints.txt"]
+    expected = [f"fusionx/{path.relative_to(ROOT).as_posix()}" for path in (*modules(*PACKAGES), *shipped)]
     assert {
         *expected,
         "fusionx/__main__.py",

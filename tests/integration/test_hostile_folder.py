@@ -83,6 +83,7 @@ def test_no_command_imports_from_the_folder_it_is_started_in(world: Any, hostile
         check(hostile, "push", *run, "me/mine", "--dry-run"),
         check(hostile, "doctor", *run),
         check(hostile, "init", "first.yaml", *first, "--yes"),
+        check(hostile, "examples"),
         check(hostile, "schema"),
         check(hostile, "completion", "zsh"),
         # The stages are in `run`.
