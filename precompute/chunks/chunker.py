@@ -117,8 +117,12 @@ class Chunker:
         """End of the next chunk, at most `most`, and the largest number of its tokens."""
         limit = min(most, start + max(1, int(_AIM * self._block_size * density)))
         failures = 0
+        short = (start, 0)
         while True:
             end = limit if limit == most == len(text) else boundary(text, start, limit)
+            # The same end again: what follows is one character that goes on beyond the limit. Is there room for it?
+            if end == short[0] and self._ask(text[start:limit], asked)[0] > self._block_size:
+                return short
             tokens, fitting = self._ask(text[start:end], asked)
             if tokens > self._block_size:
                 if end - start == 1:
@@ -128,7 +132,7 @@ class Chunker:
                 most = limit = start + max(1, fitting)
                 failures = min(failures + 1, 16)
             elif limit < most and tokens < _LEAST_FILL * self._block_size:
-                density = (end - start) / max(tokens, 1)
+                short, density = (end, tokens), (end - start) / max(tokens, 1)
                 further = max(_AIM * self._block_size * density, 1.25 * (limit - start) + 1)
                 limit = min(most, start + int(further))
             else:

@@ -297,6 +297,20 @@ def test_a_megabyte_without_a_space_is_cut_in_reasonable_time(real: list[Encoder
     assert time.monotonic() - started < 30
 
 
+def test_a_character_without_an_end_is_cut_and_not_encoded_to_the_end_of_the_text_for_every_chunk() -> None:
+    asked: list[int] = []
+
+    def ends(text: str) -> np.ndarray:
+        asked.append(len(text))
+        return characters(text)
+
+    text = "\U0001f469\u200d" * 5000  # one user-perceived character
+    chunks = Chunker(63, [ends]).cut(text)  # so that every other chunk would begin with the joiner
+    assert "".join(chunks) == text
+    assert max(map(len, chunks)) <= 63
+    assert sum(asked) < 20 * len(text)
+
+
 def test_tokenizers_that_normalise_do_not_break_the_promise() -> None:
     def nfkd(text: str) -> np.ndarray:
         """As a lossy tokenizer: one token per character of the decomposed text, ends by its origin."""
