@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,8 +129,8 @@ class Pipeline:
         from fusionx.pipelines.training.training_jobs import train_all
 
         refuse(missing_devices(self.config, "train"))
-        if self._timed("train", lambda: train_all(self.config, self.layout, self.overwrite, resume)):
-            retract(self.layout)
+        withdraw = partial(retract, self.layout)  # before and not after: a kill between the two would leave the old one
+        self._timed("train", lambda: train_all(self.config, self.layout, self.overwrite, resume, withdraw))
 
     def eval(self) -> RunResult:
         """Evaluates every model, writes the report, and puts the recommended model into `model/`."""
@@ -235,7 +236,6 @@ class Pipeline:
         if made and is_main_process():
             note_timing(self.layout, name, name, {"seconds": time.monotonic() - started})
         self._note_command(name)
-        return made
 
     def _note_command(self, stage: str) -> None:
         """In the run's record: what its output agrees with, whether made now or before."""

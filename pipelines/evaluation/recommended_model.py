@@ -132,9 +132,9 @@ def _chosen(config: FusionConfig, layout: Layout, chosen: dict[str, Any]) -> tup
 
 
 def retract(layout: Layout) -> None:
-    """Takes `model/` away: there are new trainings, and which model is best is open until they are evaluated."""
+    """Takes `model/` away: there are trainings to come, and which model is best is open until they are evaluated."""
     if exists(layout.model):
-        print(f"[train] {layout.model} is taken away: `fusionx eval` chooses among the new models", file=sys.stderr)
+        print(f"[train] {layout.model} is taken away: `fusionx eval` will choose among the new models", file=sys.stderr)
         shutil.rmtree(layout.model, ignore_errors=True)
 
 

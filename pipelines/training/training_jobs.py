@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,11 +45,18 @@ class Tuning:
         return self.rates.get(method, self.default)
 
 
-def train_all(config: FusionConfig, layout: Layout, overwrite: bool = False, resume: Path | None = None) -> int:
+def train_all(
+    config: FusionConfig,
+    layout: Layout,
+    overwrite: bool = False,
+    resume: Path | None = None,
+    before: Callable[[], None] = lambda: None,
+) -> int:
     """Trains everything that the config asks for and has no valid result yet; returns how many trainings that were.
 
     Args:
         resume: a checkpoint that its training goes on from; the others, and without it all, go on from their last.
+        before: called before a search's trainings and before the methods', if there are any to do.
 
     Raises:
         ConfigError: `output` is no local folder, or `resume` is no checkpoint of a training that is still to do.
@@ -64,9 +71,13 @@ def train_all(config: FusionConfig, layout: Layout, overwrite: bool = False, res
         _verify_checkpoint(resume, config, layout)
     searches = tuning_jobs(config, layout)
     to_do = count_unfinished(searches)
+    if to_do:
+        before()
     tune(config, layout, overwrite, resume)
     jobs = planned_jobs(config, layout)
     to_do += count_unfinished(jobs)
+    if to_do:
+        before()
     if resume is not None and not any(_own(job, resume) for job in [*searches, *jobs]):
         raise _no_checkpoint(resume, jobs)  # of a rate that the search, just finished, did not choose
     run_jobs(jobs, config.train.jobs, overwrite, resume)

@@ -19,6 +19,8 @@ from fusionx.contract.shards.parts import read_part
 from fusionx.eval.results.evaluation import Evaluation
 from fusionx.eval.text.own_text import own_documents
 from fusionx.pipelines.evaluation.recommended_model import publish
+from fusionx.pipelines.training import training_jobs
+from fusionx.train.config import TrainJob
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOURCES = ("coder", "writer")
@@ -161,10 +163,24 @@ def test_the_recommended_model_is_an_ordinary_folder_that_follows_the_choice(
     }
 
 
-def test_a_new_training_takes_the_recommendation_back(copied: Path) -> None:
-    shutil.rmtree(copied / "train" / "ct")
+def test_a_new_training_takes_the_recommendation_back(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it begins: after it, a kill between the two would leave the old model for the best of the new ones."""
+    train = training_jobs.run_jobs
+    stood = []
+
+    def watched(jobs: list[TrainJob], *others: Any) -> None:
+        if jobs:
+            stood.append((copied / "model").exists())
+        train(jobs, *others)
+
+    monkeypatch.setattr(training_jobs, "run_jobs", watched)
     with fusionx.open_pipeline(copied / "run.yaml", [f"output={copied}"]) as pipeline:
         pipeline.train()
+        assert (copied / "model").exists(), "nothing was to be trained"
+        shutil.rmtree(copied / "train" / "ct")
+        stood.clear()
+        pipeline.train()
+        assert stood == [False]
         assert not (copied / "model").exists()
         result = pipeline.eval()
     assert (copied / "model" / "model.safetensors").is_file()
