@@ -12,10 +12,10 @@ import copy
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from fusionx.contract.errors import ConfigError, FusionXError
+from fusionx.contract.extras import check_extra
 from fusionx.contract.models.causal_lm import load_causal_lm, one_line, read_config
 from fusionx.contract.models.place import loadable
 from fusionx.contract.packed_rows import packed_rows_found_by
@@ -243,7 +243,7 @@ def load_model(model: ModelConfig, device: torch.device, num_gpus: float = 0.0) 
     if model.quantization != "none":
         options |= {"quantization_config": _quantization(model, device), "device_map": {"": device}}
     if num_gpus > 1:
-        _require("accelerate", "precompute.num_gpus", num_gpus)
+        check_extra("accelerate", "large", "precompute.num_gpus")
         options["device_map"] = "auto"
     place = _place(model)
     check_model_files(place)
@@ -282,21 +282,10 @@ def _quantization(model: ModelConfig, device: torch.device) -> Any:
             remedy="set precompute.device to cuda, or leave the weights as they are",
         )
     for package in ("bitsandbytes", "accelerate"):
-        _require(package, field, model.quantization)
+        check_extra(package, "large", field)
     if model.quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
-
-
-def _require(package: str, field: str, found: object) -> None:
-    if find_spec(package) is None:
-        raise ConfigError(
-            f"This needs the package {package}.",
-            field=field,
-            found=found,
-            expected=f"an installed {package}",
-            remedy=f"pip install {package}",
-        )
 
 
 def choose_device(wanted: str) -> torch.device:
