@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from fusionx.eval.report.figures.plots import Plot, change_bars
+from fusionx.eval.report.answers import Card
+from fusionx.eval.report.figures.plots import Plot, change_points
 from fusionx.eval.report.inputs import TARGET, Step, method_label
 from fusionx.eval.report.pages import write_pages
 from fusionx.eval.report.summary import ONE_SEED, SUBJECT
@@ -283,31 +284,26 @@ def write_interference(results: Mapping[str, Any], folder: str) -> dict[str, Any
     figures = [_figure(results, kind) for kind in ("domain", "task")]
     drawn = [figure for figure in figures if figure is not None]
     return write_pages(
-        folder, "interference", "interference", results, interference_sections(results), drawn, _tiles(results)
+        folder, "interference", "interference", results, interference_sections(results), drawn, _cards(results)
     )
 
 
 def _figure(results: Mapping[str, Any], kind: str) -> Plot | None:
-    return change_bars(results, kind, results["step"], "units", _in_sentence(results["baseline"]))
+    return change_points(results, kind, results["step"], "units", _in_sentence(results["baseline"]))
 
 
-def _tiles(results: Mapping[str, Any]) -> list[dict[str, str]]:
+def _cards(results: Mapping[str, Any]) -> list[Card]:
     """Per model: how many units got worse."""
-    tiles = []
+    made = []
     for name, counts in results["counts"].items():
         mean = results["interference"][name][results["step"]]["mean"]
         ratio = results["ratio_to_fusellm"].get(name, {}).get("raw")
         told = [f"{number(counts['beyond_noise']['mean'])} beyond noise"]
         if ratio is not None:
             told.append(f"{ratio['mean']:.2f} times {method_label(results['config']['fusellm'])}'s count")
-        tiles.append(
-            {
-                "value": f"{number(mean['degraded'])} of {number(mean['units'])}",
-                "label": f"domains and skills worse under {method_label(name)}",
-                "detail": "; ".join(told),
-            }
-        )
-    return tiles
+        value = f"{number(mean['degraded'])} of {number(mean['units'])}"
+        made.append(Card(f"Under {method_label(name)}", value, "domains and skills worse", told))
+    return made
 
 
 def terminal_text(results: Mapping[str, Any]) -> str:

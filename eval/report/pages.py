@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fusionx.contract.files.escaping import markdown_text, visible
 from fusionx.contract.files.storage import join, write_bytes
-from fusionx.eval.report.figures.canvas import METHOD_COLOURS
-from fusionx.eval.report.figures.plots import Plot, plots, with_prefix
+from fusionx.eval.report.answers import Card, cards
+from fusionx.eval.report.figures.canvas import DARK, described, themed
+from fusionx.eval.report.figures.plots import Plot, plots
 from fusionx.eval.report.inputs import MethodRun, ReportInputs, SourceFigures
 from fusionx.eval.report.recommendation import advice
-from fusionx.eval.report.summary import SUBJECT, summarize
+from fusionx.eval.report.summary import summarize
 from fusionx.eval.report.tables.cells import Section, Table
 from fusionx.eval.report.tables.sections import sections
 from fusionx.eval.report.teaching import warnings
-from fusionx.eval.report.verdict import number, signed_percent, verdict
+from fusionx.eval.report.verdict import verdict
 from fusionx.eval.results.evaluation import Evaluation
 
 __all__ = ["Evaluation", "MethodRun", "ReportInputs", "SourceFigures", "write_report"]
@@ -40,8 +42,7 @@ def write_report(inputs: ReportInputs, folder: str | Path) -> dict[str, Any]:
     headline, *others = verdict(results)
     results["verdict"], results["warnings"] = [headline, *advice(results), *others], warnings(results)
     figures = plots(inputs, results)
-    parts = sections(results)
-    return write_pages(folder, "report", "results", results, parts, figures, key_figures(results))
+    return write_pages(folder, "report", "results", results, sections(results), figures, cards(results))
 
 
 def write_pages(
@@ -51,22 +52,22 @@ def write_pages(
     results: Mapping[str, Any],
     parts: Sequence[Section],
     figures: Sequence[Plot],
-    tiles: Sequence[Mapping[str, str]],
+    answers: Sequence[Card],
 ) -> dict[str, Any]:
     """Writes `plots/*.svg`, `<page>.md`, `<page>.html` and `<data>.json` into `folder`.
 
     Args:
-        results: what becomes the JSON; its `title`, `warnings` (if any), `verdict`, `command`, `provenance` and
-            `config` are on the page.
-        tiles: the few numbers at the top of the page, see `key_figures`.
+        results: what becomes the JSON; its `title`, `verdict`, `command`, `provenance` and `config` are on the page.
+        answers: what stands at the top of the page.
 
     Returns:
         The content of the JSON file.
     """
+    figures = [replace(of, svg=described(of.svg, of.name, of.title, of.alt)) for of in figures]
     for figure in figures:
         write_bytes(join(folder, "plots", f"{figure.name}.svg"), (figure.svg + "\n").encode())
-    write_bytes(join(folder, f"{page}.md"), markdown(results, parts, figures).encode())
-    write_bytes(join(folder, f"{page}.html"), html(results, parts, figures, tiles).encode())
+    write_bytes(join(folder, f"{page}.md"), markdown(results, parts, figures, answers).encode())
+    write_bytes(join(folder, f"{page}.html"), html(results, parts, figures, answers).encode())
     # Last: whoever finds the JSON finds the whole report.
     content: dict[str, Any] = finite(results)
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
@@ -83,11 +84,19 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def markdown(results: Mapping[str, Any], parts: Sequence[Section], figures: Sequence[Plot]) -> str:
+def markdown(
+    results: Mapping[str, Any], parts: Sequence[Section], figures: Sequence[Plot], answers: Sequence[Card]
+) -> str:
     """The report as Markdown; figures are linked from `plots/`."""
-    lines = [f"# {markdown_text(results['title'])}", "", *_warned(results.get("warnings", []))]
     verdict, *further = map(markdown_text, results["verdict"])
-    lines += [f"**{verdict}**", "", *(f"- {sentence}" for sentence in further), ""]
+    lines = [f"# {markdown_text(results['title'])}", "", f"**{verdict}**", ""]
+    for card in answers:
+        told = "; ".join(map(markdown_text, card.details))
+        value = f"**{markdown_text(card.value)}** {markdown_text(card.label)}"
+        lines.append(f"- {markdown_text(card.question)} {value}" + (f": {told}" if told else ""))
+    if results.get("warnings"):
+        lines += ["", f"> **Warning** {_pointer(results)}"]
+    lines += ["", *(line for sentence in further for line in (sentence, ""))]
     for part in parts:
         lines += [f"## {part.heading}", "", *_warned(part.warnings)]
         for note in part.notes:
@@ -107,6 +116,12 @@ def markdown(results: Mapping[str, Any], parts: Sequence[Section], figures: Sequ
     ]
     lines += ["Resolved config:", "", "```json", _fenced(_json(results["config"])), "```", ""]
     return "\n".join(lines)
+
+
+def _pointer(results: Mapping[str, Any]) -> str:
+    """To the warnings, which stand where they can be followed up."""
+    count = len(results["warnings"])
+    return f"{count} remark{'s' if count > 1 else ''} on sources that know this text worse than the target"
 
 
 def _fenced(text: str) -> str:
@@ -158,12 +173,7 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, default=str)
 
 
-def html(
-    results: Mapping[str, Any],
-    parts: Sequence[Section],
-    figures: Sequence[Plot],
-    tiles: Sequence[Mapping[str, str]],
-) -> str:
+def html(results: Mapping[str, Any], parts: Sequence[Section], figures: Sequence[Plot], answers: Sequence[Card]) -> str:
     """The report as one HTML file: style and figures inside, nothing fetched."""
     import jinja2
 
@@ -173,74 +183,19 @@ def html(
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,  # not what is markup already
     )
     drawn = {
-        part.key: [
-            {"title": figure.title, "alt": figure.alt, "svg": with_prefix(figure.svg, figure.name)}
-            for figure in figures
-            if figure.section == part.key
-        ]
+        part.key: [{"title": of.title, "svg": themed(of.svg)} for of in figures if of.section == part.key]
         for part in parts
     }
     return environment.get_template("report.html.j2").render(
         results=results,
-        warnings=results.get("warnings", []),
         sections=parts,
         figures=drawn,
-        tiles=tiles,
+        answers=answers,
+        pointer=_pointer(results) if results.get("warnings") else "",
         provenance=_flat(results["provenance"]),
         config=_json(results["config"]),
-        accent=METHOD_COLOURS[SUBJECT],
+        dark=DARK,
     )
-
-
-def key_figures(results: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The few numbers at the top of the page: value, what it is, and how sure."""
-    comparison = results["comparison"]
-    if comparison is None:
-        return []
-    claim = comparison["claim"]
-    where = "on the corpus's domains" if claim == "corpus" else "over all domains"
-    tiles = []
-    for baseline, name in (("ct", "continual training"), ("fusellm", "FuseLLM")):
-        found = comparison[f"bpb_vs_{baseline}"]
-        if found is not None:
-            tiles.append(_tile(f"bits per byte {where} against {name}, each at its best step", found["best"][claim]))
-    to_target = comparison["vs_target"]["best"]
-    if not tiles:
-        tiles.append(_tile(f"bits per byte {where} against the original target", to_target[claim]))
-    tiles += _absent_tile(comparison)
-    return [*tiles, _degraded_tile(comparison["degraded"])]
-
-
-def _absent_tile(comparison: Mapping[str, Any]) -> list[dict[str, str]]:
-    to_target = comparison["vs_target"]["best"]["absent"]
-    if to_target is None:
-        return []
-    if comparison["bpb_vs_ct"] is None:
-        return [_tile("on domains absent from the corpus, against the original target", to_target)]
-    tile = _tile(
-        "on domains absent from the corpus, against continual training", comparison["bpb_vs_ct"]["best"]["absent"]
-    )
-    return [{**tile, "detail": f"{tile['detail']}; {signed_percent(to_target['mean'])} against the original target"}]
-
-
-def _degraded_tile(degraded: Mapping[str, Any]) -> dict[str, str]:
-    counts = {method: found["best"]["vs_target"] for method, found in degraded.items()}
-    own = counts[SUBJECT]
-    others = [
-        f"{name} {number(counts[method]['raw'])} ({number(counts[method]['beyond_noise'])})"
-        for method, name in (("ct", "continual training"), ("fusellm", "FuseLLM"))
-        if method in counts
-    ]
-    return {
-        "value": f"{number(own['raw'])} of {number(own['units'])}",
-        "label": "domains and skills worse than the original target",
-        "detail": "; ".join([f"{number(own['beyond_noise'])} beyond noise", *others]),
-    }
-
-
-def _tile(label: str, found: Mapping[str, Any]) -> dict[str, str]:
-    interval = found["ci95"]
-    detail = f"95\u00a0%: {signed_percent(interval[0])} to {signed_percent(interval[1])}" if interval else "one seed"
-    return {"value": signed_percent(found["mean"]), "label": label, "detail": detail}

@@ -6,7 +6,7 @@ Tables, plots and the verdict read this dictionary only, so that every figure th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -70,8 +70,8 @@ def summarize(inputs: ReportInputs) -> dict[str, Any]:
     }
 
 
-def _group_domains(inputs: ReportInputs, group: str, domains: Domains) -> list[str]:
-    chosen = {"corpus": inputs.train_domains, "absent": inputs.absent_domains, "all": list(domains)}[group]
+def _group_domains(inputs: ReportInputs, group: str, domains: Iterable[str]) -> list[str]:
+    chosen = {"corpus": inputs.train_domains, "absent": inputs.absent_domains, "all": [*domains]}[group]
     return sorted(domain for domain in domains if domain in chosen)
 
 
@@ -170,7 +170,8 @@ def _comparison(inputs: ReportInputs, interference: Mapping[str, Any]) -> dict[s
 
     `<metric>_vs_<baseline>[step][group]` holds the `mean` over seeds of the relative difference (negative: lower,
     better) and `ci95`, Student's t interval over seeds (None for one seed); its own `mean` and `ci95` repeat those
-    over all domains at each method's best step. `claim` is the group that the verdict judges.
+    over all domains at each method's best step. Bits per byte at the best step have `documents`, too: the interval
+    over documents of the seeds' mean (None of too few). `claim` is the group that the verdict judges.
     """
     runs = inputs.runs_of(SUBJECT)
     if not runs:
@@ -206,6 +207,8 @@ def _relative(inputs: ReportInputs, pairs: Sequence[tuple[MethodRun, MethodRun]]
         for group in GROUPS:
             figures = [[_group_figures(inputs, group, run.at(step).domains) for run in pair] for pair in pairs]
             found[step][group] = over_seeds([a[metric] / b[metric] - 1 for a, b in figures if a and b])
+    if metric == "bits_per_byte":
+        _add_documents(inputs, found["best"], *zip(*((run.best, other.best) for run, other in pairs), strict=True))
     headline = found["best"]["all"]
     return {
         "mean": headline["mean"],
@@ -227,7 +230,19 @@ def _relative_to_target(inputs: ReportInputs, runs: Mapping[int, MethodRun]) -> 
             figures = [_group_figures(inputs, group, run.at(step).domains) for run in runs.values()]
             ratios = [item["bits_per_byte"] / start["bits_per_byte"] - 1 for item in figures if item and start]
             found[step][group] = over_seeds(ratios)
+    _add_documents(inputs, found["best"], [run.best for run in runs.values()], [inputs.original])
     return found
+
+
+def _add_documents(
+    inputs: ReportInputs, by_group: Mapping[str, Any], models: Sequence[Evaluation], others: Sequence[Evaluation]
+) -> None:
+    """`documents`: the interval over documents of the difference between two methods' means over seeds."""
+    changes = _changes(inputs, mean_documents([of.documents for of in models]),
+                       mean_documents([of.documents for of in others]))  # fmt: skip
+    for group, found in by_group.items():
+        if found is not None:
+            found["documents"] = changes[group]["interval"]
 
 
 def _degraded_counts(of_method: Mapping[str, Any]) -> dict[str, Any]:
@@ -332,7 +347,7 @@ def _ensembles(inputs: ReportInputs) -> dict[str, Any] | None:
         kind: {
             name: {
                 **_held_out_figures(inputs, figures["domains"]),
-                "change": _changes(inputs, figures["documents"], start),
+                "change": _changes(inputs, figures["documents"], start.documents),
             }
             for name, figures in found.scores[kind].items()
         }
@@ -341,7 +356,7 @@ def _ensembles(inputs: ReportInputs) -> dict[str, Any] | None:
     models = {
         name: {
             **combine([_held_out_figures(inputs, evaluation.domains) for evaluation in evaluations], mean),
-            "change": _changes(inputs, mean_documents([of.documents for of in evaluations]), start),
+            "change": _changes(inputs, mean_documents([of.documents for of in evaluations]), start.documents),
         }
         for name, evaluations in found.models.items()
     }
@@ -354,13 +369,11 @@ def _ensembles(inputs: ReportInputs) -> dict[str, Any] | None:
     return {**plain, **counts, **shown, "teachers": teachers, "models": models}
 
 
-def _changes(inputs: ReportInputs, documents: Documents, start: Evaluation) -> dict[str, Any]:
-    """Group -> relative difference in bits per byte to the original target, with its interval over documents."""
-    groups = {group: _group_domains(inputs, group, start.domains) for group in GROUPS}
+def _changes(inputs: ReportInputs, documents: Documents, baseline: Documents) -> dict[str, Any]:
+    """Group -> relative difference in bits per byte, with its interval over documents; None for an empty group."""
+    groups = {group: _group_domains(inputs, group, baseline) for group in GROUPS}
     return {
-        group: relative_change(documents, start.documents, domains, inputs.bootstrap, inputs.confidence)
-        if domains
-        else None
+        group: relative_change(documents, baseline, domains, inputs.bootstrap, inputs.confidence) if domains else None
         for group, domains in groups.items()
     }
 

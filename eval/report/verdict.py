@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fusionx.eval.report.inputs import TARGET, method_label
@@ -58,12 +58,12 @@ def _headline(comparison: Mapping[str, Any]) -> str:
         opening += " in this one pair of runs"
     sentence = (
         f"{opening}: with each at its own best step, its bits per byte {PLACES[claim]} are "
-        f"{_relative(change, THOSE_OF if abs(change) < NOTHING else '')}{_interval_text(interval)}"
+        f"{_relative(change, THOSE_OF if abs(change) < NOTHING else '')}{_interval_text(against_ct[claim])}"
     )
     absent = against_ct["absent"]
     if claim == "corpus" and absent is not None:
         away = _relative(absent["mean"], THOSE_OF if abs(absent["mean"]) < NOTHING else "")
-        sentence += f"; {PLACES['absent']} they are {away}{_interval_text(absent['ci95'])}"
+        sentence += f"; {PLACES['absent']} they are {away}{_interval_text(absent)}"
     return sentence + "."
 
 
@@ -76,7 +76,7 @@ def _against_baselines(comparison: Mapping[str, Any]) -> list[str]:
         if key != method != "ct" and found is not None:
             found = found["best"][claim]
             name = f"{IN_SENTENCE.get(method, method_label(method))}'s"
-            parts.append(f"{_relative(found['mean'], name)}{_interval_text(found['ci95'])}")
+            parts.append(f"{_relative(found['mean'], name)}{_interval_text(found)}")
     if not parts:
         return []
     listed = " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
@@ -126,7 +126,7 @@ def _last_step(comparison: Mapping[str, Any]) -> list[str]:
         return []
     last = comparison["bpb_vs_ct"]["last"]
     parts = [
-        f"{signed_percent(last[group]['mean'])} {PLACES[group]}{_interval_text(last[group]['ci95'])}"
+        f"{signed_percent(last[group]['mean'])} {PLACES[group]}{_interval_text(last[group])}"
         for group in dict.fromkeys([comparison["claim"], "absent"])
         if last[group] is not None
     ]
@@ -150,10 +150,21 @@ def _moved(change: float) -> str:
     return f"{'improves' if change < 0 else 'worsens'} by {abs(change) * 100:.1f}\u00a0%"
 
 
-def _interval_text(interval: list[float] | None) -> str:
-    if interval is None:
-        return ""
-    return f" (95\u00a0% interval over seeds {signed_percent(interval[0])} to {signed_percent(interval[1])})"
+def sureness(found: Mapping[str, Any]) -> str:
+    """The interval of a difference: over seeds, or of one seed that over documents, which knows of no other seed."""
+    if found["ci95"] is not None:
+        return f"95\u00a0% interval over seeds {_range(found['ci95'])}"
+    if found.get("documents") is not None:
+        return f"one seed; interval over documents {_range(found['documents'])}"
+    return "one seed, no interval"
+
+
+def _interval_text(found: Mapping[str, Any]) -> str:
+    return f" ({sureness(found)})" if found["ci95"] is not None or found.get("documents") is not None else ""
+
+
+def _range(interval: Sequence[float]) -> str:
+    return f"{signed_percent(interval[0])} to {signed_percent(interval[1])}"
 
 
 def signed_percent(value: float, digits: int = 1) -> str:

@@ -116,8 +116,8 @@ def _sums(documents: Documents, domain: str) -> npt.NDArray[np.float64]:
 def relative_change(
     model: Documents, baseline: Documents, domains: Sequence[str], resamples: int, confidence: float
 ) -> dict[str, Any]:
-    """`mean`: the relative difference in bits per byte, all domains with the same weight; and its `interval` by a paired
-    bootstrap over documents, None where there are fewer than 2 of a domain or 5 in all.
+    """`mean`: the relative difference in bits per byte, all domains with the same weight; `interval`: of that by a
+    paired bootstrap over documents, None where there are fewer than 2 of a domain or 5 in all.
     """
     before, after = ([_sums(of, name) for name in domains] for of in (baseline, model))
     change = _mean_bits(after) / _mean_bits(before) - 1

@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from html import escape
 from typing import Any
 
 from fusionx.contract.files.escaping import visible
@@ -25,8 +26,22 @@ METHOD_COLOURS = {
 }
 OTHER_COLOURS = ("#56B4E9", "#D55E00", "#000000")
 SOURCE_COLOURS = ("#332288", "#88CCEE", "#117733", "#DDCC77", "#CC6677", "#44AA99", "#882255", "#999933")
+METHOD_MARKERS = {TARGET: "|", "ct": "s", "fusellm": "^", "fusellm-avgce": "v", "paper": "D", "fusionx": "o"}
+"""Forms and dashes tell methods apart where colours do not: in print, and to every eye."""
+OTHER_MARKERS = ("P", "X", "*")
+METHOD_DASHES: Mapping[str, Any] = {"ct": (0, (5, 2)), "fusellm": (0, (1, 1.2)), "paper": (0, (4, 1.5, 1, 1.5))}
+OTHER_DASHES: Sequence[Any] = ((0, (8, 2)), (0, (6, 1.5, 1, 1.5, 1, 1.5)), (0, (2, 2)))
+HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "++++", "oo")
 INK = "#1F2933"
 QUIET = "#52606D"
+ON_CELL = "#111111"
+"""On the lighter cells of a heat map, which look the same on every page."""
+DARK = {
+    INK: "#E4E7EB", QUIET: "#A3B0BD", "#B8C2CC": "#5B6875", "#E4E7EB": "#313A44", "#F1F3F5": "#232A32",
+    "#FFFFFF": "#14181D", "#000000": "#FFFFFF", "#6B7280": "#9AA5B1", "#8C6D31": "#C09A4E", "#0072B2": "#3D9BDC",
+    "#332288": "#8F86E8", "#117733": "#3FA968", "#882255": "#D0679B",
+}  # fmt: skip
+"""Colours of figures -> what they are on a dark page; the others are seen on both."""
 WIDTH = 4.7
 """Inches; narrow, so that 9-point labels can still be read when a phone shows the figure 350 pixels wide."""
 
@@ -77,6 +92,25 @@ def _embeddable(svg: str) -> str:
     return svg.replace("'DejaVu Sans'", "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans'").strip()
 
 
+def described(svg: str, name: str, title: str, alt: str) -> str:
+    """The SVG with a title and a description for who does not see it, and ids that are its own on any page."""
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
+    words = "".join(
+        f'<{tag} id="{name}-{tag}">{escape(visible(text), quote=False)}</{tag}>'
+        for tag, text in (("title", title), ("desc", alt))
+    )
+    attributes, _, drawing = svg.removeprefix("<svg").partition(">")
+    return f'<svg role="img" aria-labelledby="{name}-title {name}-desc"{attributes}>{words}{drawing}'
+
+
+def themed(svg: str) -> str:
+    """The SVG with the colours of `DARK` as variables of the page around it, named by the colour (`--c1f2933`)."""
+    names = "|".join(colour[1:].lower() for colour in DARK)
+    return re.sub(rf"(: )#({names})\b", r"\1var(--c\2, #\2)", svg)
+
+
 def logarithmic(axes: Any, values: Sequence[float]) -> None:
     """A log axis that holds every value, so that a curve that runs away flattens no other and is never cut off."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
@@ -114,7 +148,9 @@ def stacked_shares(axes: Any, steps: Sequence[int], shares: Mapping[str, Sequenc
     """Stacked areas: each source's share of the fusion weight by step."""
     ids = list(shares)
     colours = [SOURCE_COLOURS[position % len(SOURCE_COLOURS)] for position in range(len(ids))]
-    axes.stackplot(steps, [shares[name] for name in ids], labels=ids, colors=colours, edgecolor="white", linewidth=0.4)
+    hatches = [HATCHES[position % len(HATCHES)] for position in range(len(ids))]
+    axes.stackplot(steps, [shares[name] for name in ids], labels=ids, colors=colours, hatch=hatches, edgecolor="white",
+                   linewidth=0.3)  # fmt: skip
     axes.set_xlim(steps[0], steps[-1])
     axes.set_ylim(0, 1)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])

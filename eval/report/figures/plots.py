@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,19 +9,23 @@ from typing import Any
 from fusionx.eval.report.figures.canvas import (
     INK,
     METHOD_COLOURS,
+    METHOD_DASHES,
+    METHOD_MARKERS,
+    ON_CELL,
     OTHER_COLOURS,
+    OTHER_DASHES,
+    OTHER_MARKERS,
     SOURCE_COLOURS,
     canvas,
     logarithmic,
     mean_shares,
     stacked_shares,
 )
-from fusionx.eval.report.inputs import STEPS, TARGET, ReportInputs, Step, method_label
+from fusionx.eval.report.inputs import TARGET, ReportInputs, Step, method_label
 from fusionx.eval.report.summary import SUBJECT, claim_group
 from fusionx.eval.report.tables.cells import signed
+from fusionx.eval.report.tables.units import STEP_WORDS
 from fusionx.eval.results.statistics import spread
-
-STEP_TITLES = {"best": "at each method's best step", "last": "at the last step"}
 
 
 @dataclass(frozen=True)
@@ -40,35 +43,38 @@ def plots(inputs: ReportInputs, results: Mapping[str, Any]) -> list[Plot]:
     """Every figure for which there is data."""
     made = [*_validations(results), _groups(results)]
     made += [
-        change_bars(results, kind, step, section, f"the original target, {STEP_TITLES[step]}")
-        for kind, section in (("domain", "interference"), ("task", "skills"))
-        for step in STEPS
+        change_points(results, kind, "best", "losses", f"the original target, {STEP_WORDS['best']}")
+        for kind in ("domain", "task")
     ]
     made.append(_fidelity(results))
-    for method in inputs.methods():
+    chosen = [SUBJECT] if SUBJECT in results["selection"] else list(results["selection"])
+    for method in chosen:
         made += [_selection_course(inputs, method), _selection_heat(results, method)]
     return [plot for plot in made if plot is not None]
 
 
-def method_colour(results: Mapping[str, Any], method: str) -> str:
-    """The method's colour; methods without one of their own take the spare ones in order."""
+def method_look(results: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """Colour and form of a method's points; methods without ones of their own take the spare ones in order."""
     if method in METHOD_COLOURS:
-        return METHOD_COLOURS[method]
-    others = [name for name in results["methods"] if name not in METHOD_COLOURS]
-    return OTHER_COLOURS[others.index(method) % len(OTHER_COLOURS)]
+        return {"color": METHOD_COLOURS[method], "marker": METHOD_MARKERS[method]}
+    place = _place(results, method)
+    return {"color": OTHER_COLOURS[place % len(OTHER_COLOURS)], "marker": OTHER_MARKERS[place % len(OTHER_MARKERS)]}
 
 
-def with_prefix(svg: str, prefix: str) -> str:
-    """The SVG with its ids made unique, so that several can stand in one page."""
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
-    svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', svg)
-    return re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
+def _dashes(results: Mapping[str, Any], method: str) -> Any:
+    if method in METHOD_COLOURS:
+        return METHOD_DASHES.get(method, "-")
+    return OTHER_DASHES[_place(results, method) % len(OTHER_DASHES)]
+
+
+def _place(results: Mapping[str, Any], method: str) -> int:
+    return [name for name in results["methods"] if name not in METHOD_COLOURS].index(method)
 
 
 VALIDATION_TITLES = {
-    "corpus": "Validation perplexity, corpus domains (dot: lowest here",
-    "all": "Validation perplexity, all domains (dot: lowest here",
-    "absent": "Validation perplexity, absent domains (dot: same step",
+    "corpus": "Validation perplexity, corpus domains (mark: lowest here",
+    "all": "Validation perplexity, all domains (mark: lowest here",
+    "absent": "Validation perplexity, absent domains (mark: same step",
 }
 
 Curve = tuple[list[int], list[float], list[float]]
@@ -92,9 +98,10 @@ def _validation(
     words = []
     with canvas(3.3) as (figure, axes, svg):
         for method, (steps, means, spreads) in curves.items():
-            colour = method_colour(results, method)
+            look = method_look(results, method)
+            colour = look["color"]
             axes.plot(steps, means, color=colour, linewidth=2.4 if method == SUBJECT else 1.6,
-                      label=method_label(method))  # fmt: skip
+                      linestyle=_dashes(results, method), label=method_label(method))  # fmt: skip
             if any(spreads):
                 low = [mean - wide for mean, wide in zip(means, spreads, strict=True)]
                 high = [mean + wide for mean, wide in zip(means, spreads, strict=True)]
@@ -102,7 +109,7 @@ def _validation(
             words.append(f"{method_label(method)} last {means[-1]:.2f}")
             if dots.get(method) in steps:
                 at_dot = means[steps.index(dots[method])]
-                axes.plot(dots[method], at_dot, "o", color=colour, markersize=6, markeredgecolor="white", zorder=4)
+                axes.plot(dots[method], at_dot, **look, markersize=7, markeredgecolor="white", zorder=4)
                 words[-1] += f", {at_dot:.2f} at step {dots[method]}"
         logarithmic(axes, [mean for _, means, _ in curves.values() for mean in means])
         axes.set_xlabel("Training step")
@@ -132,62 +139,54 @@ def _mean_curve(seeds: Mapping[str, Sequence[Mapping[str, Any]]], figure: str) -
 
 
 def _groups(results: Mapping[str, Any]) -> Plot | None:
-    """Bars: mean change against the original target over corpus and absent domains, at the best and last step."""
+    """Points: mean change against the original target over corpus and absent domains, at each method's best step."""
     methods = [method for method in results["methods"] if method != TARGET]
-    groups = [
-        (group, words) for group, words in (("corpus", "corpus"), ("absent", "absent")) if results["domains"][group]
-    ]
+    groups = [group for group in ("corpus", "absent") if results["domains"][group]]
     if not methods or not groups:
         return None
-    rows = [(group, step, f"{words},\n{step} step") for group, words in groups for step in STEPS]
-    start = {group: _group_bits(results["methods"][TARGET]["mean"]["best"], group) for group, _ in groups}
-    thickness = 0.8 / len(methods)
-    with canvas(3.3) as (figure, axes, svg):
-        for order, method in enumerate(methods):
-            mean, deviation = results["methods"][method]["mean"], results["methods"][method]["spread"]
-            places = [-row + 0.4 - (order + 0.5) * thickness for row in range(len(rows))]
-            changes = [100 * (_group_bits(mean[step], group) / start[group] - 1) for group, step, _ in rows]
-            errors = [
-                100 * _group_bits(deviation[step], group) / start[group] if deviation[step] else 0.0
-                for group, step, _ in rows
-            ]
-            _bars(axes, places, changes, errors, thickness, method_colour(results, method), method_label(method))
-        axes.set_yticks([-row for row in range(len(rows))], [label for _, _, label in rows])
-        axes.set_ylim(-len(rows) + 0.5, 0.5)
-        _finish_bars(figure, axes, "Change in bits per byte, % (right: worse)")
-    at_best = {
-        method: [100 * (_group_bits(results["methods"][method]["mean"]["best"], g) / start[g] - 1) for g, _ in groups]
+    start = {group: _group_bits(results["methods"][TARGET]["mean"]["best"], group) for group in groups}
+    changes = {
+        method: [100 * (_group_bits(results["methods"][method]["mean"]["best"], of) / start[of] - 1) for of in groups]
         for method in methods
     }
+    deviations = {method: results["methods"][method]["spread"]["best"] for method in methods}
+    errors = {
+        method: [100 * _group_bits(wide, of) / start[of] if wide else 0.0 for of in groups]
+        for method, wide in deviations.items()
+    }
+    with canvas(2.6) as (figure, axes, svg):
+        _points(results, axes, changes, errors)
+        axes.set_yticks(range(len(groups)), [f"{group}\ndomains" for group in groups])
+        axes.set_ylim(len(groups) - 0.4, -0.6)
+        _finish_points(figure, axes, "Change in bits per byte, % (left: better, right: worse)")
     ends = "; ".join(
-        " ".join(
-            [method_label(method), *(f"{c:+.1f} % ({words})" for c, (_, words) in zip(found, groups, strict=True))]
-        )
-        for method, found in at_best.items()
+        " ".join([method_label(method), *(f"{c:+.1f} % ({words})" for c, words in zip(found, groups, strict=True))])
+        for method, found in changes.items()
     )
-    title = "Corpus domains and absent domains against the original target"
-    return Plot("change-groups", "overview", title, f"Bar chart, at the best step: {ends}.", svg[0])
+    title = "Gained and forgotten: corpus domains and absent domains against the original target"
+    return Plot("change-groups", "overview", title, f"Point chart, at the best step: {ends}.", svg[0])
 
 
 def _group_bits(snapshot: Mapping[str, Any], group: str) -> float:
     return float(snapshot["groups"][group]["bits_per_byte"])
 
 
-def _bars(
-    axes: Any,
-    places: Sequence[float],
-    changes: Sequence[float],
-    errors: Sequence[float],
-    thickness: float,
-    colour: str,
-    label: str,
+def _points(
+    results: Mapping[str, Any], axes: Any, changes: Mapping[str, Sequence[float]], errors: Mapping[str, Sequence[float]]
 ) -> None:
-    """One method's horizontal bars, with thin lines for the spread over seeds where there is one."""
-    axes.barh(places, changes, thickness * 0.92, color=colour, label=label, xerr=errors if any(errors) else None,
-              error_kw={"elinewidth": 0.7, "ecolor": INK})  # fmt: skip
+    """A row of points per place from the top down, one per method, a little below each other; a line joins them to
+    nothing lost, and a thin one shows the spread over seeds where there is one."""
+    step = 0.64 / max(len(changes), 1)
+    for order, (method, values) in enumerate(changes.items()):
+        look = method_look(results, method)
+        places = [row + (order + 0.5) * step - 0.32 for row in range(len(values))]
+        axes.hlines(places, 0, values, color=look["color"], linewidth=1.0)
+        axes.errorbar(values, places, xerr=errors[method] if any(errors[method]) else None, linestyle="", **look,
+                      markersize=5.5 if method == SUBJECT else 4.5, label=method_label(method), elinewidth=0.7,
+                      ecolor=INK)  # fmt: skip
 
 
-def _finish_bars(figure: Any, axes: Any, label: str) -> None:
+def _finish_points(figure: Any, axes: Any, label: str) -> None:
     axes.tick_params(axis="y", length=0)
     axes.axvline(0, color=INK, linewidth=0.9)
     axes.grid(axis="x")
@@ -200,8 +199,9 @@ def _is_drawn(unit: Mapping[str, Any], kind: str) -> bool:
     return unit["kind"] == kind and (kind == "domain" or unit["share"])
 
 
-def change_bars(results: Mapping[str, Any], kind: str, step: Step, section: str, against: str) -> Plot | None:
-    """Bars per domain or task: the change against the original target, one bar per method; None without such units.
+def change_points(results: Mapping[str, Any], kind: str, step: Step, section: str, against: str) -> Plot | None:
+    """Points per domain or task, the largest loss first: the change against the original target under every method;
+    None without such units.
 
     Args:
         section: of the report, to which the figure belongs. against: what the title calls the comparison.
@@ -215,35 +215,39 @@ def change_bars(results: Mapping[str, Any], kind: str, step: Step, section: str,
     if not by_method:
         return None
     first = next(iter(by_method.values()))
-    # Drawn from the bottom up: absent domains last, so that they stand together below the others.
-    names = sorted(first, key=lambda name: (first[name]["absent"], name))[::-1]
-    thickness = 0.8 / len(by_method)
-    with canvas(0.9 + len(names) * max(0.24, 0.085 * len(by_method))) as (figure, axes, svg):
-        for order, (method, units) in enumerate(by_method.items()):
-            # Bars go down from the group's top, in the order of the legend.
-            places = [row + 0.4 - (order + 0.5) * thickness for row in range(len(names))]
-            sign = 1 if kind == "domain" else -1
-            changes = [100 * sign * units[name]["loss"] for name in names]
-            errors = [100 * (units[name]["loss_spread"] or 0.0) for name in names]
-            _bars(axes, places, changes, errors, thickness, method_colour(results, method), method_label(method))
-        absent = [row for row, name in enumerate(names) if first[name]["absent"]]
-        if absent:
-            axes.axhspan(-0.5, max(absent) + 0.5, color="#F1F3F5", zorder=0)
+    leading = [by_method[SUBJECT]] if SUBJECT in by_method else list(by_method.values())
+    names = sorted(first, key=lambda name: (-max(units[name]["loss"] for units in leading), name))
+    sign = 1 if kind == "domain" else -1
+    changes = {method: [100 * sign * units[name]["loss"] for name in names] for method, units in by_method.items()}
+    errors = {
+        method: [100 * (units[name]["loss_spread"] or 0.0) for name in names] for method, units in by_method.items()
+    }
+    absent = [row for row, name in enumerate(names) if first[name]["absent"]]
+    with canvas(0.95 + len(names) * max(0.24, 0.085 * len(by_method))) as (figure, axes, svg):
+        _points(results, axes, changes, errors)
+        for row in absent:
+            axes.axhspan(row - 0.5, row + 0.5, color="#F1F3F5", zorder=0)
         axes.set_yticks(range(len(names)), [name + (" *" if first[name]["absent"] else "") for name in names])
-        axes.set_ylim(-0.5, len(names) - 0.5)
+        axes.set_ylim(len(names) - 0.5, -0.5)
         domain_label, task_label = (
             "Change in bits per byte, % (right: worse)",
             "Change in accuracy, points (left: worse)",
         )
-        _finish_bars(figure, axes, domain_label if kind == "domain" else task_label)
+        _finish_points(figure, axes, domain_label if kind == "domain" else task_label)
     what = "Held-out bits per byte" if kind == "domain" else "Skill accuracy"
     note = "; shaded, *: not in the corpus" if absent else ""
     title = f"{what} against {against}{note}"
-    worst = {m: max(u.values(), key=lambda unit: unit["loss"]) for m, u in by_method.items()}
-    alt = "Bar chart. Largest loss: " + "; ".join(
-        f"{method_label(m)} {100 * unit['loss']:+.1f} in {unit['name']}" for m, unit in worst.items()
+    alt = "Point chart, the largest loss first. " + "; ".join(
+        _extremes(m, units, sign) for m, units in by_method.items()
     )
     return Plot(f"change-{kind}-{step}", section, title, alt + ".", svg[0])
+
+
+def _extremes(method: str, units: Mapping[str, Mapping[str, Any]], sign: int) -> str:
+    """The worst and the best change in words, with the sign that the figure gives them."""
+    ranked = sorted(units.values(), key=lambda unit: -unit["loss"])
+    worst, best = (f"{100 * sign * unit['loss']:+.1f} in {unit['name']}" for unit in (ranked[0], ranked[-1]))
+    return f"{method_label(method)}: worst {worst}, best {best}"
 
 
 def _selection_course(inputs: ReportInputs, method: str) -> Plot | None:
@@ -281,7 +285,7 @@ def _selection_heat(results: Mapping[str, Any], method: str) -> Plot | None:
         axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=1.2)
         for row, values in enumerate(shares):
             for column, value in enumerate(values):
-                colour = "white" if value > 0.55 else INK
+                colour = "#FEFEFE" if value > 0.55 else ON_CELL
                 axes.text(column + 0.5, row + 0.5, f"{100 * value:.0f}", ha="center", va="center", color=colour,
                           fontsize=8)  # fmt: skip
         axes.invert_yaxis()

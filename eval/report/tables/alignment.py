@@ -29,7 +29,7 @@ def alignment(results: Mapping[str, Any]) -> Section | None:
         "By status: the share of target positions by how they were aligned with each source; where it is not aligned, "
         "a source drops out."
     )
-    return Section("alignment", "Alignment", notes, tables, warnings(results))
+    return Section("alignment", "What each source gave, before and after alignment", notes, tables, warnings(results))
 
 
 def _fidelity_notes() -> list[str]:

@@ -25,24 +25,32 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a caption. The first column names the row; `emphasis` is the row of the method under test."""
+    """A table with a caption. The first column names the row; `emphasis` is the row of the method under test.
+
+    folded: shown when asked for. prose: its cells are running text.
+    """
 
     caption: str
     header: list[str]
     rows: list[list[Cell]]
     emphasis: str = ""
     folded: bool = False
+    prose: bool = False
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, what the reader should be warned of and should know, and tables; `key` names its figures, too."""
+    """A heading, what the reader should be warned of and should know, and tables; `key` names its figures, too.
+
+    behind: a detail, which a page opens when asked to.
+    """
 
     key: str
     heading: str
     notes: list[str] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    behind: bool = False
 
 
 def percent(value: float, digits: int = 1) -> str:

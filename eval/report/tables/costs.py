@@ -35,7 +35,7 @@ def tuning(results: Mapping[str, Any]) -> Section | None:
     ]
     header = ["Method", "Learning rate", "Best step, bits/byte", "Last step, bits/byte", "Best step"]
     caption = "Every rate on validation text"
-    return Section("tuning", "Learning-rate search", notes, [Table(caption, header, rows)])
+    return Section("tuning", "Learning-rate search", notes, [Table(caption, header, rows)], behind=True)
 
 
 def stages(results: Mapping[str, Any]) -> Section | None:
@@ -51,4 +51,5 @@ def stages(results: Mapping[str, Any]) -> Section | None:
         cells = [duration_text(seconds), *counts, rate, bytes_text(found.get("bytes"))]
         rows.append([Cell(stage), *map(Cell, cells)])
     header = ["Stage", "Time", "Parts", "Rows", "Tokens", "Tokens/s", "Size"]
-    return Section("stages", "Time and size of the stages", [], [Table("What the run took", header, rows)])
+    tables = [Table("What the run took", header, rows)]
+    return Section("stages", "Time and size of the stages", [], tables, behind=True)

@@ -23,7 +23,7 @@ def overview(results: Mapping[str, Any]) -> Section:
     ]
     if results["tasks"]["groups"]:
         notes[-1] += " Behind the share of skills right stands its 95 % interval over the items."
-    return Section("overview", "Results", notes, [_headline(results, "best"), _headline(results, "last")])
+    return Section("overview", "How it went", notes, [_headline(results, "best"), _headline(results, "last")])
 
 
 def _best_step_note(results: Mapping[str, Any]) -> str:
@@ -60,7 +60,8 @@ def _headline(results: Mapping[str, Any], step: Step) -> Table:
         for method in results["methods"]
     ]
     caption = f"All methods {STEP_WORDS[step]}"
-    return Table(caption, ["Method", *(title for title, _ in columns)], rows, emphasis=method_label(SUBJECT))
+    header = ["Method", *(title for title, _ in columns)]
+    return Table(caption, header, rows, emphasis=method_label(SUBJECT), folded=step == "last")
 
 
 def _run_text(results: Mapping[str, Any], method: str, step: Step) -> str:
@@ -117,8 +118,9 @@ def interference(results: Mapping[str, Any]) -> Section | None:
             [Cell(method_label(method)), *loss_cells(found[step])] for method, found in results["interference"].items()
         ]
         caption = f"Domains and skills that got worse than the original target, {STEP_WORDS[step]}"
-        tables.append(Table(caption, ["Method", *LOSS_HEADER], rows, emphasis=method_label(SUBJECT)))
-    return Section("interference", "Knowledge interference", loss_notes(results), tables)
+        header = ["Method", *LOSS_HEADER]
+        tables.append(Table(caption, header, rows, emphasis=method_label(SUBJECT), folded=step == "last"))
+    return Section("interference", "Knowledge interference", loss_notes(results), tables, behind=True)
 
 
 LOSS_HEADER = ("Worse", "Beyond noise", "Mean loss of the worse ones", "Mean loss of all", "Worst loss")
@@ -160,4 +162,4 @@ def selection(results: Mapping[str, Any]) -> Section | None:
         rows.append([Cell("Mean"), *(Cell(percent(found["mean"][name], 0)) for name in ids)])
         tables.append(Table(f"{method_label(method)}: fusion weight by domain", ["Domain", *ids], rows, folded=True))
     notes = ["How the selection network shares its weight among the sources: mean fusion weight per position."]
-    return Section("selection", "What the selection network chose", notes, tables)
+    return Section("selection", "Whom the target listened to", notes, tables)

@@ -35,7 +35,7 @@ def sources(results: Mapping[str, Any]) -> Section | None:
     if evaluated:
         tables.append(_source_domains(results, evaluated))
     notes = ["Bits per byte compares models of different tokenizers over the same text; the lowest per domain is bold."]
-    return Section("sources", "The sources", notes, tables)
+    return Section("sources", "The sources", notes, tables, behind=True)
 
 
 def _source_domains(results: Mapping[str, Any], sources: Sequence[Mapping[str, Any]]) -> Table:
@@ -88,10 +88,11 @@ def ensembles(results: Mapping[str, Any]) -> Section | None:
             f"“{MERGE_ROW.strip()}” rows are the candidates that share the target's architecture and tokenizer, merged "
             "by weight; the scale of a merge that has one was chosen on validation text."
         )
-    return Section("ensembles", "Ensembles and other models", notes, [_ensemble_overview(results), _by_domain(results)])
+    tables = [_ensemble_overview(results), _by_domain(results)]
+    return Section("ensembles", "Ensembles and other models", notes, tables, behind=True)
 
 
-_ENSEMBLE_LABELS = {
+ENSEMBLE_LABELS = {
     "uniform": "Uniform average",
     "top1_ppl": "Top1-PPL",
     "packllm_sim": "PackLLM-sim",
@@ -104,7 +105,7 @@ def _ensemble_rows(results: Mapping[str, Any]) -> list[tuple[Cell, Mapping[str, 
     """First cell and figures of every row: candidates, ensembles, the ceiling, models."""
     found = results["ensembles"]
     candidates = [(Cell(name, "aligned shards"), figures) for name, figures in found["candidates"].items()]
-    ensembles = [(Cell(label, "ensemble"), found["ensembles"][name]) for name, label in _ENSEMBLE_LABELS.items()]
+    ensembles = [(Cell(label, "ensemble"), found["ensembles"][name]) for name, label in ENSEMBLE_LABELS.items()]
     ceiling = (Cell("Oracle per token", "ceiling", "muted"), found["ensembles"][_CEILING])
     models = [
         (Cell(method_label(name), "best step" if name in results["methods"] and name != TARGET else ""), figures)

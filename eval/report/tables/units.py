@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fusionx.eval.report.inputs import STEPS, TARGET, Step, method_label
+from fusionx.eval.report.summary import SUBJECT
 from fusionx.eval.report.tables.cells import MISSING, Cell, Section, Table, Tone, percent
 from fusionx.eval.report.verdict import signed_percent
 from fusionx.eval.results.task_scores import ALL
@@ -20,7 +21,7 @@ def per_domain(results: Mapping[str, Any]) -> Section:
         "in at least half of the seeds."
     ]
     tables = [_unit_table(results, "domain", step) for step in STEPS]
-    return Section("domains", "Every domain", notes, tables)
+    return Section("domains", "Every domain", notes, tables, behind=True)
 
 
 def skills(results: Mapping[str, Any]) -> Section | None:
@@ -33,12 +34,16 @@ def skills(results: Mapping[str, Any]) -> Section | None:
         "relative. Every task of a group counts the same.",
     ]
     return Section(
-        "skills", "Every skill", notes, [*(_unit_table(results, "task", step) for step in STEPS), _scores(results)]
+        "skills",
+        "Every skill",
+        notes,
+        [*(_unit_table(results, "task", step) for step in STEPS), _scores(results)],
+        behind=True,
     )
 
 
 def _unit_table(results: Mapping[str, Any], kind: str, step: Step) -> Table:
-    methods = [method for method in results["methods"] if method != TARGET]
+    methods = sorted((method for method in results["methods"] if method != TARGET), key=lambda m: m != SUBJECT)
     by_method = {
         method: {unit["name"]: unit for unit in results["interference"][method][step]["units"] if unit["kind"] == kind}
         for method in methods
@@ -110,6 +115,24 @@ def unit_cell(unit: Mapping[str, Any]) -> Cell:
         return Cell(f"{unit['model']:.4f}", signed_percent(unit["loss"]), tone)
     details = [_change(unit), interval_text(unit["model_interval"], unit["share"])]
     return Cell(score_text(unit["model"], unit["share"]), "; ".join(filter(None, details)), tone)
+
+
+def change_text(unit: Mapping[str, Any]) -> str:
+    """The change with its own sign, not the loss's: relative bits per byte, points of a share of right answers."""
+    if unit["kind"] == "domain":
+        return signed_percent(unit["loss"])
+    return _change(unit) + ("\u00a0points" if unit["share"] else "")
+
+
+def relative_interval(unit: Mapping[str, Any]) -> str:
+    """How sure a change is: its interval over documents of one seed, the spread over several; nothing of a skill."""
+    if unit["loss_spread"] is not None:
+        return f"±{unit['loss_spread'] * 100:.1f} over seeds"
+    (interval,) = unit["intervals"]
+    if interval is None or unit["kind"] != "domain":
+        return ""
+    low, high = (signed_percent(limit / unit["baseline"]) for limit in interval)
+    return f"{low} to {high}"
 
 
 def _change(unit: Mapping[str, Any]) -> str:

@@ -131,6 +131,10 @@ def make_evaluation(
     )
 
 
+def held_out_of(evaluation: Evaluation) -> dict[str, Any]:
+    return {"domains": evaluation.domains, "documents": evaluation.documents}
+
+
 def _validation_figures(method: str, domain: str, share: float, noise: float) -> dict[str, float]:
     """A curve that falls to the best step and then goes to where the last step ends."""
     best, last = (effects[domain in ABSENT_DOMAINS] for effects in EFFECTS[method])
@@ -277,10 +281,10 @@ def build_inputs(
                 "positions": 1000,
                 "unaligned": 3,
                 "candidates": {
-                    name: {"domains": make_evaluation(name, (0.1 * i, 0.1)).domains} for i, name in enumerate(SOURCES)
+                    name: held_out_of(make_evaluation(name, (0.1 * i, 0.1))) for i, name in enumerate(SOURCES)
                 },
                 "ensembles": {
-                    name: {"domains": make_evaluation(name, (-0.1 * i, -0.1)).domains}
+                    name: held_out_of(make_evaluation(name, (-0.1 * i, -0.1)))
                     for i, name in enumerate(("uniform", "top1_ppl", "packllm_sim", "fixed_share", "oracle"))
                 },
             },

@@ -21,7 +21,7 @@ def full(make_inputs: MakeInputs, tmp_path_factory: pytest.TempPathFactory) -> t
 
 
 def alignment_section(text: str) -> str:
-    return text[text.index("## Alignment") : text.index("## Learning-rate")]
+    return text[text.index("## What each source gave") : text.index("## Every domain")]
 
 
 def test_what_alignment_costs_is_told_per_source_method_and_domain(full: tuple[ReportInputs, Path]) -> None:
@@ -67,7 +67,7 @@ def test_calibration_is_one_folded_table_with_the_target_first(full: tuple[Repor
     assert shown["fidelity"] == inputs.fidelity
 
 
-def test_warnings_come_first_on_the_page_and_in_the_section(full: tuple[ReportInputs, Path]) -> None:
+def test_the_page_points_at_the_warnings_that_come_first_in_the_section(full: tuple[ReportInputs, Path]) -> None:
     _, folder = full
     results = json.loads((folder / "results.json").read_text())
     found = results["warnings"]
@@ -81,13 +81,15 @@ def test_warnings_come_first_on_the_page_and_in_the_section(full: tuple[ReportIn
         "little.",
     ]
     text = (folder / "report.md").read_text()
-    for part in (text, alignment_section(text)):
-        lines = part.splitlines()
-        assert lines[2:4] == ["> **Warning**", ">"]
-        assert lines[4 : 4 + len(found)] == [f"> - {sentence}" for sentence in found]
+    lines = alignment_section(text).splitlines()
+    assert lines[2:4] == ["> **Warning**", ">"]
+    assert lines[4 : 4 + len(found)] == [f"> - {sentence}" for sentence in found]
+    pointer = "4 remarks on sources that know this text worse than the target"
+    assert f"> **Warning** {pointer}\n" in text[: text.index("## ")]
     page = (folder / "report.html").read_text()
-    assert page.count('<div class="warnings">') == 2
-    assert page.index('<div class="warnings">') < page.index('<div class="verdict">')
+    assert page.count('<div class="warnings">') == 1
+    first = page.index(f'{pointer}: <a href="#alignment">')
+    assert first < page.index("<nav") < page.index('<section id="alignment">') < page.index('<div class="warnings">')
 
 
 def test_without_a_target_to_compare_with_there_is_no_warning(make_inputs: MakeInputs, tmp_path: Path) -> None:
@@ -96,7 +98,7 @@ def test_without_a_target_to_compare_with_there_is_no_warning(make_inputs: MakeI
     text = (tmp_path / "report.md").read_text()
     assert "Warning" not in text
     assert "| neox-code (walk) | 1.3833 | 1.3853 | **+0.0020** | 1.3843 | 41.0 % | – | – |" in text
-    assert "warnings" not in (tmp_path / "report.html").read_text().split("</style>")[1]
+    assert "Warning" not in (tmp_path / "report.html").read_text().split("</style>")[1]
 
 
 def test_a_source_of_which_nothing_is_judged_has_empty_cells(make_inputs: MakeInputs, tmp_path: Path) -> None:

@@ -296,7 +296,7 @@ main(["report", "interference", "models/target.json", "ct", "--output", {str(tmp
         [sys.executable, "-c", code], cwd=written, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    for folder, count in (("run", 10), ("own", 2)):
+    for folder, count in (("run", 8), ("own", 2)):
         drawn = list((tmp_path / folder / "plots").glob("*.svg"))
         assert len(drawn) == count
         assert all(path.read_text().startswith("<svg") for path in drawn)

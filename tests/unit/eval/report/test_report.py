@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from fusionx.eval.report.figures.plots import plots
-from fusionx.eval.report.pages import ReportInputs, key_figures, write_report
+from fusionx.eval.report.pages import ReportInputs, write_report
 from fusionx.eval.report.summary import ONE_SEED, summarize
-from fusionx.eval.report.verdict import number, signed_percent, verdict
+from fusionx.eval.report.verdict import verdict
 from fusionx.eval.results.interference import compare
 from fusionx.eval.results.statistics import t_interval
 
@@ -97,7 +97,7 @@ def test_ensembles_are_told_beside_models_of_the_same_split(full: tuple[ReportIn
             found_bits = shown["teachers"][name]["groups"][group]["bits_per_byte"]
             assert found_bits == pytest.approx(expected / len(of_seeds) / len(domains))
     text = (folder / "report.md").read_text()
-    section = text[text.index("## Ensembles and other models") : text.index("## Alignment")]
+    section = text[text.index("## Ensembles and other models") : text.index("## Learning-rate")]
     for row in (
         *SOURCE_ROWS,
         "Uniform average (ensemble)",
@@ -167,7 +167,8 @@ def test_no_curve_is_cut_off(make_inputs: MakeInputs) -> None:
         area = re.search(r'<g id="patch_2">\s*<path d="([^"]+)"', drawn[name].svg)
         assert area is not None
         low, high = extent(area[1])
-        lines = re.findall(r'<path d="([^"]+)" clip-path="[^"]+" style="fill: none; stroke: #(?:E69F00|0072B2)',
+        curve = r'<path d="([^"]+L[^"]+)" clip-path="[^"]+" style="fill: none; [^"]*stroke: #(?:E69F00|0072B2)'
+        lines = re.findall(curve,
                            drawn[name].svg, re.IGNORECASE)  # fmt: skip
         assert len(lines) == 2
         for line in lines:
@@ -206,25 +207,6 @@ def test_the_page_says_how_the_best_step_was_chosen(full: tuple[ReportInputs, Pa
         assert "best step is chosen on validation text of the corpus's own domains only" in text
 
 
-def test_tiles_show_the_comparison(full: tuple[ReportInputs, Path]) -> None:
-    _, folder = full
-    results = json.loads((folder / "results.json").read_text())
-    comparison = results["comparison"]
-    tiles = key_figures(results)
-    assert len(tiles) == 4
-    expected = [
-        comparison["bpb_vs_ct"]["best"]["corpus"], comparison["bpb_vs_fusellm"]["best"]["corpus"],
-        comparison["bpb_vs_ct"]["best"]["absent"],
-    ]  # fmt: skip
-    for tile, found in zip(tiles, expected, strict=False):
-        assert tile["value"] == signed_percent(found["mean"])
-        assert signed_percent(found["ci95"][0]) in tile["detail"]
-    assert tiles[3]["value"] == f"{number(comparison['degraded']['fusionx']['best']['vs_target']['raw'])} of 14"
-    for method, name in (("ct", "continual training"), ("fusellm", "FuseLLM")):
-        raw = comparison["degraded"][method]["best"]["vs_target"]["raw"]
-        assert f"{name} {number(raw)} (" in tiles[3]["detail"]
-
-
 class Page(HTMLParser):
     """Collects what a page links to, its ids, and how many drawings it has."""
 
@@ -250,7 +232,7 @@ def test_page_is_self_contained(full: tuple[ReportInputs, Path]) -> None:
     page = Page()
     page.feed(text)
     drawn = sorted(path.name for path in (folder / "plots").iterdir())
-    assert page.drawings == len(drawn) == 12
+    assert page.drawings == len(drawn) == 8
     assert all(link.startswith("#") for link in page.links)
     assert {link[1:] for link in page.links} <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
@@ -263,7 +245,7 @@ def test_markdown_links_existing_plots_and_even_tables(full: tuple[ReportInputs,
     _, folder = full
     text = (folder / "report.md").read_text()
     linked = re.findall(r"\]\((plots/[^)]+)\)", text)
-    assert len(linked) == 12
+    assert len(linked) == 8
     assert all((folder / link).is_file() for link in linked)
     for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
         assert len({line.count("|") for line in block.splitlines()}) == 1
@@ -286,8 +268,7 @@ def test_one_seed_has_no_interval(full: tuple[ReportInputs, Path], make_inputs: 
         for sign in ("interval over seeds", "±"):
             assert sign in (full[1] / name).read_text()
             assert sign not in (tmp_path / name).read_text()
-    assert "95\u00a0%" in (full[1] / "report.html").read_text()
-    assert "95\u00a0%" not in (tmp_path / "report.html").read_text()
+        assert "one seed; interval over documents" in (tmp_path / name).read_text()
 
 
 @pytest.mark.parametrize("methods", [("fusionx",), ("ct",), ("ct", "fusionx"), ()])
@@ -370,5 +351,5 @@ def test_verdict_names_every_other_method_that_was_trained(make_inputs: MakeInpu
     again = [replace(run, method="fusellm-walk") for run in inputs.runs if run.method == "fusellm"]
     results = summarize(replace(inputs, runs=[*inputs.runs, *again]))
     assert results["comparison"]["bpb_vs_fusellm-walk"] == results["comparison"]["bpb_vs_fusellm"]
-    assert " than FuseLLM's and " in verdict(results)[1]
-    assert verdict(results)[1].endswith(" than fusellm-walk's.")
+    told = re.findall(r"lower than ([\w-]+)'s \(one seed; interval", verdict(results)[1])
+    assert told == ["FuseLLM", "fusellm-walk"]
