@@ -10,11 +10,13 @@ import re
 import sys
 from functools import cache
 from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
 
 from fusionx.contract.errors import ConfigError
 
 _SECONDS = 5.0
-"""For the hub's first answer."""
+"""For the hub's first answer; as long again for its name."""
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _FILES = ("config.json", "tokenizer_config.json", "tokenizer.json", "tokenizer.model")
 """One of them is in the cache of whoever fetched a model or tokenizer."""
@@ -52,19 +54,34 @@ def check_hub_id(path: str, revision: str | None = None) -> None:
 @cache
 def is_offline() -> bool:
     """Whether only the hub's cache can be used. Where the hub does not answer, its clients are told not to try."""
-    from huggingface_hub import constants, get_session
+    from huggingface_hub import constants
 
     if constants.is_offline_mode():
         return True
+    answer = Queue[str]()
+    # In a thread, for no timeout ends a resolver's waiting for name servers that do not answer.
+    Thread(target=lambda: answer.put(_why_not(constants.ENDPOINT)), daemon=True).start()
     try:
-        get_session().head(constants.ENDPOINT, timeout=_SECONDS)
-    except Exception as error:  # whatever the HTTP client, a proxy or a resolver raises
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = answer.get(timeout=2 * _SECONDS)
+    except Empty:
+        why = f"nothing came in {2 * _SECONDS:g} s"
+    if why:
         print(f"[hub] {constants.ENDPOINT} does not answer ({why:.80}): only its cache is used", file=sys.stderr)
         constants.HF_HUB_OFFLINE = True
         os.environ["HF_HUB_OFFLINE"] = "1"  # for what imports it later, and for the processes that this one starts
         return True
     return False
+
+
+def _why_not(endpoint: str) -> str:
+    """Why there is no answer; empty where there is one."""
+    from huggingface_hub import get_session
+
+    try:
+        get_session().head(endpoint, timeout=_SECONDS)
+    except Exception as error:  # whatever the HTTP client, a proxy or a resolver raises
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ""
 
 
 def _is_cached(path: str, revision: str | None) -> bool:

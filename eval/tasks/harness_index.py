@@ -57,6 +57,7 @@ class Found:
         manager: the harness' own, which knows the spec.
         definition: of the one task of that name; None for a file, and for a group that defines tasks of its own.
         local_name: what the task's local data are called: its name, but for that of its group before it.
+        hub_data: ids of the data sets that its tasks have from the hub, as far as their definitions say.
         few_shot: the suite's number; None: as the task says.
     """
 
@@ -64,6 +65,7 @@ class Found:
     manager: Any
     definition: Mapping[str, Any] | None
     local_name: str
+    hub_data: frozenset[str] = frozenset()
     few_shot: int | None = None
 
 
@@ -113,7 +115,7 @@ def _taken_apart(manager: Any, name: str, whole_groups: bool) -> list[Found] | N
         case "GROUP":
             members = entry.cfg["task"]
             if not _is_list_of_names(entry.cfg):
-                return [Found(name, manager, None, name)] if whole_groups else None
+                return [Found(name, manager, None, name, hub_data(entry.cfg, manager))] if whole_groups else None
         case "TAG":
             members = sorted(entry.tags)
         case _:
@@ -134,7 +136,34 @@ def _is_list_of_names(group: Mapping[str, Any]) -> bool:
 
 
 def _one(manager: Any, name: str, local_name: str, few_shot: int | None = None) -> Found:
-    return Found(name, manager, manager.task_index[name].cfg, local_name, few_shot)
+    definition = manager.task_index[name].cfg
+    return Found(name, manager, definition, local_name, hub_data(definition, manager), few_shot)
+
+
+def hub_data(definition: Mapping[str, Any], manager: Any) -> frozenset[str]:
+    """Ids of the data sets that a task, or the tasks of a group, have from the hub.
+
+    None of a task that says itself which files it reads, and of one that is a class: what that reads is not known.
+    """
+    members = definition.get("task")
+    if isinstance(members, list):
+        return frozenset().union(*(_hub_data_of_member(member, manager) for member in members))
+    own = definition.get("dataset_kwargs") or {}
+    place = definition.get("dataset_path")
+    local = place is None or "data_files" in own or "data_dir" in own or Path(str(place)).is_dir()
+    return frozenset() if local else frozenset({str(place)})
+
+
+def _hub_data_of_member(member: str | Mapping[str, Any], manager: Any) -> frozenset[str]:
+    """A member of a group is a name, or a name with changes to what it stands for, or a definition."""
+    changes = {"task": member} if isinstance(member, str) else member
+    known = manager.task_index.get(changes.get("group", changes.get("task")))
+    if known is None:
+        return hub_data(changes, manager)
+    if known.kind.name == "TAG":
+        return hub_data({"task": sorted(known.tags)}, manager)
+    changed = {key: value for key, value in changes.items() if key not in ("group", "task")}
+    return hub_data({**known.cfg, **changed}, manager)
 
 
 def _of_file(path: Path, config: HarnessConfig) -> Found:
@@ -143,13 +172,14 @@ def _of_file(path: Path, config: HarnessConfig) -> Found:
     index = import_extra("lm_eval.tasks._index", *EXTRA).TaskIndex
     try:
         entry = index.entry_from_path(path)
+        definition = import_extra("lm_eval.tasks._yaml_loader", *EXTRA).load_yaml(path, resolve_func=False)
     except Exception as error:  # yaml's and the harness' own are of many kinds
         raise _no_task(path, f"{type(error).__name__}: {' '.join(str(error).split()):.200}") from None
     if entry is None:
         raise _no_task(path, "neither 'task' nor 'group'")
     # A group may name any task.
     manager = _whole_manager(config.include_path) if entry.kind.name == "GROUP" else _include_manager(None)
-    return Found(str(path), manager, None, entry.name)
+    return Found(str(path), manager, None, entry.name, hub_data(definition, manager))
 
 
 def _no_task(path: Path, found: str) -> ConfigError:

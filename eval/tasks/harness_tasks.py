@@ -112,15 +112,14 @@ def _load(benchmark: str, found: Found, config: HarnessConfig) -> list[HarnessTa
     changes: dict[str, Any] = {}
     if definition is not None:
         _check_runnable(found.spec, bool(definition.get("unsafe_code")), "doc_to_image" in definition)
-        if not _has_own_data(definition):
-            if config.data is None:
-                _ask_hub_once()
-            else:
-                shown = definition.get("num_fewshot") if few_shot is None else few_shot
-                changes = local_data(Path(config.data) / benchmark, found.local_name, definition, shown or 0)
+        if found.hub_data and config.data is not None:
+            shown = definition.get("num_fewshot") if few_shot is None else few_shot
+            changes = local_data(Path(config.data) / benchmark, found.local_name, definition, shown or 0)
+    if not changes and (found.hub_data or "class" in (definition or {})):  # what a class reads is not known
+        _ask_hub_once()
     # A group of one: the harness' way to load a task with changes to its definition.
     spec = found.spec if definition is None else {"group": benchmark, "task": [{"task": found.spec, **changes}]}
-    data = changes.get("dataset_kwargs", {}).get("data_files") or (definition or {}).get("dataset_path", found.spec)
+    data = changes.get("dataset_kwargs", {}).get("data_files") or ", ".join(sorted(found.hub_data)) or found.spec
     try:
         loaded = found.manager.load(spec)["tasks"]
     except Exception as error:  # datasets, the hub's client and the harness raise many kinds
@@ -133,13 +132,6 @@ def _load(benchmark: str, found: Found, config: HarnessConfig) -> list[HarnessTa
             task.set_config("num_fewshot", number or 0)
         tasks.append(_prepared(benchmark, name, task, data, config))
     return tasks
-
-
-def _has_own_data(definition: Mapping[str, Any]) -> bool:
-    """Whether a task says itself which files it reads, or is a class that does."""
-    own = definition.get("dataset_kwargs") or {}
-    place = definition.get("dataset_path")
-    return place is None or "data_files" in own or "data_dir" in own or Path(str(place)).is_dir()
 
 
 def _ask_hub_once() -> None:
@@ -245,6 +237,16 @@ def bad_data(name: str, data: Any, error: BaseException) -> DataError:
     """The error to report for a task whose data, from the place `data`, could not be read."""
     while error.__cause__ is not None:  # datasets says "an error occurred" and keeps the reason behind it
         error = error.__cause__
+    if isinstance(error, ConnectionError) and is_offline():
+        return DataError(
+            "The data set of a benchmark's task is not on this machine, and the hub does not answer.",
+            file=data,
+            field=name,
+            found="nothing of it in the hub's cache",
+            expected="the data set in the cache, files in eval.harness.data, or a network (without HF_HUB_OFFLINE)",
+            remedy="where there is a network, `fusionx eval` with this benchmark fills the cache (HF_HOME); or copy the "
+            "data set's files into a folder and name it as eval.harness.data; or leave the task out",
+        )
     if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
         return no_items(name, data)
     return DataError(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
+import fusionx.contract.models.hub as hub
 from fusionx.contract.errors import ConfigError
 from fusionx.contract.models.hub import is_offline
 from fusionx.contract.models.place import loadable
@@ -71,6 +72,18 @@ def test_a_hub_that_does_not_answer_is_asked_once(
     assert capsys.readouterr().err.count("only its cache is used") == 1
     assert constants.is_offline_mode(), "its clients do not try again and again"
     assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+def test_a_resolver_that_waits_is_not_waited_for(
+    asked: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the system's does for minutes, whose name servers are out of reach."""
+    reached = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: reached.wait() and [])
+    monkeypatch.setattr(hub, "_SECONDS", 0.05)
+    assert is_offline()
+    reached.set()
+    assert "nothing came in 0.1 s" in capsys.readouterr().err
 
 
 def test_any_answer_will_do(asked: None, monkeypatch: pytest.MonkeyPatch) -> None:

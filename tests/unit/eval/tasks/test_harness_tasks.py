@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import fusionx.eval.benchmark_runner as runner_module
 import fusionx.eval.tasks.harness_index as index_module
 from fusionx.cli.main import main
 from fusionx.contract.errors import ConfigError, DataError
+from fusionx.contract.models.hub import is_offline
 from fusionx.eval.benchmark_runner import load_benchmark_tasks, run_benchmarks
 from fusionx.eval.config import EvalConfig
 from fusionx.eval.evaluate import evaluate_model
@@ -84,6 +86,23 @@ def prompts(config: EvalConfig) -> dict[str, list[str]]:
 
 
 @pytest.fixture
+def hub_is_silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Nobody has said that there is no network, and there is none; the hub's address."""
+    import datasets
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    is_offline.cache_clear()
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        yield constants.ENDPOINT
+    is_offline.cache_clear()
+
+
+@pytest.fixture
 def little_harness(monkeypatch: pytest.MonkeyPatch) -> None:
     """In place of the harness' 14,000 tasks, which take ten seconds to read, those of one folder."""
     monkeypatch.setattr(index_module, "_whole_manager", lambda _: index_module._suite_manager(("arc",)))
@@ -146,6 +165,45 @@ def test_data_that_are_not_there_are_refused_by_all_their_names(own: Path, littl
     assert "eval.harness.data" in caught.value.details["remedy"]
     with pytest.raises(ConfigError, match=r"no local data"):
         load_benchmark_tasks(config_of(own, "arc_easy", "mine", data=str(own)))
+
+
+@pytest.mark.parametrize("whole", ["lone.yaml", "changed"])
+def test_without_a_network_a_data_set_of_the_hub_is_refused_at_once(
+    own: Path,
+    whole: str,
+    hub_is_silent: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of what only the harness takes apart, too: a file, and a group with changes to its tasks."""
+    monkeypatch.setattr(index_module, "_whole_manager", index_module._include_manager)
+    lone = yaml.safe_load((own / "colours.yaml").read_text()) | {"task": "lone", "dataset_path": "owner/hues"}
+    write_task(own, "lone", **{key: value for key, value in lone.items() if key != "dataset_kwargs"})
+    write_task(own, "changed", group="changed", task=[{"task": "lone", "num_fewshot": 1}, "colours"])
+    name = str(own / whole) if whole.endswith(".yaml") else whole
+    with pytest.raises(DataError, match="not on this machine, and the hub does not answer") as caught:
+        load_benchmark_tasks(config_of(own, name, limit=2))
+    assert (caught.value.details["file"], caught.value.details["field"]) == ("owner/hues", whole.removesuffix(".yaml"))
+    assert "eval.harness.data" in caught.value.details["remedy"]
+    printed = capsys.readouterr().err
+    assert "Retrying" not in printed
+    assert printed.count(hub_is_silent) == 1
+
+
+def test_who_reads_from_the_hub_is_told_by_the_definitions(own: Path) -> None:
+    local = yaml.safe_load((own / "colours.yaml").read_text())
+    remote = {key: value for key, value in local.items() if key != "dataset_kwargs"} | {"tag": "far"}
+    for number in (1, 2):
+        task = {"task": f"remote{number}", "dataset_path": f"owner/{number}"}
+        write_task(own, f"remote{number}", **remote | task)
+    members = ["mine", {"task": "colours", "dataset_path": "json"}, {"group": "inner", "task": [{"task": "remote1"}]}]
+    write_task(own, "nested", group="nested", task=members)
+    write_task(own, "tagged", group="tagged", task=["far", {"task": "said", "dataset_kwargs": None}])
+    manager = index_module._include_manager(str(own))
+    found = {
+        name: index_module.hub_data(manager.task_index[name].cfg, manager) for name in ("mine", "nested", "tagged")
+    }
+    assert found == {"mine": set(), "nested": {"owner/1"}, "tagged": {"owner/1", "owner/2", "json"}}
 
 
 def test_a_task_of_the_harness_by_its_name_reads_local_data(
