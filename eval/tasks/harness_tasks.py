@@ -244,8 +244,8 @@ def bad_data(name: str, data: Any, error: BaseException) -> DataError:
             field=name,
             found="nothing of it in the hub's cache",
             expected="the data set in the cache, files in eval.harness.data, or a network (without HF_HUB_OFFLINE)",
-            remedy="where there is a network, `fusionx eval` with this benchmark fills the cache (HF_HOME); or copy the "
-            "data set's files into a folder and name it as eval.harness.data; or leave the task out",
+            remedy="where there is a network, `fusionx eval` with this benchmark fills the cache (HF_HOME); or copy "
+            "the data set's files into a folder and name it as eval.harness.data; or leave the task out",
         )
     if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
         return no_items(name, data)
