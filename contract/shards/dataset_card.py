@@ -10,6 +10,9 @@ import yaml
 
 from fusionx.contract.shards.schema import SCHEMAS
 
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+"""The same text, and for many parts ten times faster where libyaml is there."""
+
 CARD = "README.md"
 _SAID = {
     "chunks": "A corpus, cut into chunks",
@@ -63,7 +66,8 @@ def combined_card(folders: Mapping[str, tuple[str, Mapping[str, Sequence[str]]]]
         else ""
     )
     title = ". ".join(_SAID[kind] for kind in kinds)
-    return f"---\n{yaml.safe_dump(front_matter, sort_keys=False)}---\n\n# {title}\n\nMade by Fusion-X.\n{told}"
+    header = yaml.dump(front_matter, Dumper=_DUMPER, sort_keys=False)
+    return f"---\n{header}---\n\n# {title}\n\nMade by Fusion-X.\n{told}"
 
 
 def _feature(kind: pa.DataType) -> dict[str, Any]:

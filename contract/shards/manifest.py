@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+import operator
+from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 from fusionx.contract.config import digest_of
@@ -44,19 +46,17 @@ class Manifest:
 def build_manifest(kind: str, config: dict[str, Any], identity: dict[str, str], parts: list[PartEntry]) -> Manifest:
     """Sums up the parts: totals over rows, tokens and bytes, and their `stats` added key by key."""
     totals = {name: sum(getattr(part, name) for part in parts) for name in ("rows", "tokens", "bytes")}
-    stats: dict[str, Any] = {}
-    for part in parts:
-        stats = _add(stats, part.stats)
-    return Manifest(kind, config, identity, parts, totals=totals, stats=stats)
+    return Manifest(kind, config, identity, parts, totals=totals, stats=_total([part.stats for part in parts]) or {})
 
 
-def _add(left: Any, right: Any) -> Any:
-    if isinstance(right, dict):
-        left = left or {}
-        return {key: _add(left.get(key), right[key]) if key in right else left[key] for key in sorted({*left, *right})}
-    if isinstance(right, list):
-        return [*(left or []), *right]
-    return (left or 0) + right
+def _total(values: list[Any]) -> Any:
+    """Dicts key by key, lists one after another, numbers one by one from the first: rounded alike everywhere."""
+    if values and isinstance(values[0], dict):
+        names = sorted({name for value in values for name in value})
+        return {name: _total([value[name] for value in values if name in value]) for name in names}
+    if values and isinstance(values[0], list):
+        return [item for value in values for item in value]
+    return reduce(operator.add, values, 0)
 
 
 def write_manifest(folder: str, manifest: Manifest) -> None:
@@ -65,8 +65,15 @@ def write_manifest(folder: str, manifest: Manifest) -> None:
     files = {split: [part.name for part in manifest.parts_of(split)] for split in splits}
     write_bytes(join(folder, CARD), dataset_card(manifest.kind, files).encode())
     # `digest` is the identity of the data, for people; the checksum covers everything that a reader relies on.
-    data = {**sealed(asdict(manifest)), "digest": manifest.digest}
-    write_bytes(join(folder, MANIFEST_NAME), (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())
+    data = {**sealed({**vars(manifest), "parts": [*map(vars, manifest.parts)]}), "digest": manifest.digest}
+    write_bytes(join(folder, MANIFEST_NAME), _lines(data).encode())
+
+
+def _lines(data: dict[str, Any]) -> str:
+    """As JSON, with a line for each part: to read, and there may be a million of them."""
+    parts = ",\n  ".join(json.dumps(part, sort_keys=True) for part in data["parts"])
+    others = json.dumps({name: value for name, value in data.items() if name != "parts"}, indent=1, sort_keys=True)
+    return f'{others.removesuffix("}").rstrip()},\n "parts": [\n  {parts}\n ]\n}}\n'
 
 
 def has_manifest(folder: str) -> bool:
