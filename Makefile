@@ -18,7 +18,7 @@ help:
 	@echo "make lint | docs      style, types, who may import whom; the pictures and tables in docs/"
 	@echo "make docs-site        the documentation as a site, in site/"
 	@echo "make bench            every benchmark, written to benchmarks/results/"
-	@echo "make chaos            kills, losses of power and damage by the hundred: docs/reliability.md"
+	@echo "make chaos            kills, losses of power, damage and hostile documents: docs/reliability.md"
 	@echo "make plan | status | chunk | precompute | align | train | eval | run   CONFIG=configs/....yaml [ARGS=...]"
 
 setup: $(VENV)/.installed
@@ -68,6 +68,7 @@ bench: demo-inputs
 chaos: setup
 	$(FUSIONX) bench damage
 	$(FUSIONX) bench crash --set points=400 --set losses=400 --set instants=200
+	$(FUSIONX) bench documents --set documents=1000 --set cut_only=89000 --set files=10000
 
 demo-inputs: setup
 	$(FUSIONX) demo-inputs configs/inputs/demo.yaml
