@@ -15,11 +15,12 @@ import click
 from fusionx.cli import demo, inspection, models, preparation, reports, shell, stages
 from fusionx.cli.options import examples
 from fusionx.contract.errors import EXIT_INCOMPLETE, FusionXError
+from fusionx.contract.files.escaping import visible
 from fusionx.pipelines.execution.interruption import UNIT_THREAD
 
 
 def _end(ctx: click.Context, error: FusionXError) -> NoReturn:
-    click.echo(f"error: {error}", err=True)
+    click.echo(f"error: {visible(str(error))}", err=True)
     ctx.exit(error.exit_code)
 
 

@@ -6,10 +6,12 @@ import json
 import multiprocessing
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import Browser, missing, started
 from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -55,6 +57,15 @@ def sandbox() -> None:
         check_sandbox()
     except ConfigError as error:
         pytest.skip(f"no sandbox on this machine: {error.details['found']}")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A real one; where a machine has none, or no axe, the tests that look at pages are skipped."""
+    if missing():
+        pytest.skip(missing())
+    with started() as chromium:
+        yield chromium
 
 
 def train_byte_bpe(folder: Path, vocab_size: int, *, bos: bool = False, words: bool = True) -> Path:

@@ -14,6 +14,7 @@ from typing import Any
 
 from fusionx.contract.config import parse_config
 from fusionx.contract.errors import EXIT_COMPLETE, DataError, FusionXError, StoppedError
+from fusionx.contract.files.escaping import visible
 from fusionx.contract.files.storage import told_by_the_system
 from fusionx.train.config import TrainJob
 from fusionx.train.distributed.parent import END_WITH_PARENT, end_with_parent
@@ -37,7 +38,7 @@ def main(arguments: list[str]) -> int:
 
         run_job(job, options.resume)
     except FusionXError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {visible(str(error))}", file=sys.stderr)
         if isinstance(error, StoppedError) and options.stopped_mark is not None and is_main_process():
             options.stopped_mark.touch()
         return error.exit_code

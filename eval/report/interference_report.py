@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from fusionx.contract.files.escaping import visible
 from fusionx.eval.report.answers import Card
 from fusionx.eval.report.figures.plots import Plot, change_points
 from fusionx.eval.report.inputs import TARGET, Step, method_label
@@ -314,4 +315,4 @@ def terminal_text(results: Mapping[str, Any]) -> str:
         for table in part.tables:
             lines += [f"**{table.caption}**", "", *padded(table), ""]
         lines += [line for note in part.notes for line in (note, "")]
-    return "\n".join(lines).rstrip()
+    return visible("\n".join(lines).rstrip())

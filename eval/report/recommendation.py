@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from fusionx.contract.files.escaping import markdown_text
 from fusionx.eval.report.inputs import TARGET, method_label
 from fusionx.eval.report.verdict import signed_percent
 
@@ -26,7 +27,8 @@ def with_reason(card: str, results: Mapping[str, Any]) -> str:
     """The card with the reason as its first section, in place of one that it has."""
     found = results["recommendation"]
     text = _why(results)
-    section = f"{HEADING}\n\n{text[0].upper()}{text[1:]} {_source(found)}\n\n"
+    reason = markdown_text(f"{text[0].upper()}{text[1:]} {_source(found)}")
+    section = f"{HEADING}\n\n{reason}\n\n"
     if _SECTION.search(card):
         return _SECTION.sub(lambda _: section, card)
     before, mark, after = card.partition("\n## ")

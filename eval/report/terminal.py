@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fusionx.contract.files.escaping import visible
 from fusionx.eval.report.pages import markdown_cells
 from fusionx.eval.report.recommendation import advice
 from fusionx.eval.report.tables.cells import Table
@@ -14,7 +15,7 @@ from fusionx.eval.report.tables.methods import overview
 def summary_text(results: Mapping[str, Any]) -> str:
     """The verdict's first sentence, the methods at their best step, and which model to take."""
     table, *_ = overview(results).tables
-    return "\n\n".join([results["verdict"][0], "\n".join(padded(table)), *advice(results)])
+    return visible("\n\n".join([results["verdict"][0], "\n".join(padded(table)), *advice(results)]))
 
 
 def padded(table: Table) -> list[str]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from fusionx.contract.files.escaping import markdown_text
 from fusionx.contract.files.storage import join, write_bytes
 from fusionx.eval.report.pages import finite, markdown_table
 from fusionx.eval.report.tables.cells import MISSING, Cell, Table
@@ -27,11 +28,11 @@ def write_study(results: Mapping[str, Any], folder: str, writes: bool = True) ->
     if writes:
         for path, figure in zip(paths, drawn, strict=True):
             write_bytes(path, (figure.svg + "\n").encode())
-        lines = [f"# {results['study']}: {results['title']}", ""]
+        lines = [f"# {results['study']}: {markdown_text(results['title'])}", ""]
         for figure in drawn:
-            lines += [f"![{figure.alt}]({figure.name}.svg)", "", f"*{figure.title}*", ""]
+            lines += [f"![{markdown_text(figure.alt)}]({figure.name}.svg)", "", f"*{markdown_text(figure.title)}*", ""]
         for made in tables(results):
-            lines += [f"**{made.caption}**", "", *markdown_table(made), ""]
+            lines += [f"**{markdown_text(made.caption)}**", "", *markdown_table(made), ""]
         lines += [f"- {note}" for note in notes(results)]
         write_bytes(table, ("\n".join(lines) + "\n").encode())
         text = json.dumps(finite(dict(results)), indent=1, ensure_ascii=False, allow_nan=False)

@@ -24,11 +24,13 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
     "--remote-debugging-pipe",
 )  # fmt: skip
+WIDTHS = (360, 768, 1280)
+"""CSS pixels: a phone, a tablet, a desk."""
+SCHEMES = ("light", "dark")
 AXE_PACKAGE = "axe_core_python"
 COUNTER = "window.ran = 0; for (const name of ['alert', 'confirm', 'prompt']) window[name] = () => { window.ran += 1 }"
 """An attack that runs calls `alert`."""
 TOUCHED = (
-    "document.querySelectorAll('details').forEach(one => { one.open = true });"
     "document.querySelectorAll('*').forEach(one => { if (one.focus) one.focus();"
     " for (const name of ['mouseover', 'pointerenter', 'click'])"
     " one.dispatchEvent(new MouseEvent(name, {bubbles: true, cancelable: true})) })"
@@ -63,7 +65,7 @@ class Browser:
     """One window; `open` a page, then ask."""
 
     def __init__(self, orders: int, answers: int, folder: Path) -> None:
-        self._orders, self._answers, self._file = os.fdopen(orders, "wb"), answers, folder / "page.html"
+        self._orders, self._answers, self._folder = os.fdopen(orders, "wb"), answers, folder
         self._read, self._number, self._session = b"", 0, ""
         self._loaded = False
         self.requests: list[str] = []
@@ -74,29 +76,40 @@ class Browser:
             self._call(f"{domain}.enable")
         self._call("Page.addScriptToEvaluateOnNewDocument", source=COUNTER)
 
-    def open(self, page: str, width: int = 1280, scheme: str = "light", obeying: bool = True) -> None:
+    def open(
+        self, page: str, width: int = 1280, scheme: str = "light", obeying: bool = True, suffix: str = "html"
+    ) -> None:
         """
         Args:
-            page: its HTML. width: CSS pixels. scheme: the reader's, light or dark.
+            page: its text, by its suffix HTML or SVG. width: CSS pixels. scheme: the reader's, light or dark.
             obeying: whether what the page itself says about scripts (its policy) holds; without it an attack is
                 stopped by nothing but being written as text.
         """
         self._call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self._call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         self._call("Page.setBypassCSP", enabled=not obeying)
-        self._file.write_text(page, encoding="utf-8")
+        file = self._folder / f"page.{suffix}"
+        file.write_text(page, encoding="utf-8")
         self.requests.clear()
         self._loaded = False
-        self._call("Page.navigate", url=self._file.as_uri())
+        self._call("Page.navigate", url=file.as_uri())
         while not self._loaded:
             self._message()
-        self.requests.remove(self._file.as_uri())
+        self.requests.remove(file.as_uri())
 
     def ask(self, expression: str) -> Any:
         """What JavaScript in the page gives; waits for promises."""
         found = self._call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
+
+    def unfold(self) -> None:
+        """Opens all that a reader can open."""
+        self.ask("document.querySelectorAll('details').forEach(one => { one.open = true })")
+
+    def overflow(self) -> int:
+        """CSS pixels by which the page is wider than its window."""
+        return int(self.ask("document.documentElement.scrollWidth - innerWidth"))
 
     def violations(self) -> list[str]:
         """What axe finds: the rule, the place, and why."""
@@ -106,6 +119,7 @@ class Browser:
 
     def scripts_that_ran(self) -> int:
         """Attacks that ran as the page was read, and as everything on it was focused, pointed at and clicked."""
+        self.unfold()
         self.ask(TOUCHED)
         return int(self.ask("new Promise(done => setTimeout(() => done(window.ran), 50))"))
 
@@ -148,12 +162,12 @@ class Browser:
 
 
 @contextmanager
-def browser() -> Iterator[Browser]:
+def started() -> Iterator[Browser]:
     """A chromium of its own, with nothing remembered, that ends with the block."""
     command = _chromium()
     assert command is not None
-    orders, their_orders = _pipe()
-    their_answers, answers = _pipe()
+    orders, their_orders = os.pipe()
+    their_answers, answers = os.pipe()
     # The protocol's ends are descriptors 3 and 4 of the browser.
     placed = f'exec 3<&{orders} 4>&{answers}; exec "$@"'
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -169,7 +183,3 @@ def browser() -> Iterator[Browser]:
             process.kill()
             process.wait()
             os.close(their_answers)
-
-
-def _pipe() -> tuple[int, int]:
-    return os.pipe()

@@ -36,6 +36,7 @@ INK = "#1F2933"
 QUIET = "#52606D"
 ON_CELL = "#111111"
 """On the lighter cells of a heat map, which look the same on every page."""
+_LONGEST_NAME = 28
 DARK = {
     INK: "#E4E7EB", QUIET: "#A3B0BD", "#B8C2CC": "#5B6875", "#E4E7EB": "#313A44", "#F1F3F5": "#232A32",
     "#FFFFFF": "#14181D", "#000000": "#FFFFFF", "#6B7280": "#9AA5B1", "#8C6D31": "#C09A4E", "#0072B2": "#3D9BDC",
@@ -85,8 +86,8 @@ _METADATA = ("Date", "Creator", "Format", "Type")
 
 
 def _embeddable(svg: str) -> str:
-    """From `<svg` on, sized by its container, in the page's own font."""
-    svg = visible(svg[svg.index("<svg") :])
+    """From `<svg` on, sized by its container, in the page's own font, without the comments that repeat its text."""
+    svg = visible(re.sub(r"<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL))
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     return svg.replace("'DejaVu Sans'", "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans'").strip()
@@ -94,9 +95,7 @@ def _embeddable(svg: str) -> str:
 
 def described(svg: str, name: str, title: str, alt: str) -> str:
     """The SVG with a title and a description for who does not see it, and ids that are its own on any page."""
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
-    svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
-    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
+    svg = _in_tags(r'\b(id="|href="#|\(#)(?=[^")]+[")])', rf"\1{name}-", svg)
     words = "".join(
         f'<{tag} id="{name}-{tag}">{escape(visible(text), quote=False)}</{tag}>'
         for tag, text in (("title", title), ("desc", alt))
@@ -108,7 +107,18 @@ def described(svg: str, name: str, title: str, alt: str) -> str:
 def themed(svg: str) -> str:
     """The SVG with the colours of `DARK` as variables of the page around it, named by the colour (`--c1f2933`)."""
     names = "|".join(colour[1:].lower() for colour in DARK)
-    return re.sub(rf"(: )#({names})\b", r"\1var(--c\2, #\2)", svg)
+    return _in_tags(rf"(: )#({names})\b", r"\1var(--c\2, #\2)", svg)
+
+
+def _in_tags(pattern: str, replacement: str, svg: str) -> str:
+    """Replaced in tags alone: what stands between them may be text from data. A `>` in an attribute is escaped."""
+    return re.sub(r"<[^>]*>", lambda tag: re.sub(pattern, replacement, tag[0]), svg)
+
+
+def short(name: str) -> str:
+    """A name from data beside an axis: one line, which leaves room for the figure."""
+    line = visible(name).replace("\n", " ").replace("\t", " ")
+    return line if len(line) <= _LONGEST_NAME else line[: _LONGEST_NAME - 1] + "…"
 
 
 def logarithmic(axes: Any, values: Sequence[float]) -> None:
@@ -149,8 +159,8 @@ def stacked_shares(axes: Any, steps: Sequence[int], shares: Mapping[str, Sequenc
     ids = list(shares)
     colours = [SOURCE_COLOURS[position % len(SOURCE_COLOURS)] for position in range(len(ids))]
     hatches = [HATCHES[position % len(HATCHES)] for position in range(len(ids))]
-    axes.stackplot(steps, [shares[name] for name in ids], labels=ids, colors=colours, hatch=hatches, edgecolor="white",
-                   linewidth=0.3)  # fmt: skip
+    axes.stackplot(steps, [shares[name] for name in ids], labels=[*map(short, ids)], colors=colours, hatch=hatches,
+                   edgecolor="white", linewidth=0.3)  # fmt: skip
     axes.set_xlim(steps[0], steps[-1])
     axes.set_ylim(0, 1)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])

@@ -19,6 +19,7 @@ from fusionx.eval.report.figures.canvas import (
     canvas,
     logarithmic,
     mean_shares,
+    short,
     stacked_shares,
 )
 from fusionx.eval.report.inputs import TARGET, ReportInputs, Step, method_label
@@ -227,7 +228,7 @@ def change_points(results: Mapping[str, Any], kind: str, step: Step, section: st
         _points(results, axes, changes, errors)
         for row in absent:
             axes.axhspan(row - 0.5, row + 0.5, color="#F1F3F5", zorder=0)
-        axes.set_yticks(range(len(names)), [name + (" *" if first[name]["absent"] else "") for name in names])
+        axes.set_yticks(range(len(names)), [short(name) + (" *" if first[name]["absent"] else "") for name in names])
         axes.set_ylim(len(names) - 0.5, -0.5)
         domain_label, task_label = (
             "Change in bits per byte, % (right: worse)",
@@ -290,11 +291,12 @@ def _selection_heat(results: Mapping[str, Any], method: str) -> Plot | None:
                           fontsize=8)  # fmt: skip
         axes.invert_yaxis()
         axes.xaxis.tick_top()
-        short = max(map(len, ids)) * len(ids) <= 40
-        axes.set_xticks([position + 0.5 for position in range(len(ids))], ids, rotation=0 if short else 25,
-                        ha="center" if short else "left")  # fmt: skip
+        heads = [short(name) for name in ids]
+        fit = max(map(len, heads)) * len(heads) <= 40
+        axes.set_xticks([position + 0.5 for position in range(len(ids))], heads, rotation=0 if fit else 25,
+                        ha="center" if fit else "left")  # fmt: skip
         axes.set_yticks([position + 0.5 for position in range(len(domains))],
-                        [name + (" *" if name in absent else "") for name in domains])  # fmt: skip
+                        [short(name) + (" *" if name in absent else "") for name in domains])  # fmt: skip
         axes.tick_params(length=0)
         for side in ("left", "bottom"):
             axes.spines[side].set_visible(False)
@@ -331,7 +333,7 @@ def _fidelity(results: Mapping[str, Any]) -> Plot | None:
             axes.plot(aligned, place, **_ALIGNED, color=colour)
             if target:
                 axes.plot(target[""]["aligned_bits_per_byte"], place, **_TARGET)
-        axes.set_yticks(places, [f"{source}, {method}" for source, method in rows])
+        axes.set_yticks(places, [f"{short(source)}, {method}" for source, method in rows])
         axes.set_ylim(min(places) - 0.7, 0.7)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fusionx.cli.main import main
-from fusionx.contract.errors import EXIT_STOPPED, StoppedError
+from fusionx.contract.errors import EXIT_STOPPED, DataError, StoppedError
 from fusionx.pipelines.execution.interruption import UNIT_THREAD
 from fusionx.train.__main__ import main as train_main
 
@@ -45,6 +45,12 @@ def test_what_the_system_refuses_is_explained(
     assert remedy in found.output
     assert (file or "error: ") in found.output
     assert "Traceback" not in found.output
+
+
+def test_an_error_says_what_data_holds_and_the_terminal_does_not_obey_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = run(DataError("A domain has no text.", found="\x1b[2Jclean\x07\u202egnp", file="a\rb"), monkeypatch)
+    assert "clean" in found.output
+    assert not {*"\x1b\x07\r\u202e"} & {*found.output}
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

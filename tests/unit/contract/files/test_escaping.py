@@ -14,6 +14,8 @@ ATTACKS = [
     "<img src=x onerror=alert(1)>",
     "[click](javascript:alert(1))",
     "![x](https://example.org/pixel.png)",
+    "\\[click\\](https://example.org)",
+    "`a` ``` | b |",
     "a | b\n| c |",
     "safe\u202egpj.exe",
     "\x1b[31mred",
@@ -25,7 +27,7 @@ def test_attacks_stay_text() -> None:
         shown = markdown_text(attack)
         assert "<" not in shown
         assert "\n" not in shown
-        assert not re.search(r"(?<!\\)[\[\]|]", shown), shown
+        assert not re.search(r"(?<!\\)(\\\\)*[\[\]|`]", shown), shown
         assert "\u202e" not in shown
         assert "\x1b" not in shown
 
