@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
@@ -116,8 +116,10 @@ class ModelDescription:
         yield "as a target", str(self.target)
 
 
-def describe_model(path: str, revision: str | None = None) -> ModelDescription:
-    """Describes a model folder, hub id or GGUF file.
+def describe_model(
+    path: str, revision: str | None = None, tokenizer_of: Callable[[str, str | None], Any] = load_tokenizer
+) -> ModelDescription:
+    """Describes a model folder, hub id or GGUF file; `tokenizer_of` is for a caller who has its tokenizer already.
 
     Raises:
         ConfigError: there is no model at that place, or its config describes none.
@@ -129,7 +131,7 @@ def describe_model(path: str, revision: str | None = None) -> ModelDescription:
         return _of_gguf(path, read_header(file))
     place = loadable(path, revision)
     config = _config(place, revision)
-    tokens, no_tokens = _tokens(place, revision)
+    tokens, no_tokens = _tokens(place, revision, tokenizer_of)
     empty, no_model = _empty_model(config)
     if Path(place).is_dir() and not no_model:
         check_weight_files(Path(place), "PATH")
@@ -252,10 +254,12 @@ def _config(path: str, revision: str | None) -> Any:
     return read_config(path, revision, field="PATH")
 
 
-def _tokens(path: str, revision: str | None) -> tuple[Tokens | None, str]:
+def _tokens(
+    path: str, revision: str | None, tokenizer_of: Callable[[str, str | None], Any]
+) -> tuple[Tokens | None, str]:
     """The tokenizer, or why there is none."""
     try:
-        tokenizer = load_tokenizer(path, revision)
+        tokenizer = tokenizer_of(path, revision)
     except FusionXError as error:
         return None, f"no tokenizer: {error.details.get('found', error.problem)}"
     ids = {role: getattr(tokenizer, f"{role}_token_id") for role in ROLES}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from fusionx.contract.errors import FusionXError
 from fusionx.contract.files.storage import plain
 from fusionx.contract.models.hub import is_offline, may_be_on_hub
+from fusionx.contract.tokens.encoder import load_encoder
 from fusionx.pipelines.config import FusionConfig
 from fusionx.pipelines.layout import Layout
 from fusionx.pipelines.model_description import ModelDescription, describe_model
@@ -62,10 +64,15 @@ def described_models(config: FusionConfig) -> dict[str, ModelDescription]:
         if model.kind == "fake":
             continue
         try:
-            models[model.id] = describe_model(model.path, model.revision)
+            models[model.id] = describe_model(model.path, model.revision, _tokenizer)
         except FusionXError:
             continue
     return models
+
+
+def _tokenizer(path: str, revision: str | None) -> Any:
+    """Of the encoder, which the checks of the run load anyway: half of the time goes into reading tokenizers."""
+    return load_encoder(path, revision).tokenizer
 
 
 def _hub_finding(config: FusionConfig) -> Iterator[Finding]:
