@@ -47,7 +47,9 @@ def _piece(place: Position) -> dict[str, Any]:
     """A next token as it stands in the text. shade: 0 to 3, the less the first candidate shown expected it."""
     expected = next((one.label for one in place.opinions if one.label is not None), None)
     shade = 0 if expected is None else sum(expected < limit for limit in (0.5, 0.1, 0.01))
-    return {"index": place.index, "text": place.text or "\u2205", "shade": shade}
+    text = place.text or "\u2205"
+    # White space alone is nothing that a screen reader says.
+    return {"index": place.index, "text": text, "shade": shade, "blank": not text.strip(), "label": place.label}
 
 
 def _position(place: Position) -> dict[str, Any]:

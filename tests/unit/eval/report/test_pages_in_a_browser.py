@@ -16,6 +16,13 @@ from attacks import ATTACKS, IN_ATTRIBUTES, SCRIPTS
 from browser import SCHEMES, WIDTHS, Browser
 
 from fusionx.eval.report.inputs import Ensembles
+from fusionx.eval.report.interference_report import (
+    EvaluatedModel,
+    InterferenceInputs,
+    interference_results,
+    terminal_text,
+    write_interference,
+)
 from fusionx.eval.report.pages import ReportInputs, write_report
 from fusionx.eval.report.terminal import summary_text
 
@@ -149,6 +156,22 @@ def test_a_terminal_obeys_nothing_that_data_says(hostile: Path) -> None:
     results = json.loads((hostile / "results.json").read_text())
     assert UNSEEN.search(results["recommendation"]["folder"])
     assert not UNSEEN.search(summary_text(results))
+
+
+def test_the_interference_page_is_as_good(make_inputs: MakeInputs, tmp_path: Path, browser: Browser) -> None:
+    inputs = attacked(small(make_inputs), 0)
+    models = [EvaluatedModel(f"{ATTACKS[place]} {run.method}", {1: run.best}) for place, run in enumerate(inputs.runs)]
+    found = InterferenceInputs(ATTACKS[4], inputs.original, models, ct=models[0].name, bootstrap=100,
+                               command="\n".join(ATTACKS))  # fmt: skip
+    results = interference_results(found)
+    write_interference(results, str(tmp_path))
+    assert not UNSEEN.search(terminal_text(results))
+    browser.open((tmp_path / "interference.html").read_text(), width=360, obeying=False)
+    assert browser.overflow() == 0
+    browser.unfold()
+    assert browser.violations() == []
+    assert browser.scripts_that_ran() == 0
+    assert browser.requests == []
 
 
 @pytest.mark.parametrize("attack", SCRIPTS)

@@ -29,7 +29,7 @@ def view_of(words: tuple[str, ...], places: int) -> ChunkView:
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_chunk_can_be_read_by_everyone(width: int, scheme: str, browser: Browser) -> None:
-    words = ("' the'", "' averyverylongtokenwithoutasinglespaceinit'" * 3, "'\\n'")
+    words = ("\n ", "a very long token without a single break in it".replace(" ", "_") * 4, "' the'")
     browser.open(chunk_page(view_of(words, 3)), width, scheme)
     assert browser.overflow() == 0
     assert browser.violations() == []
