@@ -264,10 +264,7 @@ def strings_of_the_code() -> frozenset[str]:
         for path in (ROOT / package).rglob("*.py"):
             text = path.read_text(encoding="utf-8")
             for node in ast.walk(ast.parse(text)) if "Error" in text else ():
-                if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    found.add(node.value)
-                elif isinstance(node, ast.JoinedStr):
-                    found.add("".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))
+                found.add(_with_gaps(node) or "")
     return frozenset(found)
 
 
@@ -278,6 +275,35 @@ def test_every_message_of_the_troubleshooting_page_is_one_of_the_code() -> None:
     assert len(set(messages)) == len(messages), "one is explained twice"
     code = strings_of_the_code()
     assert not [message for message in messages if not any(message in text for text in code)]
+
+
+ERRORS = ("FusionXError", "ConfigError", "DataError", "DamageError", "IncompleteError", "StoppedError")
+
+
+def messages_of_the_code() -> Iterator[str]:
+    """What the project's errors begin with, but those that only the benchmarks raise, or that are made of others."""
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py") if package != "benchmarks" else ():
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS:
+                    text = _with_gaps(node.args[0])
+                    if text is not None and len(re.findall(r"[a-z]{2,}", text)) > 2:
+                        yield text
+
+
+def _with_gaps(node: ast.AST) -> str | None:
+    """A text of the code with `…` for what is formatted into it; None for what is no text there."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
+
+
+def test_every_message_of_the_code_is_on_the_troubleshooting_page() -> None:
+    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    shown = [re.escape(message).replace("…", ".+") for message in re.findall(r"^\| `(.+?)` \|", page, re.M)]
+    found = set(messages_of_the_code())
+    assert len(found) > 200
+    assert not sorted(text for text in found if not any(re.search(message, text) for message in shown))
 
 
 def test_the_results_are_those_of_the_file() -> None:
