@@ -229,7 +229,7 @@ class Pipeline:
             note_timing(self.layout, name, ", ".join(stage.name for stage in stages), numbers)
         self._note_command(name)
 
-    def _timed(self, name: str, work: Callable[[], int]) -> int:
+    def _timed(self, name: str, work: Callable[[], int]) -> None:
         """Runs `work`, and notes its time if it says that anything was made (of several processes, the first does)."""
         started = time.monotonic()
         made = work()
