@@ -26,7 +26,7 @@ setup: $(VENV)/.installed
 # Compiling all 23,000 files takes pip a minute; Python compiles what is imported.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check --quiet --no-compile --constraint constraints.txt --editable '.[dev,tests,lora,logging,harness,merge,docs]'
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-compile --constraint constraints.txt --editable '.[dev,tests,lora,logging,harness,merge,docs,browser]'
 	@touch $@
 
 demo: demo-says demo-inputs
