@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,27 +57,46 @@ def _run(config: Path) -> int:
 
 
 class _ForkedTraining:
-    """As much of `subprocess.Popen` as the launcher uses, for `python -m fusionx.train ARGUMENTS`."""
+    """As much of `subprocess.Popen` as the launcher uses, for `python -m fusionx.train ARGUMENTS`.
+
+    For torchrun with that, too: the processes get from here what they would get from it, ranks and a place to meet.
+    """
 
     def __init__(self, command: list[str], env: dict[str, str]) -> None:
         arguments = command[command.index("fusionx.train") + 1 :]
 
-        def training() -> int:
+        def training(ranks: dict[str, str]) -> int:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
                 signal.signal(number, signal.SIG_DFL)  # as a process that is not forked has them
             os.environ.clear()
             os.environ.update(env)
+            os.environ.update(ranks)
             from fusionx.train.__main__ import main
 
             return main(arguments)
 
-        self._process = _forked(training)
+        self._processes = [_forked(partial(training, ranks)) for ranks in _ranks(command)]
 
     def send_signal(self, number: int) -> None:
-        os.kill(self._process, number)
+        for process in self._processes:
+            os.kill(process, number)
 
     def wait(self) -> int:
-        return ended(self._process)
+        return next(filter(None, [ended(process) for process in self._processes]), 0)
+
+
+def _ranks(command: list[str]) -> Iterator[dict[str, str]]:
+    """The environment of each process of a training."""
+    sizes = [argument.partition("=")[2] for argument in command if argument.startswith("--nproc-per-node=")]
+    if not sizes:
+        yield {}
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    for rank in map(str, range(int(sizes[0]))):
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": sizes[0]}
+        yield {**place, "LOCAL_WORLD_SIZE": sizes[0], "RANK": rank, "LOCAL_RANK": rank}
 
 
 def _forked(work: Callable[[], int]) -> int:

@@ -60,8 +60,20 @@ class Trial:
     problems: list[tuple[str, str]] = field(default_factory=list)
 
 
-def figures(points: int = 40, instants: int = 20, losses: int = 40, seed: int = 0) -> Iterator[Figure]:
+def figures(
+    points: int = 40,
+    instants: int = 20,
+    losses: int = 40,
+    seed: int = 0,
+    processes: int = 1,
+    fsdp: int = 0,
+    lora: int = 0,
+) -> Iterator[Figure]:
     """Trials at `points` and `losses` of the durable calls (at all, if there are no more), and at random instants.
+
+    Args:
+        processes: of a training. fsdp: 1: its weights are divided over them. lora: the rank of the adapters that it
+            trains; 0: all weights.
 
     Raises:
         IncompleteError: at the end, if any run was not what an uninterrupted one is.
@@ -70,7 +82,10 @@ def figures(points: int = 40, instants: int = 20, losses: int = 40, seed: int = 
     for module in _IMPORTED:
         import_module(module)
     with TemporaryDirectory(prefix="fusionx-crash-") as folder:
-        bench = Bench(Path(folder), seed)
+        training: dict[str, Any] = {"run": {"devices": processes, "shards": "fsdp" if fsdp else "none"}}
+        if lora:
+            training["optimizer"] = {"lora": {"r": lora}}
+        bench = Bench(Path(folder), seed, training)
         yield Figure("crash", "uninterrupted", "durable calls", bench.calls, "calls")
         yield Figure("crash", "uninterrupted", "time", bench.seconds, "s", n=2)
         counts = dict(zip(MODES, (points, losses, instants - instants // 2, instants // 2), strict=True))
@@ -102,10 +117,10 @@ class Bench:
         AssertionError: two uninterrupted runs differ, or one fails: nothing can be compared.
     """
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, training: dict[str, Any]) -> None:
         self._folder = folder
         self._rng = random.Random(seed)
-        self.config = make_world(folder)
+        self.config = make_world(folder, training)
         self.output = folder / "out"
         self._clear()
         code, self.calls = self._run()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -15,8 +16,12 @@ _DOCUMENTS = {"train": 8, "validation": 2, "test": 2}
 _VOCABULARIES = {"target": 300, "coder": 280}
 
 
-def make_world(folder: Path) -> Path:
-    """Writes inputs and config; the config's path. Its output is `out` in the same folder."""
+def make_world(folder: Path, training: dict[str, Any]) -> Path:
+    """Writes inputs and config; the config's path. Its output is `out` in the same folder.
+
+    Args:
+        training: more fields of `train.run` and `train.optimizer`.
+    """
     for seed, (name, size) in enumerate(_VOCABULARIES.items()):
         _save_model(folder / name, size, seed)
     corpus = folder / "corpus"
@@ -34,11 +39,14 @@ def make_world(folder: Path) -> Path:
     (folder / "tasks").mkdir()
     (folder / "tasks" / "yes.json").write_text(json.dumps(task))
     file = folder / "run.yaml"
-    file.write_text(yaml.safe_dump(_config(folder)))
+    config = _config(folder)
+    for part, fields in training.items():
+        config["train"][part] |= fields
+    file.write_text(yaml.safe_dump(config))
     return file
 
 
-def _config(folder: Path) -> dict[str, object]:
+def _config(folder: Path) -> dict[str, Any]:
     return {
         "name": "crash",
         "output": str(folder / "out"),
