@@ -10,8 +10,8 @@ What holds, on Linux 5.14 or later:
   processes to see; when the first process ends, the kernel kills all that the program has left behind;
 - a root of read-only folders, `/dev/null` and the like; `/tmp`, in memory, of limited size, is all that can be written;
 - an unprivileged user without any capability, and no way to gain one; a few system calls are forbidden;
-- limits on time, on CPU time, on the memory of each process and of all together with their files, on processes, on the
-  size of a file and on the output that is kept.
+- limits on time, on CPU time, on the memory of each process and of all together with their files, page tables and
+  sockets, on processes, on the size of a file and on the output that is kept.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from typing import Any
 NOBODY = 65534
 POLL_SECONDS = 0.02
 WORK = "/tmp"
-DEVICES = ("null", "zero", "full", "random", "urandom")
+DEVICES = ("null", "full", "random", "urandom")
+"""Not zero: a shared map of it is memory that belongs to no process."""
 
 CLONE_NEWUSER = 0x10000000
 OTHER_NAMESPACES = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x20000000 | 0x40000000
@@ -51,11 +52,20 @@ PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 4, 22, 2
 SECCOMP_MODE_FILTER = 2
 AUDIT_ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 FORBIDDEN_CALLS = {
-    "x86_64": (29, 101, 248, 249, 250, 298, 319, 321, 323, 425, 447),
-    "aarch64": (194, 117, 217, 218, 219, 241, 279, 280, 282, 425, 447),
+    "x86_64": (29, 64, 68, 101, 240, 248, 249, 250, 298, 300, 304, 310, 311, 319, 321, 323, 425, 447),
+    "aarch64": (194, 190, 186, 117, 180, 217, 218, 219, 241, 262, 265, 270, 271, 279, 280, 282, 425, 447),
 }
-"""shmget, ptrace, add_key, request_key, keyctl, perf_event_open, memfd_create, bpf, userfaultfd, io_uring_setup,
-memfd_secret: memory that belongs to no process could not be counted, and the others widen the kernel's surface."""
+"""shmget, semget, msgget, ptrace, mq_open, add_key, request_key, keyctl, perf_event_open, fanotify_init,
+open_by_handle_at, process_vm_readv, process_vm_writev, memfd_create, bpf, userfaultfd, io_uring_setup, memfd_secret:
+memory that belongs to no process could not be counted, and the others widen the kernel's surface."""
+SOCKET, SOCKETPAIR, MMAP = {"x86_64": (41, 53, 9), "aarch64": (198, 199, 222)}.get(os.uname().machine, (0, 0, 0))
+ALLOWED_ARGUMENTS = ((SOCKET, 0, 0xFFFFFFFF, (2, 10)), (SOCKETPAIR, 1, 0xF, (1, 5)), (MMAP, 3, 0x21, (0, 1, 0x20)))
+"""Call, which argument, the bits that count, what they may be.
+
+Sockets are of the internet, of which this namespace has none: a socket of another family reaches the machine (vsock),
+or a file (unix) that lies in a readable folder. Pairs of unix sockets are streams, which cannot be connected anew.
+Memory is not shared (1) without a file (0x20): who maps it need not be who is counted.
+"""
 CAPABILITY_VERSION = 0x20080522
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -172,13 +182,18 @@ def drop_privileges() -> None:
 def forbid_calls() -> None:
     """Lets the forbidden calls, and all calls of other machines' kinds, fail with EPERM (linux/seccomp.h, filter.h)."""
     machine = os.uname().machine
-    load, jump_if_equal, jump_if_at_least, end = 0x20, 0x15, 0x35, 0x06
+    load, mask, jump_if_equal, jump_if_at_least, end = 0x20, 0x54, 0x15, 0x35, 0x06
     denied, allowed = (end, 0, 0, 0x00050000 | errno.EPERM), (end, 0, 0, 0x7FFF0000)
     # Each line: instruction, lines to skip if true, lines to skip if false, operand.
     lines = [(load, 0, 0, 4), (jump_if_equal, 1, 0, AUDIT_ARCHITECTURE[machine]), denied]
     lines += [(load, 0, 0, 0), (jump_if_at_least, 0, 1, 0x40000000), denied]
     for number in FORBIDDEN_CALLS[machine]:
         lines += [(jump_if_equal, 0, 1, number), denied]
+    for number, argument, bits, values in ALLOWED_ARGUMENTS:
+        judged = [(load, 0, 0, 16 + 8 * argument), (mask, 0, 0, bits)]
+        for value in values:
+            judged += [(jump_if_equal, 0, 1, value), allowed]
+        lines += [(load, 0, 0, 0), (jump_if_equal, 0, len(judged) + 1, number), *judged, denied]
     lines.append(allowed)
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in lines))
     program = ctypes.create_string_buffer(struct.pack("HP", len(lines), ctypes.addressof(code)))
@@ -207,7 +222,7 @@ def run(command: list[str], job: dict[str, Any]) -> dict[str, Any]:
         resource.RLIMIT_NPROC: job["processes"],
         resource.RLIMIT_FSIZE: job["file_bytes"],
         resource.RLIMIT_NOFILE: 256,
-        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_CORE: 1,  # byte: where a program takes the dumps, 0 would not keep them from it
     }
 
     def limit() -> None:
@@ -231,7 +246,7 @@ def run(command: list[str], job: dict[str, Any]) -> dict[str, Any]:
             status = "timeout"
         elif now > next_look:
             next_look = now + POLL_SECONDS
-            status = "memory" if used_memory() > job["memory"] else status
+            status = "memory" if used_memory(job["of_socket"]) > job["memory"] else status
     output.wait(0)
     return {"status": status, "code": process.returncode, "output": output.kept.decode("utf-8", "replace")}
 
@@ -254,17 +269,21 @@ class _Output:
             self.open = bool(found)
 
 
-def used_memory() -> int:
-    """Bytes that all processes but this one hold in memory, and the files in `/tmp`, which are in memory, too."""
+def used_memory(of_socket: int) -> int:
+    """Bytes that all processes but this one hold in memory, with their page tables, the files in `/tmp`, which are in
+    memory, too, and `of_socket` for each of their sockets, for what can wait in it to be read."""
     files = os.statvfs(WORK)
     total = (files.f_blocks - files.f_bfree) * files.f_frsize
+    with open("/proc/net/sockstat") as stream:
+        total += int(stream.readline().split()[2]) * of_socket
     for name in os.listdir("/proc"):
         if name.isdigit() and name != "1":
             try:
-                with open(f"/proc/{name}/statm") as stream:
-                    total += int(stream.read().split()[1]) * resource.getpagesize()
+                with open(f"/proc/{name}/status") as stream:
+                    kept = dict(line.split(":", 1) for line in stream)
             except (FileNotFoundError, ProcessLookupError):
                 continue  # it has ended meanwhile
+            total += sum(int(kept.get(key, "0").split()[0]) << 10 for key in ("VmRSS", "VmPTE"))
     return total
 
 
@@ -293,6 +312,8 @@ def main() -> None:
     job = json.loads(sys.stdin.readline())
     as_root = can_become_nobody()
     try:
+        with open("/proc/sys/net/core/wmem_max") as stream:
+            job["of_socket"] = 2 * int(stream.read())  # as the kernel counts; a new namespace may not show the number
         enter_namespaces(as_root)
     except OSError as error:
         answer({"refused": str(error)})
