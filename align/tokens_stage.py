@@ -26,6 +26,8 @@ class TokensStage:
     chunks: str
     output: str
     workers: int = 1
+    chat_template: str | None = None
+    """In place of the tokenizer's own, where chunks are conversations."""
 
     kind = "tokens"
     name = "align/tokens"
@@ -47,7 +49,7 @@ class TokensStage:
     def _encoder(self) -> Encoder | ChatEncoder:
         """What reads the chunks."""
         if self._chunks.config.get("format") == CHAT:
-            return load_chat_encoder(self.target, self.path, self.revision)
+            return load_chat_encoder(self.target, self.path, self.revision, self.chat_template)
         return load_encoder(self.path, self.revision)
 
     def units(self) -> list[Unit]:

@@ -30,7 +30,7 @@ from fusionx.pipelines.execution.interruption import stopped_by_signals
 from fusionx.pipelines.execution.stage_runner import run_stages
 from fusionx.pipelines.layout import Layout
 from fusionx.pipelines.preflight.devices import missing_devices
-from fusionx.pipelines.preflight.run_checks import refuse, run_errors
+from fusionx.pipelines.preflight.run_checks import held_out_errors, refuse, run_errors
 from fusionx.pipelines.timings import note_timing
 from fusionx.precompute.chunks.chunk_stage import ChunkStage
 from fusionx.precompute.chunks.corpus_findings import corpus_findings
@@ -65,6 +65,7 @@ class Pipeline:
         refuse(run_errors(self.config, self.layout, self.overwrite))
         self.check_benchmarks()
         self.chunk()
+        refuse(held_out_errors(self.config, self.layout))
         self.precompute()
         self.align()
         self.train()
@@ -194,6 +195,7 @@ class Pipeline:
             self.layout.chunks,
             self.layout.tokens(target.id),
             self.config.align.workers,
+            target.chat_template,
         )
 
     def aligned_stage(self, method: AlignMethod, model: ModelConfig) -> AlignedStage:

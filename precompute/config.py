@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fusionx.contract.config import Config, Operational
+from fusionx.contract.config import Added, Config, Operational
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -32,6 +32,8 @@ class ModelConfig(Config):
     """Of the weights while they run, by bitsandbytes; needs a GPU."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
     """Transformers' attention kernel; `auto` leaves the choice to it."""
+    chat_template: Added[str | None] = None
+    """For `corpus.format: chat`: a Jinja file, or the template itself, instead of the tokenizer's own."""
     window_overlap: int | None = Field(None, ge=0)
     """Tokens; where the context is shorter than a chunk, the chunk is read in windows of the context that share this
     many, and each position's distribution comes from the window in which most precedes it. Without it such a model is

@@ -323,6 +323,7 @@ class TrainJob(Config):
 
     `aligned` maps each candidate to its folder; so does `logits` where the method matches likelihoods. `sources` says
     where their models are (path, revision), for the card. `end_id`: the target's token at the end of documents.
+    `chat_template`: what the exported tokenizer is given in place of its own.
     """
 
     method_name: str
@@ -340,6 +341,7 @@ class TrainJob(Config):
     aligned: Operational[dict[str, str]]
     logits: Operational[dict[str, str]] = {}
     end_id: Added[int | None] = None
+    chat_template: Added[str | None] = None
     inputs: dict[str, str]
     output: Operational[str]
 

@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,11 +66,12 @@ def messages_of(text: str) -> list[Message]:
 class ChatEncoder:
     """A model's tokenizer and chat template; it is to conversations (`conversation_text`) what `encoder` is to texts.
 
-    `name`: the model's, for errors.
+    `name`: the model's, for errors. `given`: a template that takes the place of the tokenizer's own.
     """
 
     name: str
     encoder: Encoder
+    given: str | None = None
 
     @property
     def tokenizer(self) -> Any:
@@ -90,7 +92,7 @@ class ChatEncoder:
     @cached_property
     def fingerprint(self) -> str:
         """Of the tokenizer and the template."""
-        template = json.dumps(self.tokenizer.chat_template, sort_keys=True)
+        template = json.dumps(self.given or self.tokenizer.chat_template, sort_keys=True)
         return f"{self.encoder.fingerprint}-{hashlib.sha256(template.encode()).hexdigest()[:16]}"
 
     def check(self, roles: Sequence[str] = ("user",)) -> None:
@@ -100,14 +102,14 @@ class ChatEncoder:
             ConfigError: it has no chat template, or a slow tokenizer; the template has no answers, or leaves out or
                 refuses one of the `roles`.
         """
-        if not self.tokenizer.chat_template:
+        if not (self.given or self.tokenizer.chat_template):
             raise ConfigError(
                 f"The model '{self.name}' has no chat template.",
                 file=self.tokenizer.name_or_path,
                 field="corpus.format",
                 found="chat, and a tokenizer without chat_template",
                 expected="a template for every model of the run",
-                remedy="take its instruction-tuned version, or put a chat_template.jinja beside its tokenizer",
+                remedy="take its instruction-tuned version, or name a template as the model's chat_template",
             )
         if getattr(self.tokenizer, "backend_tokenizer", None) is None:
             raise ConfigError(
@@ -228,7 +230,7 @@ class ChatEncoder:
 
     @cached_property
     def _template(self) -> str:
-        return _ALWAYS_THAT_DAY + str(self.tokenizer.get_chat_template())
+        return _ALWAYS_THAT_DAY + (self.given or str(self.tokenizer.get_chat_template()))
 
     def _encoded(self, written: Sequence[tuple[str, str]]) -> list[Encoding]:
         backend = self.tokenizer.backend_tokenizer
@@ -259,13 +261,35 @@ def _probe(role: str) -> list[Message]:
     return [{"role": one, "content": f"{one}{place}"} for place, one in enumerate(_PROBES[role])]
 
 
+def given_template(stated: str | None) -> str | None:
+    """The template that a model's `chat_template` states: itself, or the file that holds it.
+
+    Raises:
+        ConfigError: there is no such file, or it cannot be read as text.
+    """
+    if stated is None or "{" in stated:
+        return stated
+    try:
+        return Path(stated).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            "The chat template cannot be read.",
+            file=stated,
+            field="chat_template",
+            found=error.strerror if isinstance(error, OSError) else str(error),
+            expected="a Jinja file, or a template with {{ }} or {% %} in it",
+        ) from None
+
+
 @lru_cache(maxsize=16)
-def load_chat_encoder(name: str, path: str, revision: str | None = None) -> ChatEncoder:
+def load_chat_encoder(
+    name: str, path: str, revision: str | None = None, chat_template: str | None = None
+) -> ChatEncoder:
     """The tokenizer and chat template of a model, once they are found to be fit for conversations.
 
     Raises:
-        ConfigError: there is no tokenizer at that place, or as `ChatEncoder.check`.
+        ConfigError: there is no tokenizer at that place, or as `given_template` and `ChatEncoder.check`.
     """
-    encoder = ChatEncoder(name, load_encoder(path, revision))
+    encoder = ChatEncoder(name, load_encoder(path, revision), given_template(chat_template))
     encoder.check()
     return encoder

@@ -9,6 +9,7 @@ from typing import Any
 from fusionx.contract.errors import ConfigError, DataError, FusionXError
 from fusionx.contract.extras import check_extra
 from fusionx.contract.models.place import loadable
+from fusionx.contract.shards.manifest import read_manifest
 from fusionx.contract.tokens.chat import CHAT, load_chat_encoder
 from fusionx.eval.benchmark_runner import check_benchmarks
 from fusionx.eval.tasks.exact_match import load_tasks
@@ -62,7 +63,7 @@ def _check_model(config: FusionConfig, layout: Layout, model: ModelConfig) -> No
     stage = LogitsStage(model, config.precompute, layout.chunks, layout.logits(model.id))
     stage.check(config.chunk.block_size)
     if config.corpus.format == CHAT:
-        load_chat_encoder(model.id, model.path, model.revision)
+        load_chat_encoder(model.id, model.path, model.revision, model.chat_template)
 
 
 def _check_context(config: FusionConfig) -> None:
@@ -115,6 +116,21 @@ def _corpus_errors(config: FusionConfig) -> Iterator[FusionXError]:
             found=config.precompute.splits,
             expected="train among them, since a method has a teacher",
         )
+
+
+def held_out_errors(config: FusionConfig, layout: Layout) -> Iterator[FusionXError]:
+    """What the corpus, once it is cut, has no text of: small shares of few documents may be nobody's."""
+    parts = read_manifest(layout.chunks, "chunks", "chunk").parts
+    for split in dict.fromkeys(("validation", config.eval.split)):
+        if not any(part.split == split and part.rows for part in parts):
+            yield DataError(
+                f"No {split} text came of the corpus.",
+                file=layout.chunks,
+                field="corpus.holdout",
+                found=f"{config.corpus.holdout or 'none'}, and {sum(part.rows for part in parts)} chunks in all",
+                expected="some documents of every split: shares are drawn by the hash of the text",
+                remedy="raise the share, as in `--set corpus.holdout={validation: 0.1, test: 0.1}`, with --overwrite",
+            )
 
 
 def _has_files(config: FusionConfig, split: Split) -> bool:

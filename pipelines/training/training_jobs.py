@@ -18,7 +18,7 @@ from fusionx.contract.models.gguf_folder import dequantised_from
 from fusionx.contract.models.place import loadable
 from fusionx.contract.shards.document_end import document_end
 from fusionx.contract.shards.manifest import has_manifest, read_manifest
-from fusionx.contract.tokens.chat import CHAT, load_chat_encoder
+from fusionx.contract.tokens.chat import CHAT, given_template, load_chat_encoder
 from fusionx.contract.tokens.encoder import load_encoder
 from fusionx.contract.weights import weights_identity
 from fusionx.pipelines.config import FusionConfig
@@ -251,6 +251,7 @@ def make_job(config: FusionConfig, layout: Layout, method_name: str, seed: int, 
         target=target.id,
         target_path=target.path,
         target_revision=target.revision,
+        chat_template=given_template(target.chat_template),
         target_weights=weights_identity(target.path, target.revision),
         sources={model.id: {"path": model.path, "revision": model.revision or ""} for model in config.models},
         corpus=config.corpus.dataset or config.corpus.path or "",
@@ -268,7 +269,7 @@ def _end_id(config: FusionConfig, layout: Layout) -> int | None:
     one that its template puts behind an answer."""
     logits, target = layout.logits(config.target.id), config.target
     if config.corpus.format == CHAT and config.train.optimizer.document_end != "none":
-        return load_chat_encoder(target.id, target.path, target.revision).end_id
+        return load_chat_encoder(target.id, target.path, target.revision, target.chat_template).end_id
     if config.train.optimizer.document_end == "none" or not has_manifest(logits):
         return None
     special = load_encoder(target.path, target.revision).table.special_role

@@ -58,7 +58,7 @@ class ChunkStage:
 
     def _encoder(self, model: ModelConfig) -> Encoder | ChatEncoder:
         if self.corpus.format == CHAT:
-            return load_chat_encoder(model.id, model.path, model.revision)
+            return load_chat_encoder(model.id, model.path, model.revision, model.chat_template)
         return load_encoder(model.path, model.revision)
 
     def units(self) -> Iterator[Unit]:
@@ -117,7 +117,9 @@ class ChunkStage:
         # One worker is one core; without this each would start a thread per core of the machine.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         if self.corpus.format == CHAT:
-            chats = [load_chat_encoder(model.id, model.path, model.revision) for model in self.models]
+            chats = [
+                load_chat_encoder(model.id, model.path, model.revision, model.chat_template) for model in self.models
+            ]
             return ChunkWorker(self, AnswerChunker(chats, self.config.block_size), frozenset())
         encoders = [load_encoder(model.path, model.revision) for model in self.models]
         return ChunkWorker(self, chunker_of(encoders, self.config.block_size), special_spellings(encoders))

@@ -91,7 +91,7 @@ class LogitsStage:
     def _encoder(self) -> Encoder | ChatEncoder:
         """What reads the chunks, or any text where there are none yet."""
         if has_manifest(self.chunks) and self._chunks.config.get("format") == CHAT:
-            return load_chat_encoder(self.model.id, self.model.path, self.model.revision)
+            return load_chat_encoder(self.model.id, self.model.path, self.model.revision, self.model.chat_template)
         return load_encoder(self.model.path, self.model.revision)
 
     def check(self, block_size: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-LINES = [f"The {number}th fox jumps over the lazy dog, and café number {number} is open. " * 4 for number in range(60)]
+LINES = [f"The {number}th fox jumps over the lazy dog, and café number {number} is open. " * 2 for number in range(240)]
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,8 @@ class Trainer:
             torch.use_deterministic_algorithms(True, warn_only=True)
         torch.manual_seed(job.seed)  # the selection network and adapters start alike on every process
         self.tokenizer = load_encoder(job.target_path, job.target_revision).tokenizer
+        if job.chat_template is not None:  # what is exported writes conversations as they were learned
+            self.tokenizer.chat_template = job.chat_template
         self.target = load_target(job.target_path, job.target_revision, world.device, job.optimizer.lora)
         self.dtype = autocast_dtype(job.run.precision, world.device, self.target.stored_dtype)
         # By name, not as listed: a checkpoint's selection network must meet its candidates in the order it knows.

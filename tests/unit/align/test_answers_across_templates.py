@@ -1,5 +1,7 @@
-"""Answers of conversations, aligned across chat templates: with equal tokenizers a source says the same at the target's
-places, whatever their templates write around the answers."""
+"""Answers of conversations, aligned across chat templates, the models' own or the config's.
+
+With equal tokenizers a source says the same at the target's places, whatever their templates write around the answers.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chat_models import PLAIN, TURNS, chat_tokenizer, conversation
+from chat_models import CHATML, PLAIN, TURNS, chat_tokenizer, conversation
 
 from fusionx.align.aligned_stage import AlignedStage
 from fusionx.align.config import AlignConfig, AlignMethod
@@ -35,16 +37,23 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("templates")
     rows = [conversation(TURNS), conversation(TURNS[1:], system="Be brief."), conversation([("Who?", "x")])]
     (root / "train.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
-    for name, family, template in (("target", "chatml", None), ("same", "chatml", PLAIN), ("other", "llama2", None)):
+    (root / "plain.jinja").write_text(PLAIN)
+    given = {"target": CHATML, "same": str(root / "plain.jinja"), "other": None}
+    for name, family in (("target", "chatml"), ("same", "chatml"), ("other", "llama2")):
         tokenizer = chat_tokenizer(family)
-        tokenizer.chat_template = template or tokenizer.chat_template
+        if given[name] is not None:
+            tokenizer.chat_template = None
         tokenizer.save_pretrained(root / name)
-    models = [ModelConfig(id=name, path=str(root / name), kind="fake") for name in ("target", "same", "other")]
+    models = [
+        ModelConfig(id=name, path=str(root / name), kind="fake", chat_template=template)
+        for name, template in given.items()
+    ]
     corpus = CorpusConfig(path=str(root / "train.jsonl"), format="chat", splits=["train"])
     chunks = run(ChunkStage(corpus, ChunkConfig(block_size=300), models, str(root / "chunks")))
     for model in models:
         run(LogitsStage(model, PrecomputeConfig(k=12, device="cpu"), chunks, str(root / "logits" / model.id)))
-    run(TokensStage("target", str(root / "target"), None, ["train"], chunks, str(root / "tokens")))
+    target = (str(root / "target"), None, ["train"], chunks, str(root / "tokens"))
+    run(TokensStage("target", *target, chat_template=CHATML))
     return root
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizer_builder import slow_sentencepiece
 
 from fusionx.contract.errors import ConfigError, DataError
-from fusionx.contract.tokens.chat import AnswerError, ChatEncoder, conversation_text, messages_of
+from fusionx.contract.tokens.chat import AnswerError, ChatEncoder, conversation_text, given_template, messages_of
 from fusionx.contract.tokens.encoder import Encoder
 from fusionx.contract.tokens.token_table import token_table
 
@@ -160,6 +160,12 @@ def test_what_has_no_template_or_no_offsets_is_refused() -> None:
     bare.tokenizer.chat_template = None
     with pytest.raises(ConfigError, match="The model 'chatml' has no chat template"):
         bare.check()
+    given = ChatEncoder("chatml", bare.encoder, given_template(CHATML))
+    given.check()
+    assert given.end_id == encoder("chatml").end_id
+    assert given.fingerprint == encoder("chatml").fingerprint, "the template counts, not where it comes from"
+    with pytest.raises(ConfigError, match="cannot be read"):
+        given_template("nowhere.jinja")
     slow = slow_sentencepiece()
     slow.chat_template = CHATML
     with pytest.raises(ConfigError, match="does not say where its tokens are"):

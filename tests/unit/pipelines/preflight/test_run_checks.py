@@ -10,9 +10,12 @@ import pytest
 from transformers import BertConfig, LlamaModel, MptConfig, T5Config
 
 from fusionx.contract.errors import ConfigError, DataError, FusionXError
+from fusionx.contract.shards.manifest import Manifest, write_manifest
+from fusionx.contract.shards.parts import PartEntry
+from fusionx.eval.config import EvalConfig
 from fusionx.pipelines.config import FusionConfig
 from fusionx.pipelines.layout import Layout
-from fusionx.pipelines.preflight.run_checks import refuse, run_errors
+from fusionx.pipelines.preflight.run_checks import held_out_errors, refuse, run_errors
 
 
 def errors(raw: dict[str, Any], **changes: Any) -> list[FusionXError]:
@@ -51,6 +54,18 @@ def test_one_problem_stays_itself_and_none_is_no_error() -> None:
         refuse([error])
     assert caught.value is error
     refuse([])
+
+
+def test_a_split_that_no_document_fell_to_is_told_before_the_sources_run(raw: dict[str, Any], tmp_path: Path) -> None:
+    config = FusionConfig.model_validate(raw)
+    layout = Layout(str(tmp_path / "cut"))
+    rows = {"train": 30, "validation": 1, "test": 0}
+    parts = [PartEntry(f"part-{n}.parquet", split, of, 0, 1, "0") for n, (split, of) in enumerate(rows.items())]
+    write_manifest(layout.chunks, Manifest("chunks", {}, {}, parts))
+    (error,) = held_out_errors(config, layout)
+    assert error.problem == "No test text came of the corpus."
+    assert "31 chunks" in error.details["found"]
+    assert not list(held_out_errors(config.model_copy(update={"eval": EvalConfig(split="validation")}), layout))
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
