@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import random
 from collections import Counter
@@ -12,7 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from fusionx.benchmarks.measuring.figure import Figure, interleaved_seconds
+from fusionx.benchmarks.damage.cost import hashing, shares
+from fusionx.benchmarks.measuring.figure import Figure
 from fusionx.contract.errors import FusionXError
 
 Outcome = Literal["found", "made anew", "harmless", "missed"]
@@ -21,8 +21,10 @@ OUTCOMES: tuple[Outcome, ...] = ("found", "made anew", "harmless", "missed")
 missed: something else was read, or the reader ended in an exception that is no error of ours."""
 
 
-def figures(flips: int = 1000, truncations: int = 200, seed: int = 0, megabytes: int = 64) -> Iterator[Figure]:
-    """Flips and truncations over all kinds in turn: how many had which outcome; and what a hash costs."""
+def figures(
+    flips: int = 1000, truncations: int = 200, seed: int = 0, megabytes: int = 64, kilobytes: int = 300
+) -> Iterator[Figure]:
+    """Flips and truncations over all kinds in turn: how many had which outcome; and what checking costs."""
     from fusionx.benchmarks.damage.kinds import kinds
 
     with TemporaryDirectory() as folder:
@@ -31,7 +33,9 @@ def figures(flips: int = 1000, truncations: int = 200, seed: int = 0, megabytes:
             yield Figure("damage", name, "tried", tried, "files", n=tried)
             for outcome in OUTCOMES:
                 yield Figure("damage", name, outcome, counts[outcome], "files", "tried", counts[outcome] / tried, tried)
-        yield from _cost(Path(folder) / "large", megabytes)
+        yield from hashing(Path(folder) / "large", megabytes)
+        (Path(folder) / "cost").mkdir()
+        yield from shares(Path(folder) / "cost", kilobytes)
 
 
 def trials(all_kinds: list[Any], flips: int, truncations: int, seed: int) -> dict[str, Counter[Outcome]]:
@@ -68,25 +72,3 @@ def _outcome(kind: Any, file: Path, written: Any) -> Outcome:
     if found is None:
         return "made anew" if file.name in said.getvalue() else "missed"
     return "harmless" if found == written else "missed"
-
-
-def _cost(file: Path, megabytes: int) -> Iterator[Figure]:
-    """A hash beside what is done with a file anyway: writing it to the disk, and reading it."""
-    import os
-
-    file.write_bytes(os.urandom(megabytes << 20))
-
-    def hash_it() -> None:
-        with file.open("rb") as stream:
-            hashlib.file_digest(stream, "sha256").digest()
-
-    def write() -> None:
-        data = file.read_bytes()
-        with file.with_suffix(".copy").open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-
-    seconds = interleaved_seconds({"hash": hash_it, "write": write}, 5)
-    rate = megabytes * 1.048576 / seconds["hash"]
-    yield Figure("damage", "sha256", "hashed", rate, "MB/s", "writing and fsync", seconds["hash"] / seconds["write"], 5)
