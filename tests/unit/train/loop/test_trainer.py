@@ -75,7 +75,8 @@ def test_what_a_job_leaves(method: str, finished: Callable[[str], Path], model: 
 
 @pytest.mark.parametrize("method", ["fusionx", "paper"])
 def test_exports_load(method: str, make: Make, tmp_path: Path) -> None:
-    trainer = Trainer(make(tmp_path / "out", method), ALONE)
+    job = make(tmp_path / "out", method).model_copy(update={"chat_template": "{{ messages[0].content }}"})
+    trainer = Trainer(job, ALONE)
     trainer.run()
     assert trainer.asn is not None
     asn, candidates = load_asn(tmp_path / "out" / "last")
@@ -89,6 +90,7 @@ def test_exports_load(method: str, make: Make, tmp_path: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         text = "The quick brown fox"
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+        assert tokenizer.chat_template == job.chat_template, "by which the target learned"
         card = (folder / "README.md").read_text()
         assert "fusion-x" in card
         assert re.search(r"^\| target \|.*\| 0\.\d{3} \|$", card, re.MULTILINE), "the target's mean fusion weight"
