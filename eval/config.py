@@ -126,6 +126,8 @@ class EvalConfig(Config):
     """How lm-evaluation-harness runs the benchmarks."""
     code: Added[CodeConfig] = CodeConfig()
     """How the benchmark `me` runs."""
+    examples: Operational[int] = Field(3, ge=0, le=50)
+    """Held-out documents; that a model which is evaluated goes on from, for the report to show side by side."""
     bootstrap: int = Field(2000, ge=100)
     """Resamples; of documents and items, for intervals."""
     confidence: float = Field(0.95, gt=0.5, lt=1.0)

@@ -24,6 +24,7 @@ from fusionx.eval.models.loaded_model import (
 )
 from fusionx.eval.results.evaluation import Evaluation
 from fusionx.eval.tasks.exact_match import Task, load_tasks, run_task
+from fusionx.eval.text.continuations import beginnings, continuations
 from fusionx.eval.text.perplexity import Chunk, aggregate, overall, score_chunks
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def evaluate_model(
         `model`, the digests of weights, settings (config and tokenizer), evaluation config and data (held-out text
         and prompts), `domains` (per domain nll in nats, tokens, bytes, perplexity, bits_per_byte, n_chunks, n_docs),
         `overall`, `tasks` (n, score, stderr, truncated), `documents` ([nll, bytes] per document, by id), `items` (0 or
-        1 per item), `versions`, `seconds`.
+        1 per item), `continuations` of a few documents, `versions`, `seconds`.
 
     Raises:
         ConfigError: there is no such folder, or a task is missing.
@@ -126,12 +127,14 @@ def _measure(
         loaded = load_model(folder, config.device, config.dtype, trust_remote_code=trust_remote_code)
         held_out = aggregate(chunks, score_chunks(loaded, chunks, config.batch_tokens))
         results = {task.name: run_task(loaded, task, config) for task in tasks}
+        written = continuations(loaded, beginnings(chunks, config.examples), config.batch_tokens)
     return {
         "domains": held_out.domains,
         "overall": overall(held_out.domains),
         "tasks": {name: result.figures() for name, result in results.items()},
         "documents": held_out.documents,
         "items": {name: result.correct for name, result in results.items()},
+        "continuations": written,
         "versions": _versions(loaded),
     }
 

@@ -13,7 +13,7 @@ from typing import Any
 from fusionx.eval.report.inputs import STEPS, TARGET, MethodRun, ReportInputs, Step, method_label
 from fusionx.eval.results.evaluation import Evaluation
 from fusionx.eval.results.interference import METHOD_NOTE, compare
-from fusionx.eval.results.over_seeds import combine, interference_over_seeds, mean, over_seeds
+from fusionx.eval.results.over_seeds import combine, interference_over_seeds, mean, mean_documents, over_seeds
 from fusionx.eval.results.recommendation import Documents, relative_change
 from fusionx.eval.results.statistics import spread
 from fusionx.eval.results.task_scores import task_scores
@@ -35,9 +35,9 @@ def summarize(inputs: ReportInputs) -> dict[str, Any]:
 
     Keys: `methods` (per method `per_seed`, `mean`, `spread`, at `best` and `last`), `comparison` (`fusionx` against
     each baseline), `interference` (per method against the original target and against ct), `tasks` (every model's
-    scores with intervals, see `eval.results.task_scores`), `selection`, `curves`, `tuning`, `sources`,
-    `alignment_split`, `alignment`, `fidelity`, `calibration`, `ensembles` (on a split of their own), `stages`,
-    `domains`, `target` (its id), `provenance`, `config`.
+    scores with intervals, see `eval.results.task_scores`), `selection`, `curves`, `tuning`, `continuations`,
+    `sources`, `alignment_split`, `alignment`, `fidelity`, `calibration`, `ensembles` (on a split of their own),
+    `stages`, `domains`, `target` (its id), `provenance`, `config`.
     """
     interference = _interference(inputs)
     return {
@@ -56,6 +56,7 @@ def summarize(inputs: ReportInputs) -> dict[str, Any]:
         "selection": {method: shares for method in inputs.methods() if (shares := _selection(inputs, method))},
         "curves": {method: _curves(inputs, method) for method in inputs.methods()},
         "tuning": inputs.tuning,
+        "continuations": _continuations(inputs),
         "sources": [_source(inputs, index) for index in range(len(inputs.sources))],
         "alignment_split": inputs.alignment_split,
         "alignment": inputs.alignment,
@@ -334,6 +335,21 @@ def _source(inputs: ReportInputs, index: int) -> dict[str, Any]:
     }
 
 
+def _continuations(inputs: ReportInputs) -> list[dict[str, Any]]:
+    """Per beginning of a document what stands there and what models wrote, of a method its first seed at its best."""
+    sources = {source.id: source.evaluation for source in inputs.sources if source.id != inputs.target}
+    models = {TARGET: inputs.original, **{id: found for id, found in sources.items() if found is not None}}
+    models |= {method: next(iter(inputs.runs_of(method).values())).best for method in inputs.methods()}
+    written = {name: {(of["domain"], of["doc_id"]): of for of in model.continuations} for name, model in models.items()}
+    return [
+        {
+            **{name: one[name] for name in ("domain", "prompt", "text")},
+            "written": {name: of[key]["written"] for name, of in written.items() if key in of},
+        }
+        for key, one in written[TARGET].items()
+    ]
+
+
 def _ensembles(inputs: ReportInputs) -> dict[str, Any] | None:
     """Candidates and ensembles through the aligned shards, and models, on one split; methods as means over seeds.
 
@@ -376,12 +392,3 @@ def _changes(inputs: ReportInputs, documents: Documents, baseline: Documents) ->
         group: relative_change(documents, baseline, domains, inputs.bootstrap, inputs.confidence) if domains else None
         for group, domains in groups.items()
     }
-
-
-def mean_documents(seeds: Sequence[Documents]) -> Documents:
-    """Every document's figures as their mean over seeds."""
-    return {
-        domain: [[mean(values) for values in zip(*same, strict=True)]
-                 for same in zip(*(of[domain] for of in seeds), strict=True)]
-        for domain in seeds[0]
-    }  # fmt: skip

@@ -54,6 +54,7 @@ class Evaluation:
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     settings_digest: str = ""
+    continuations: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Evaluation:

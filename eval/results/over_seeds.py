@@ -32,6 +32,15 @@ def over_seeds(values: Sequence[float]) -> dict[str, Any] | None:
     return {"mean": mean(values), "ci95": t_interval(values, INTERVAL_CONFIDENCE), "per_seed": list(values)}
 
 
+def mean_documents(seeds: Sequence[Mapping[str, Sequence[Sequence[float]]]]) -> dict[str, list[list[float]]]:
+    """Every document's figures as their mean over seeds."""
+    return {
+        domain: [[mean(values) for values in zip(*same, strict=True)]
+                 for same in zip(*(of[domain] for of in seeds), strict=True)]
+        for domain in seeds[0]
+    }  # fmt: skip
+
+
 def interference_over_seeds(
     original: Evaluation,
     seeds: Mapping[int, Evaluation],

@@ -180,12 +180,12 @@ def _encode_prompts(loaded: LoadedModel, task: Task, max_new_tokens: int) -> tup
 
 
 def generate_greedily(
-    loaded: LoadedModel, prompts: Sequence[list[int]], max_new_tokens: int, stop: str, batch_tokens: int
+    loaded: LoadedModel, prompts: Sequence[list[int]], max_new_tokens: int, stop: str | None, batch_tokens: int
 ) -> list[str]:
     """The model's most likely continuation of every prompt, as text, special tokens left out.
 
     Batches hold prompts of similar length, padded on the left. Generation ends at the model's own end of text, once
-    `stop` follows some text, or after `max_new_tokens`.
+    `stop` (if there is one) follows some text, or after `max_new_tokens`.
     """
     texts = [""] * len(prompts)
     lengths = [len(ids) for ids in prompts]
@@ -198,7 +198,9 @@ def generate_greedily(
     return texts
 
 
-def _generate_batch(loaded: LoadedModel, prompts: Sequence[list[int]], max_new_tokens: int, stop: str) -> torch.Tensor:
+def _generate_batch(
+    loaded: LoadedModel, prompts: Sequence[list[int]], max_new_tokens: int, stop: str | None
+) -> torch.Tensor:
     """New token ids int64 [prompts, <= max_new_tokens]."""
     import torch
     from transformers import StoppingCriteriaList
@@ -214,7 +216,9 @@ def _generate_batch(loaded: LoadedModel, prompts: Sequence[list[int]], max_new_t
             input_ids=ids.to(loaded.device),
             attention_mask=mask.to(loaded.device),
             generation_config=greedy(loaded, max_new_tokens),
-            stopping_criteria=StoppingCriteriaList([_StopText(loaded.tokenizer, stop, longest)]),
+            stopping_criteria=StoppingCriteriaList(
+                [] if stop is None else [_StopText(loaded.tokenizer, stop, longest)]
+            ),
         )
     return output[:, longest:].cpu()
 

@@ -139,7 +139,7 @@ def settings_on(config: FusionConfig, split: str) -> EvalConfig:
     """On another split than `eval.split` only the text is scored."""
     if split == config.eval.split:
         return config.eval
-    return config.eval.model_copy(update={"split": split, "tasks": []})
+    return config.eval.model_copy(update={"split": split, "tasks": [], "examples": 0})
 
 
 def local_folder(model: ModelConfig) -> str:

@@ -125,6 +125,16 @@ def make_evaluation(
         overall=overall(held_out.domains),
         documents=held_out.documents,
         items=items,
+        continuations=[
+            {
+                "domain": domain,
+                "doc_id": place,
+                "prompt": f"It was\nin {domain}",
+                "text": " that",
+                "written": f" {name}",
+            }
+            for place, domain in enumerate((TRAIN_DOMAINS[0], ABSENT_DOMAINS[0]))
+        ],
         tasks={
             task: {"n": 60, "score": sum(flags) / 60, "stderr": 0.06, "truncated": 0} for task, flags in items.items()
         },

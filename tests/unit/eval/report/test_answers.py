@@ -24,6 +24,19 @@ def full(make_inputs: MakeInputs, tmp_path_factory: pytest.TempPathFactory) -> t
     return inputs, folder
 
 
+def test_what_models_write_stands_side_by_side(full: tuple[ReportInputs, Path]) -> None:
+    _, folder = full
+    results = json.loads((folder / "results.json").read_text())
+    assert [found["prompt"] for found in results["continuations"]] == ["It was\nin books", "It was\nin law"]
+    text = (folder / "report.md").read_text()
+    section = text[text.index("## What the models write") : text.index("## How it went")]
+    first = section[section.index("books") : section.index("law")]
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in first.splitlines() if line.startswith("| ")]
+    assert rows[2:6] == ["The beginning", "The document itself", "Fusion-X", "Original target"]
+    assert "| Fusion-X |  fusionx-1-best |" in first
+    assert "Continual training" in rows
+
+
 def macro(evaluation: Any, domains: list[str]) -> float:
     return sum(evaluation.domains[d]["bits_per_byte"] for d in domains) / len(domains)
 
