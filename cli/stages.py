@@ -109,9 +109,22 @@ def evaluate(
         click.echo(pipeline.eval())
 
 
-@click.command(epilog=examples("run run.yaml", "run run.yaml --set output=runs/second --set precompute.k=64"))
+@click.command(
+    epilog=examples(
+        "run run.yaml",
+        "run run.yaml --dry-run",
+        "run run.yaml --set output=runs/second --set precompute.k=64",
+    )
+)
 @config_options
-def run(config: str, overrides: tuple[str, ...], overwrite: bool) -> None:
+@click.option("--dry-run", is_flag=True, help="Check what is checked at once, say what would be made; make nothing.")
+def run(config: str, overrides: tuple[str, ...], overwrite: bool, dry_run: bool) -> None:
     """All stages in order; finished work is kept."""
-    with opened_pipeline(config, overrides, overwrite) as pipeline:
-        click.echo(pipeline.run())
+    with opened_pipeline(config, overrides, overwrite, read_only=dry_run) as pipeline:
+        if dry_run:
+            from fusionx.pipelines.dry_run import dry_run as steps
+
+            for line in steps(pipeline):
+                click.echo(line)
+        else:
+            click.echo(pipeline.run())

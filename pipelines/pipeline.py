@@ -62,14 +62,18 @@ class Pipeline:
 
     def run(self) -> RunResult:
         """All stages in order, after all that can be known of them at once."""
-        refuse(run_errors(self.config, self.layout, self.overwrite))
-        self.check_benchmarks()
+        self.check()
         self.chunk()
         refuse(held_out_errors(self.config, self.layout))
         self.precompute()
         self.align()
         self.train()
         return self.eval()
+
+    def check(self) -> None:
+        """Refuses, before anything is made, what can be known at once."""
+        refuse(run_errors(self.config, self.layout, self.overwrite))
+        self.check_benchmarks()
 
     def chunk(self) -> None:
         """Cuts the corpus so that every chunk fits every tokenizer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,25 @@ def test_a_source_too_slow_for_the_time_is_scaled_by_its_size(
         made[f"precompute/{name}"].tokens_per_s * described[name].parameters / large
     )
     assert "without coder" in made["train/fusionx"].scaled_from, "stepped over the candidates that there are"
+
+
+def test_a_dry_run_names_every_step_and_makes_nothing(world: Any, finished: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    printed = world.here(output, "run --dry-run")
+    assert printed.returncode == 0, printed.stderr
+    assert not output.exists()
+    lines = {line.split()[0]: line for line in printed.stdout.splitlines()}
+    aligned = [f"align/{method}/{name}" for method in ("walk", "mined") for name in ("target", "coder", "writer")]
+    candidates = [f"precompute/{name}" for name in ("target", "coder", "writer")]
+    assert [*lines] == ["chunk", *candidates, "align/tokens", *aligned, "train", "eval"]
+    assert re.search(r" [1-9]\d* to make +fusionx chunk ", lines["chunk"])
+    assert "what the steps before it give" in lines["precompute/coder"]
+    assert lines["align/mined/coder"].endswith(f"fusionx align {world.config} --set output={output} --source coder")
+    assert " 4 to make" in lines["train"], "known without the data"
+    done = world.here(finished, "run --dry-run").stdout
+    assert done.count("nothing, ") == len(lines), done
+    wrong = world.here(output, "run --dry-run", "precompute.k=400")
+    assert (wrong.returncode, "k is larger than a vocabulary" in wrong.stderr) == (2, True)
 
 
 def test_a_missing_corpus_is_bad_usage(world: Any, tmp_path: Path) -> None:
