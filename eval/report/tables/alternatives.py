@@ -11,6 +11,7 @@ from fusionx.eval.report.inputs import TARGET, method_label
 from fusionx.eval.report.summary import SUBJECT, claim_group
 from fusionx.eval.report.tables.cells import MISSING, Cell, Section, Table
 from fusionx.eval.report.tables.sources import ENSEMBLE_LABELS
+from fusionx.eval.report.tables.units import short_interval
 from fusionx.eval.report.verdict import signed_percent
 
 Figures = Mapping[str, Any]
@@ -101,7 +102,6 @@ def _cell(figures: Figures, group: str, best: bool) -> Cell:
         return Cell(MISSING, tone="muted")
     detail = signed_percent(change["mean"])
     if change["interval"] is not None:
-        low, high = (signed_percent(limit) for limit in change["interval"])
-        detail += f" ({low} to {high})"
+        detail += f" ({short_interval(change['interval'])})"
     # The target itself has no change.
     return Cell(f"{_bits(figures, group):.4f}", detail if change["mean"] else "", "best" if best else "")

@@ -14,9 +14,10 @@ def continuations(results: Mapping[str, Any]) -> Section | None:
     if not results["continuations"]:
         return None
     tables = [
-        Table(f"From the domain {found['domain']}", ["Who", "What"], _rows(found), method_label(SUBJECT), prose=True)
-        for found in results["continuations"]
-    ]
+        Table(f"From the domain {found['domain']}", ["Who", "What"], _rows(found), method_label(SUBJECT),
+              folded=place > 0, prose=True)
+        for place, found in enumerate(results["continuations"])
+    ]  # fmt: skip
     notes = [
         "The beginning of a held-out document, how it goes on, and what each model thinks likeliest there (greedily, "
         "at most 48 tokens). A few examples show the manner, not the quality: that is what the figures are for."

@@ -131,8 +131,13 @@ def relative_interval(unit: Mapping[str, Any]) -> str:
     (interval,) = unit["intervals"]
     if interval is None or unit["kind"] != "domain":
         return ""
-    low, high = (signed_percent(limit / unit["baseline"]) for limit in interval)
-    return f"{low} to {high}"
+    return short_interval([limit / unit["baseline"] for limit in interval])
+
+
+def short_interval(interval: Sequence[float]) -> str:
+    """Of shares, in percent and never broken over lines: the figure before it has the sign of percent."""
+    low, high = (signed_percent(limit).removesuffix("\u00a0%") for limit in interval)
+    return f"{low}\u00a0to\u00a0{high}"
 
 
 def _change(unit: Mapping[str, Any]) -> str:

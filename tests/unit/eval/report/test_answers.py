@@ -93,5 +93,5 @@ def test_the_methods_stand_beside_what_a_user_would_do_instead(full: tuple[Repor
     expected = sum(macro(run, inputs.train_domains) for run in runs) / len(runs) / start - 1
     (of_fusionx,) = (row for row in rows if row[0] == "Fusion-X (trained)")
     assert of_fusionx[2] == signed_percent(expected)
-    low, high = (float(limit.replace("−", "-").rstrip("%\u00a0")) for limit in of_fusionx[3].split(" to "))
+    low, high = (float(limit.replace("−", "-")) for limit in of_fusionx[3].split("\u00a0to\u00a0"))
     assert low < 100 * expected < high

@@ -96,7 +96,8 @@ def attacked(inputs: ReportInputs, shift: int) -> ReportInputs:
 
 def _attacked(value: Any, evil: dict[str, str]) -> Any:
     if isinstance(value, dict):
-        return {evil.get(key, key): _attacked(item, evil) for key, item in value.items()}
+        said = dict.fromkeys(("prompt", "text", "written"), "\n".join(ATTACKS)) if "written" in value else {}
+        return {evil.get(key, key): said.get(key) or _attacked(item, evil) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_attacked(item, evil) for item in value]
     if is_dataclass(value) and not isinstance(value, type):
