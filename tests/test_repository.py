@@ -58,3 +58,28 @@ def test_the_container_is_of_the_pinned_packages_and_a_python_that_will_do() -> 
     images = re.findall(r"^FROM \S+python:(\d+)\.(\d+)", text, re.MULTILINE)
     assert images
     assert all(tuple(map(int, image)) >= lowest for image in images)
+
+
+def test_every_package_that_an_installation_brings_is_pinned_with_hashes() -> None:
+    """And in the versions of constraints.txt, which lacks those that only other systems and GPUs need."""
+    text = (ROOT / "requirements.lock").read_text()
+    pinned = {name(each): version for each, version in re.findall(r"^([\w.-]+)==(\S+)", constraints(), re.MULTILINE)}
+    locked = dict(re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE))
+    assert {name(re.split(r"[\[><=]", each)[0]) for each in PROJECT["dependencies"]} <= locked.keys()
+    assert {each: locked[each] for each in locked.keys() & pinned.keys()} == {
+        each: pinned[each] for each in locked.keys() & pinned.keys()
+    }
+    for entry in re.split(r"^(?=\w)", text, flags=re.MULTILINE)[1:]:
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", entry), entry
+        package = entry.split("==")[0]
+        assert package in pinned or re.match(r"cuda-|nvidia-|triton|.*sys_platform", entry.splitlines()[0]), package
+    assert "://" not in text, "an address of some machine's index"
+
+
+def constraints() -> str:
+    return (ROOT / "constraints.txt").read_text()
+
+
+def name(package: str) -> str:
+    """As package indexes write it."""
+    return re.sub(r"[-_.]+", "-", package).lower()
