@@ -39,7 +39,7 @@ def init(
 ) -> None:
     """Write a first config to CONFIG (run.yaml), with comments; asks for what no option says."""
     from fusionx.contract.errors import ConfigError
-    from fusionx.pipelines.preflight.first_config import first_config
+    from fusionx.pipelines.preflight.first_config import first_config, missing_places
 
     if config.exists() and not force:
         raise ConfigError("There is a config already.", file=config, remedy="name another file, or add --force")
@@ -53,6 +53,8 @@ def init(
     text = first_config(str(target), sources, str(corpus), str(output))
     config.parent.mkdir(parents=True, exist_ok=True)
     config.write_text(text, encoding="utf-8")
+    for place in missing_places([target, *sources], corpus):
+        click.echo(f"note: {place} is not there yet", err=True)
     click.echo(f"{config} is written. Next: fusionx doctor {config}")
 
 

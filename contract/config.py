@@ -159,7 +159,11 @@ def load_config(cls: type[ConfigType], path: str | Path, overrides: Iterable[str
     """
     path = Path(path)
     if not path.is_file():
-        raise ConfigError("There is no such config file.", file=path, remedy="see configs/ for the shipped ones")
+        raise ConfigError(
+            "There is no such config file.",
+            file=path,
+            remedy="`fusionx init` writes a first one, `fusionx examples` the shipped ones, into configs/",
+        )
     try:
         with path.open("rb") as file:
             text = file.read(_MOST_BYTES + 1)

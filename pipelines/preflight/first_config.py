@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import chain, count
 from pathlib import Path
@@ -61,6 +61,13 @@ def first_config(target: str, sources: Sequence[str], corpus: str, output: str) 
     )
     parse_config(FusionConfig, yaml.safe_load(text), "the new config")
     return text
+
+
+def missing_places(models: Sequence[str], corpus: str) -> Iterator[str]:
+    """What is neither here nor a name that the hub could know; a new config may name it, a run cannot use it."""
+    for place in (*models, corpus):
+        if "://" not in place and not Path(place).expanduser().exists() and not may_be_on_hub(place):
+            yield place
 
 
 def _ids(paths: Sequence[str]) -> list[str]:

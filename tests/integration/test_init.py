@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,15 @@ def test_what_is_there_is_not_overwritten(world: Any, tmp_path: Path) -> None:
     assert (refused.exit_code, "--force" in refused.stderr, file.read_text()) == (2, True, "mine")
     assert called(*arguments, "--force").exit_code == 0
     assert yaml.safe_load(file.read_text())["name"] == "run"
+
+
+def test_what_is_not_there_yet_is_said(world: Any, tmp_path: Path) -> None:
+    sources = ["--source", "./nowhere/model", "--source", "owner/on-the-hub"]
+    done = called(
+        "init", tmp_path / "run.yaml", "--target", world.root / "target", *sources, "--corpus", "/no", "--yes"
+    )
+    assert (done.exit_code, (tmp_path / "run.yaml").is_file()) == (0, True)
+    assert re.findall("note: (.+) is not there yet", done.stderr) == ["./nowhere/model", "/no"]
 
 
 def test_what_makes_no_config_writes_none(world: Any, tmp_path: Path) -> None:
