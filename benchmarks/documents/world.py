@@ -18,7 +18,7 @@ from fusionx.precompute.logits.logits_stage import LogitsStage
 
 Tokenizers = Mapping[str, Callable[[], Any]]
 K = 8
-PART_BYTES = 20_000
+PART_BYTES = 10_000
 
 
 def real_tokenizers() -> Tokenizers:

@@ -38,6 +38,8 @@ _SPLIT_WORDS = {
 _READ_BYTES = 4 << 20
 """Asked of a file at once; an object store answers each read with one request."""
 _LINE_BUFFER = 128 << 10
+_MOST_BYTES = 1 << 30
+"""Of one document, unpacked: a megabyte of zeros may be a gigabyte once it is read."""
 
 
 def check_corpus(config: CorpusConfig) -> None:
@@ -180,7 +182,7 @@ class _TextFile(_File):
     def __iter__(self) -> Iterator[tuple[str, str]]:
         try:
             with self._open() as stream:
-                data = self._unpacked(stream).read()
+                data = _bounded(self._unpacked(stream).read(_MOST_BYTES + 1), self._path)
         except (OSError, EOFError, lzma.LZMAError) as error:
             raise self._broken("", error) from None
         self.share = 1.0
@@ -233,11 +235,13 @@ class _JsonLines(_File):
         config, number = self._config, 0
         try:
             with self._open() as stream:
-                for line in self._unpacked(stream):
+                unpacked = self._unpacked(stream)
+                while line := unpacked.readline(_MOST_BYTES + 1):
                     number += 1
                     if not line.strip():
                         continue
                     place = f"{self._path}:{number}"
+                    line = _bounded(line, place)
                     if number == 1:
                         line = line.removeprefix(codecs.BOM_UTF8)
                     row = _parse_line(line, place)
@@ -246,6 +250,18 @@ class _JsonLines(_File):
             self.share = 1.0
         except (OSError, EOFError, lzma.LZMAError) as error:
             raise self._broken(f", after line {number}", error) from None
+
+
+def _bounded(data: bytes, place: str) -> bytes:
+    if len(data) > _MOST_BYTES:
+        raise DataError(
+            "A document is too large.",
+            file=place,
+            found=f"more than {_MOST_BYTES:,} bytes",
+            expected="documents of at most that, a text file being one and a line of JSON another",
+            remedy="divide it into several files or lines",
+        )
+    return data
 
 
 def _parse_line(line: bytes, place: str) -> dict[str, Any]:

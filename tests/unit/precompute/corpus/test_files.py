@@ -89,3 +89,17 @@ def test_bytes_that_are_no_text_are_found_in_columns_of_every_kind(tmp_path: Pat
     nested = pa.StructArray.from_arrays([bad, pa.array([1, 2])], names=["text", "n"])
     pq.write_table(pa.table({"doc": nested}), tmp_path / "a.parquet")
     assert [document.text for document in read(tmp_path, text="doc.text")] == ["ok", "\udcc3"]
+
+
+def test_a_document_that_unpacks_to_more_than_memory_is_for_is_refused_by_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fusionx.precompute.corpus.files._MOST_BYTES", 10_000)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(jsonl([{"text": "x"}, {"text": "y" * 10_000}])))
+    with pytest.raises(DataError, match=r"(?s)too large.*a\.jsonl\.gz:2"):
+        read(tmp_path / "a.jsonl.gz")
+    (tmp_path / "b.txt.xz").write_bytes(lzma.compress(bytes(10_001)))
+    with pytest.raises(DataError, match=r"(?s)too large.*b\.txt\.xz"):
+        read(tmp_path / "b.txt.xz")
+    (tmp_path / "b.txt.xz").write_bytes(lzma.compress(bytes(10_000)))
+    assert len(read(tmp_path / "b.txt.xz")[0].text) == 10_000
