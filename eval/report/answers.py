@@ -45,6 +45,7 @@ def _helped(results: Mapping[str, Any]) -> Card | None:
         if found is not None:
             of = found["best"][claim]
             details.append(f"{signed_percent(of['mean'])} against {IN_SENTENCE[baseline]} ({sureness(of)})")
+    details += _absent(results, helped=True)
     label = f"bits per byte of held-out text {PLACES[claim]}, against the original target; fewer is better"
     return Card("Did it help?", signed_percent(change["mean"]), label, details)
 
@@ -60,9 +61,7 @@ def _hurt(results: Mapping[str, Any]) -> Card | None:
         f"{unit['name']} {change_text(unit)}, {'beyond' if beyond else 'within'} noise"
         for unit, beyond in worse[:_SHOWN_LOSSES]
     ]
-    absent = results["comparison"]["vs_target"]["best"]["absent"]
-    if absent is not None:
-        details.append(f"{signed_percent(absent['mean'])} {PLACES['absent']}, together ({sureness(absent)})")
+    details += _absent(results, helped=False)
     others = [
         f"{number(counts[method]['raw'])} ({number(counts[method]['beyond_noise'])}) under {IN_SENTENCE[method]}"
         for method in ("ct", "fusellm")
@@ -72,6 +71,14 @@ def _hurt(results: Mapping[str, Any]) -> Card | None:
         details.append("worse (beyond noise): " + ", ".join(others))
     label = f"domains and skills worse than the original target, {number(own['beyond_noise'])} of them beyond noise"
     return Card("Where did it hurt?", f"{number(own['raw'])} of {number(own['units'])}", label, details)
+
+
+def _absent(results: Mapping[str, Any], helped: bool) -> list[str]:
+    """What became of the domains that the corpus has not: said where it belongs."""
+    found = results["comparison"]["vs_target"]["best"]["absent"]
+    if found is None or (found["mean"] < 0) != helped:
+        return []
+    return [f"{signed_percent(found['mean'])} {PLACES['absent']}, together ({sureness(found)})"]
 
 
 def _cost(results: Mapping[str, Any]) -> Card | None:
