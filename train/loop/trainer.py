@@ -84,8 +84,7 @@ class Trainer:
             torch.use_deterministic_algorithms(True, warn_only=True)
         torch.manual_seed(job.seed)  # the selection network and adapters start alike on every process
         self.tokenizer = load_encoder(job.target_path, job.target_revision).tokenizer
-        if job.chat_template is not None:  # what is exported writes conversations as they were learned
-            self.tokenizer.chat_template = job.chat_template
+        self.tokenizer.chat_template = job.chat_template or self.tokenizer.chat_template  # exported as learned by
         self.target = load_target(job.target_path, job.target_revision, world.device, job.optimizer.lora)
         self.dtype = autocast_dtype(job.run.precision, world.device, self.target.stored_dtype)
         # By name, not as listed: a checkpoint's selection network must meet its candidates in the order it knows.
@@ -112,8 +111,7 @@ class Trainer:
         self.stop_agreed = False
 
     def _plan_data(self, shards: ShardSet) -> None:
-        config, run = self.job.optimizer, self.job.run
-        pad_id = self.tokenizer.pad_token_id or 0
+        config, run, pad_id = self.job.optimizer, self.job.run, self.tokenizer.pad_token_id or 0
         packed_apart = config.pack is not None and config.document_mask
         if packed_apart:
             self.target.verify_document_mask()
