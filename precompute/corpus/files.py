@@ -197,7 +197,10 @@ class _ParquetFile(_File):
         config, number = self._config, 0
         try:
             # One row group at a time, so that its columns are fetched together and no more than that is held.
-            with self._open() as stream, pq.ParquetFile(stream, pre_buffer=True) as source:
+            with (
+                self._open() as stream,
+                pq.ParquetFile(stream, pre_buffer=True, page_checksum_verification=True) as source,
+            ):
                 columns = self._columns(source.schema_arrow.names)
                 count = source.metadata.num_rows
                 for group in range(source.num_row_groups):

@@ -183,7 +183,7 @@ os.kill(os.getpid(), signal.SIGSTOP)
 @pytest.mark.parametrize("name", BOMBS)
 @pytest.mark.usefixtures("sandbox")
 def test_a_bomb_takes_no_more_than_its_share(name: str) -> None:
-    outcome = run_python(BOMBS[name], Limits(seconds=2, memory=64 << 20, processes=16, file_bytes=1 << 20))
+    outcome = run_python(BOMBS[name], Limits(seconds=1.2, memory=64 << 20, processes=16, file_bytes=1 << 20))
     assert outcome.status in ("memory", "timeout") or "held at" in outcome.output or (outcome.code or 0) < 0, outcome
     if name in ("page tables", "what waits in sockets"):
         assert outcome.status == "memory"

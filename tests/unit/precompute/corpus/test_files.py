@@ -103,3 +103,12 @@ def test_a_document_that_unpacks_to_more_than_memory_is_for_is_refused_by_its_pl
         read(tmp_path / "b.txt.xz")
     (tmp_path / "b.txt.xz").write_bytes(lzma.compress(bytes(10_000)))
     assert len(read(tmp_path / "b.txt.xz")[0].text) == 10_000
+
+
+def test_a_parquet_file_with_checksums_is_held_to_them(tmp_path: Path) -> None:
+    file, table = tmp_path / "a.parquet", pa.table({"text": ["the text of a document"] * 3})
+    pq.write_table(table, file, write_page_checksum=True, compression="none", write_statistics=False)
+    data = file.read_bytes()
+    file.write_bytes(data.replace(b"the text", b"the test", 1))
+    with pytest.raises(DataError, match=r"cannot be read to its end"):
+        read(file)
