@@ -26,6 +26,8 @@ from fusionx.contract.shards import parts
 BOUND = 0.05
 """The most that checking may take of a stage's time."""
 _SPLITS = {"train": 0.9, "validation": 0.05, "test": 0.05}
+_DOCUMENT = 2000
+"""Characters."""
 _OVERRIDES = (
     "train.methods=[fusionx]",
     "align.methods=[walk]",
@@ -134,13 +136,13 @@ def shares(folder: Path, kilobytes: int) -> Iterator[Figure]:
 def _write_corpus(folder: Path, kilobytes: int) -> None:
     from fusionx.benchmarks.chunk import installed_documents
 
-    texts = installed_documents(kilobytes / 1000)
+    texts = [text[:_DOCUMENT] for text in installed_documents(1 + kilobytes / 100)]  # some are a hundred times as long
     first = 0
     for split, share in _SPLITS.items():
-        count = max(1, round(len(texts) * share))
+        count = max(1, round(1000 * kilobytes / _DOCUMENT * share))
         lines = (json.dumps({"text": text, "domain": "code"}) for text in texts[first : first + count])
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
-        first = min(first + count, len(texts) - 1)
+        first += count
 
 
 def hashing(file: Path, megabytes: int) -> Iterator[Figure]:
