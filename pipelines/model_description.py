@@ -18,6 +18,7 @@ from fusionx.contract.models.licence import licence
 from fusionx.contract.models.place import gguf_file, loadable
 from fusionx.contract.models.tokenizer_proof import adds
 from fusionx.contract.tokens.tokenizer import ROLES, adds_bos, load_tokenizer
+from fusionx.eval.report.tables.cells import bytes_text
 from fusionx.precompute.logits.source_kind import why_not_causal
 from fusionx.precompute.logits.source_model import context_length
 
@@ -110,8 +111,8 @@ class ModelDescription:
         if self.parameters is not None:
             run = f"parameters x {_RUN_BYTES.get(self.dtype, 4)} bytes ({self.dtype})"
             train = f"parameters x {_TRAIN_BYTES} bytes (fp32 weights, gradients, AdamW's two moments)"
-            yield "memory to run", f"{_size(self.run_bytes)}: {run}, and activations"
-            yield "memory to train", f"{_size(self.train_bytes)}: {train}, and activations"
+            yield "memory to run", f"{bytes_text(self.run_bytes or 0)}: {run}, and activations"
+            yield "memory to train", f"{bytes_text(self.train_bytes or 0)}: {train}, and activations"
         yield "as a source", str(self.source)
         yield "as a target", str(self.target)
 
@@ -182,7 +183,7 @@ def _of_gguf(path: str, header: GgufHeader) -> ModelDescription:
     embedding, output = header.tensor("token_embd.weight"), header.tensor("output.weight")
     head = output or embedding
     verdict = _reads_gguf(header)
-    unpacked = f"unpacked to {_size(4 * header.parameters)} on first use"
+    unpacked = f"unpacked to {bytes_text(4 * header.parameters)} on first use"
     trained = f"{unpacked}; what is trained is not quantised" if header.quantised else unpacked
     return ModelDescription(
         path=path,
@@ -314,8 +315,3 @@ def _no_weights(path: str, stored: dict[str, int]) -> str:
 
 def _or_unknown(value: int | None) -> str:
     return "unknown" if value is None else f"{value:,}"
-
-
-def _size(count: int | None) -> str:
-    count = count or 0
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -34,6 +34,7 @@ from fusionx.contract.shards.manifest import (
 )
 from fusionx.contract.shards.parts import PartEntry, inspect_part
 from fusionx.contract.stage import Stage, Unit
+from fusionx.eval.report.tables.cells import bytes_text
 from fusionx.pipelines.execution.executor import Executor
 from fusionx.pipelines.execution.interruption import stopped_by_signals
 
@@ -295,7 +296,8 @@ def _incomplete(runs: list[_StageRun]) -> IncompleteError:
 
 def _summary(report: StageReport) -> str:
     totals = report.manifest.totals
+    tokens = f"{totals['tokens']:,} tokens, " if totals["tokens"] else ""  # a text is none before it is read by a model
     return (
-        f"[{report.name}] complete: {report.made} parts made, {report.kept} kept; {totals['rows']:,} rows, "
-        f"{totals['tokens']:,} tokens, {totals['bytes'] / 1e6:.1f} MB"
+        f"[{report.name}] complete: {report.made} parts made, {report.kept} kept; {totals['rows']:,} rows, {tokens}"
+        f"{bytes_text(totals['bytes'])}"
     )

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
+from fusionx.eval.report.tables.cells import bytes_text
 from fusionx.pipelines.preflight.finding import Finding
 
 
@@ -85,8 +86,8 @@ class Plan:
                     f"{stage.tokens:,}" if stage.tokens else "",
                     f"{stage.tokens_per_s:,.0f}" if stage.tokens else "",
                     f"{stage.mb_per_s:,.3g}" if stage.mb_per_s else "",
-                    _bytes(stage.bytes) if stage.bytes else "",
-                    _bytes(stage.memory) if stage.memory else "",
+                    bytes_text(stage.bytes) if stage.bytes else "",
+                    bytes_text(stage.memory) if stage.memory else "",
                     str(stage.workers),
                     _time(stage.hours),
                     f"{stage.cpu_hours:,.3g}",
@@ -95,7 +96,7 @@ class Plan:
             )
         total = self.total()
         held = (f"{total[name]:,.3g}" for name in ("cpu_hours", "gpu_hours"))
-        lines.append(_row("total", "", "", "", "", _bytes(total["bytes"]), "", "", _time(total["hours"]), *held))
+        lines.append(_row("total", "", "", "", "", bytes_text(total["bytes"]), "", "", _time(total["hours"]), *held))
         return "\n".join([*lines, *self._notes()])
 
     def _notes(self) -> Sequence[str]:
@@ -119,14 +120,6 @@ def say(line: str) -> None:
 def _row(stage: str, *cells: str) -> str:
     widths = (14, 16, 11, 10, 9, 9, 8, 9, 9, 9)
     return f"{stage:<30}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-
-
-def _bytes(count: float) -> str:
-    for unit in ("kB", "MB", "GB"):
-        count /= 1000
-        if count < 1000:
-            return f"{count:,.3g} {unit}"
-    return f"{count / 1000:,.3g} TB"
 
 
 def _time(hours: float) -> str:

@@ -10,6 +10,7 @@ from fusionx.contract.errors import FusionXError
 from fusionx.contract.files.storage import plain
 from fusionx.contract.models.hub import is_offline, may_be_on_hub
 from fusionx.contract.tokens.encoder import load_encoder
+from fusionx.eval.report.tables.cells import bytes_text
 from fusionx.pipelines.config import FusionConfig
 from fusionx.pipelines.layout import Layout
 from fusionx.pipelines.model_description import ModelDescription, describe_model
@@ -153,7 +154,7 @@ class Need:
 
 def _fits(subject: str, needed: int, there: int, of_what: str, remedy: str) -> Finding:
     """Weights and optimizer beside what there is; from four fifths on, activations may not fit."""
-    said = f"weights and what goes with them take {needed / 1e9:.1f} GB {of_what}, there are {there / 1e9:.1f} GB"
+    said = f"weights and what goes with them take {bytes_text(needed)} {of_what}, there are {bytes_text(there)}"
     if needed > there:
         return Finding("problem", subject, said, remedy)
     return Finding("warning", subject, said, remedy) if needed > 0.8 * there else Finding("ok", subject, said)

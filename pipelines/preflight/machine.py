@@ -16,6 +16,7 @@ from pathlib import Path
 import fusionx
 from fusionx.contract.cpu_dtypes import instruction_for
 from fusionx.contract.files.storage import is_local, plain
+from fusionx.eval.report.tables.cells import bytes_text
 from fusionx.pipelines.config import ExecutorConfig
 from fusionx.pipelines.preflight.finding import Finding
 
@@ -55,10 +56,10 @@ def machine_findings(memory: Memory) -> Iterator[Finding]:
         f"{_processor()}, {cores} cores; bfloat16 "
         + (f"by {fast}" if fast else "is not multiplied by itself, models stored in it run in float32"),
     )
-    yield Finding("ok", "memory", f"{memory.ram / 1e9:.1f} GB")
+    yield Finding("ok", "memory", bytes_text(memory.ram))
     for number, size in enumerate(memory.gpus):
         bf16 = "" if torch.cuda.is_bf16_supported() else ", no bfloat16"
-        yield Finding("ok", f"GPU {number}", f"{torch.cuda.get_device_name(number)}, {size / 1e9:.1f} GB{bf16}")
+        yield Finding("ok", f"GPU {number}", f"{torch.cuda.get_device_name(number)}, {bytes_text(size)}{bf16}")
     if not memory.gpus:
         yield Finding("ok", "GPU", "none; everything runs on the CPU")
 
@@ -104,7 +105,7 @@ def disk_finding(output: str, needed: int) -> Finding:
     folder = Path(plain(output)).absolute()
     there = next(place for place in (folder, *folder.parents) if place.is_dir())
     free = shutil.disk_usage(there).free
-    said = f"{free / 1e9:.1f} GB free at {there}; models and checkpoints take up to {needed / 1e9:.1f} GB"
+    said = f"{bytes_text(free)} free at {there}; models and checkpoints take up to {bytes_text(needed)}"
     said += ", shards as `fusionx plan` measures"
     if not os.access(there, os.W_OK):
         return Finding("problem", "disk", f"{there} cannot be written to", "choose another output")
