@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fusionx.align.aligned_stage import AlignedStage
-from fusionx.align.config import AlignConfig
 from fusionx.align.tokens_stage import TokensStage
+from fusionx.benchmarks.align import aligned_stage
 from fusionx.benchmarks.map import gemma_262k, llama_128k, mistral_32k, qwen_152k, smollm2_49k, tekken_131k
 from fusionx.contract.stage import Stage
 from fusionx.precompute.chunks.chunk_stage import ChunkStage
@@ -78,22 +78,8 @@ def stages_of(
         return [TokensStage(target.id, target.path, None, ["train"], str(outputs["chunk"]), str(outputs["tokens"]))]
 
     def align(source: ModelConfig) -> list[Stage]:
-        return [
-            AlignedStage(
-                source=source.id,
-                source_path=source.path,
-                source_revision=None,
-                target=target.id,
-                target_path=target.path,
-                target_revision=None,
-                method="walk",
-                config=AlignConfig(),
-                logits=str(outputs[f"logits/{source.id}"]),
-                target_logits=str(outputs[f"logits/{target.id}"]),
-                tokens=str(outputs["tokens"]),
-                output=str(outputs[f"aligned/{source.id}"]),
-            )
-        ]
+        shards = (str(outputs[name]) for name in (f"logits/{source.id}", f"logits/{target.id}", "tokens"))
+        return [replace(aligned_stage(source, target, "walk", *shards), output=str(outputs[f"aligned/{source.id}"]))]
 
     groups: dict[str, Callable[[], list[Stage]]] = {"chunk": chunk}
     groups |= {f"precompute {model.id}": partial(precompute, model) for model in (target, *sources)}
