@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, cast
 
 import click
@@ -12,6 +15,8 @@ from fusionx.contract.errors import EXIT_INCOMPLETE
 
 if TYPE_CHECKING:
     from fusionx.align.vocabulary.vocab_map import Mode
+
+_WATCH_SECONDS = 10
 
 
 @click.command(
@@ -43,20 +48,44 @@ def explain(config: str, overrides: tuple[str, ...], text: str | None, source: s
             echo_line(pieces)
 
 
-@click.command(epilog=examples("status run.yaml"))
+@click.command(epilog=examples("status run.yaml", "status run.yaml --watch", "status run.yaml --verify --json"))
 @config_argument
-def status(config: str, overrides: tuple[str, ...]) -> None:
-    """What is done, missing, damaged or stale, and why; exit code 1 unless all is complete."""
+@click.option("--verify", is_flag=True, help="Read every byte of every part, too, and check it against its hash.")
+@click.option("--watch", is_flag=True, help=f"Look again every {_WATCH_SECONDS} seconds until all is complete.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object with a list of stages instead of lines.")
+def status(config: str, overrides: tuple[str, ...], verify: bool, watch: bool, as_json: bool) -> None:
+    """What is done, missing, damaged or stale, and why; exit code 1 unless all is complete.
+
+    Takes seconds however much there is: it reads names, sizes and the footers of some parts. A byte that changed inside
+    a part is found by --verify, and by every command before it uses the part.
+    """
+    complete = _show_status(config, overrides, verify, as_json, watch)
+    while watch and not complete:
+        time.sleep(_WATCH_SECONDS)
+        complete = _show_status(config, overrides, verify, as_json, watch)
+    if not complete:
+        sys.exit(EXIT_INCOMPLETE)
+
+
+def _show_status(config: str, overrides: tuple[str, ...], verify: bool, as_json: bool, again: bool) -> bool:
     from fusionx.pipelines.status import status as status_of
 
     with opened_pipeline(config, overrides, read_only=True) as pipeline:
-        stages = list(status_of(pipeline))
+        stages = list(status_of(pipeline, verify))
+    complete = all(stage.complete for stage in stages)
+    if as_json:
+        listed = [{**asdict(stage), "complete": stage.complete} for stage in stages]
+        click.echo(json.dumps({"complete": complete, "stages": listed}, ensure_ascii=False))
+        return complete
+    if again and sys.stdout.isatty():
+        click.clear()
+    elif again:
+        click.echo(f"-- {time.strftime('%H:%M:%S')}")
     for before, stage in zip([None, *stages], stages, strict=False):
         if before is not None and before.block != stage.block:
             click.echo()
         click.echo(stage.line())
-    if not all(stage.complete for stage in stages):
-        sys.exit(EXIT_INCOMPLETE)
+    return complete
 
 
 @click.command(

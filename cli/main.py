@@ -71,6 +71,8 @@ def main() -> None:
     # Whatever Python a command starts (torchrun's processes, loaders' workers) imports nothing from the folder that
     # the user happens to be in: a file train.py or torch.py there is the user's own.
     os.environ["PYTHONSAFEPATH"] = "1"
+    if not sys.stderr.isatty():  # libraries' bars, which redraw their line, are one endless line in a log
+        os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 for _command in (

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from fusionx.contract.config import changed_fields
 from fusionx.contract.errors import DamageError, DataError
-from fusionx.contract.files.storage import read_bytes, write_bytes
+from fusionx.contract.files.storage import open_file, read_bytes, write_bytes
 from fusionx.contract.shards.schema import DICTIONARY_KEY, SCHEMA_VERSION, schema_of, widths
 
 _FOOTER_KEY = b"fusionx"
@@ -124,6 +124,20 @@ def inspect_part(path: str, sha256: str | None = None) -> PartInfo:
     data = read_bytes(path)
     footer, _ = _read_whole(data, path, sha256, None)
     return PartInfo(_provenance(footer, path), _entry(path, footer, data))
+
+
+def read_provenance(path: str) -> Provenance:
+    """What a part was made from, of its footer alone: a few kilobytes, however long the part is. Its pages are not read.
+
+    Raises:
+        DataError: the file is missing or cut short, its footer is damaged, or it is no part of this project.
+    """
+    with open_file(path) as file:
+        try:
+            footer = _footer(pq.ParquetFile(file), path)
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            raise _damaged(path, error) from None
+    return _provenance(footer, path)
 
 
 def read_part(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -69,3 +70,12 @@ def test_the_completion_script_asks_the_command_itself(shell: str, monkeypatch: 
     found = get_completion_class(shell)
     assert found is not None
     assert "precompute" in found(main, {}, "fusionx", "_FUSIONX_COMPLETE").complete()
+
+
+def test_a_log_has_no_bars_of_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    assert CliRunner().invoke(main, ["schema"]).exit_code == 0  # whose output is no terminal
+    assert os.environ["TQDM_DISABLE"] == "1"
+    monkeypatch.setenv("TQDM_DISABLE", "0")
+    CliRunner().invoke(main, ["schema"])
+    assert os.environ["TQDM_DISABLE"] == "0", "what the user set stays"

@@ -1,21 +1,29 @@
-"""What `fusionx status` counts under `eval`: models, benchmark tasks, ensembles, and the models beside them; and what
-alignment costs."""
+"""What `fusionx status` counts: parts, and under `eval` models, benchmark tasks, ensembles, and the models beside them;
+and what alignment costs."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import yaml
+from click.testing import CliRunner
+from part_builder import table_of
 
 import fusionx.pipelines.evaluation.evaluate_models
 import fusionx.pipelines.status
+from fusionx.cli.main import main
 from fusionx.contract.errors import DataError
 from fusionx.contract.files.sealed import write_sealed
 from fusionx.contract.shards.manifest import build_manifest, write_manifest
-from fusionx.contract.shards.parts import PartEntry
+from fusionx.contract.shards.parts import PartEntry, Provenance, differences, write_part
+from fusionx.contract.stage import Stage, Unit
 from fusionx.eval.results.benchmark_scores import BenchmarkScores, ModelIdentity, TaskScore
 from fusionx.eval.results.evaluation import Evaluation
 from fusionx.eval.tasks.harness_index import SUITES
@@ -187,7 +195,7 @@ def alignment_status(
     config: FusionConfig, monkeypatch: pytest.MonkeyPatch, by_model: dict[str, dict[str, Any]]
 ) -> list[StageStatus]:
     """`fusionx status` where every aligned part is there, with these statistics on the validation split."""
-    monkeypatch.setattr(fusionx.pipelines.status, "_stage", lambda stage: StageStatus(stage.name, done=2))
+    monkeypatch.setattr(fusionx.pipelines.status, "_stage", lambda stage, verify: StageStatus(stage.name, done=2))
     method = config.align.methods[0]
     for model, stats in by_model.items():
         parts = [
@@ -229,6 +237,102 @@ def test_nothing_is_compared_with_a_target_that_is_not_aligned(
     assert of_target.note == ""
     assert of_source.note == "validation: own 1.875, aligned 2.250 (+0.375) bits per byte; right 40.0 %"
     assert not of_source.warning
+
+
+@dataclass
+class FewParts:
+    """A stage of `TOTAL` parts of logits under one config, as status sees a stage."""
+
+    output: str
+    k: int = 8
+    name = "precompute/source"
+    kind = "logits"
+
+    def units(self) -> list[Unit]:
+        return [Unit(number, "train", {}, {}) for number in range(TOTAL)]
+
+    def provenance(self, unit: Unit) -> Provenance:
+        return Provenance("logits", unit.split, {"k": self.k}, {})
+
+    def differences(self, found: Provenance, unit: Unit) -> list[str]:
+        return differences(found, self.provenance(unit))
+
+    def write(self, numbers: Iterable[int] = range(100)) -> FewParts:
+        """These of its parts; the manifest once all are there."""
+        units = [unit for unit in self.units() if unit.index in numbers]
+        entries = [
+            write_part(f"{self.output}/{unit.part}", table_of("logits"), self.provenance(unit), 1) for unit in units
+        ]
+        if len(entries) == TOTAL:
+            write_manifest(self.output, build_manifest("logits", {"k": self.k}, {}, entries))
+        return self
+
+    def status(self, verify: bool = False) -> StageStatus:
+        return fusionx.pipelines.status._stage(cast("Stage", self), verify)
+
+
+TOTAL = 5
+
+
+def test_a_changed_byte_is_found_when_all_are_verified(tmp_path: Path) -> None:
+    stage = FewParts(str(tmp_path)).write()
+    assert (stage.status().line(), stage.status(verify=True).done) == (stage.status(verify=True).line(), TOTAL)
+    part = tmp_path / "part-00003.parquet"
+    data = bytearray(part.read_bytes())
+    data[20] ^= 1
+    part.write_bytes(data)
+    assert (stage.status().done, stage.status().damaged) == (TOTAL, 0)
+    found = stage.status(verify=True)
+    assert (found.done, found.damaged) == (TOTAL - 1, 1)
+    assert found.why == "part-00003.parquet: A part is damaged: it was cut short or its bytes changed."
+
+
+def test_many_parts_are_counted_by_name_and_size_and_some_are_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fusionx.pipelines.status, "FOOTERS_READ", 2)
+    stage = FewParts(str(tmp_path)).write([0, 1, 2, 4])
+    FewParts(str(tmp_path), k=4).write([1])
+    found = stage.status()
+    assert (found.done, found.missing, found.stale) == (4, 1, 0)
+    assert found.note == "what one in 3 was made from was looked up; --verify reads them all"
+    found = stage.status(verify=True)
+    assert (found.done, found.missing, found.stale, found.note) == (3, 1, 1, "")
+    assert found.why == "part-00001.parquet: config.k: found 4, expected 8"
+    FewParts(str(tmp_path), k=4).write([0])
+    assert stage.status().stale == 1, "the first one is always opened"
+    stage.write()
+    part = tmp_path / "part-00001.parquet"
+    size = part.stat().st_size
+    part.write_bytes(part.read_bytes()[:-7])
+    found = stage.status()
+    assert (found.done, found.damaged) == (TOTAL - 1, 1), "not opened, and shorter than its manifest says"
+    assert found.why == f"part-00001.parquet: {size - 7:,} bytes, its manifest says {size:,}"
+
+
+def test_nothing_is_there(tmp_path: Path) -> None:
+    assert FewParts(str(tmp_path / "nowhere")).status().missing == TOTAL
+
+
+def test_programs_read_the_status_and_people_watch_it(
+    config: FusionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter([[StageStatus("chunk", done=1, missing=1, why="no part")], [StageStatus("chunk", done=2)]] * 2)
+    slept: list[float] = []
+    monkeypatch.setattr(fusionx.pipelines.status, "status", lambda pipeline, verify: next(found))
+    monkeypatch.setattr(time, "sleep", slept.append)
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=True)))
+    result = CliRunner().invoke(main, ["status", str(file), "--watch"])
+    assert result.exit_code == 0, result.output
+    assert [line.split()[1] for line in result.output.splitlines() if line[:2] != "--"] == ["incomplete", "complete"]
+    assert len(slept) == 1
+    result = CliRunner().invoke(main, ["status", str(file), "--json"])
+    assert result.exit_code == 1
+    told = json.loads(result.output)
+    assert told["complete"] is False
+    (stage,) = told["stages"]
+    assert (stage["name"], stage["missing"], stage["why"], stage["complete"]) == ("chunk", 1, "no part", False)
 
 
 @pytest.mark.parametrize("benchmark", list(HARNESS_TASKS))

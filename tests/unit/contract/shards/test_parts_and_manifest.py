@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -35,6 +36,7 @@ from fusionx.contract.shards.parts import (
     match_rows,
     part_name,
     read_part,
+    read_provenance,
     write_part,
 )
 from fusionx.contract.shards.schema import SCHEMA_VERSION, SCHEMAS, text_hash
@@ -87,7 +89,11 @@ def test_a_part_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
     data = path.read_bytes()
     for length in [*range(0, len(data), max(1, len(data) // 60)), len(data) - 1]:
         path.write_bytes(data[:length])
-        for read in (lambda: read_part(str(path), "logits"), lambda: inspect_part(str(path))):
+        for read in (
+            lambda: read_part(str(path), "logits"),
+            lambda: inspect_part(str(path)),
+            lambda: read_provenance(str(path)),
+        ):
             with pytest.raises(DataError, match=r"p\.parquet"):
                 read()
 
@@ -121,6 +127,8 @@ def test_a_flipped_bit_is_an_error_or_harmless_never_a_silent_change(tmp_path: P
             same = (again.entry.rows, again.entry.tokens, again.entry.stats, again.entry.split)
             assert same == (entry.rows, entry.tokens, entry.stats, entry.split), position
             assert again.provenance == info.provenance, position
+        with contextlib.suppress(DataError):
+            assert read_provenance(str(path)) == info.provenance, position
         with pytest.raises(DataError):  # whoever knows the hash notices every flip
             read_part(str(path), "logits", sha256=entry.sha256)
     assert refused > len(positions) / 2
@@ -133,7 +141,7 @@ def test_wrong_kind_foreign_file_and_other_version_are_named(tmp_path: Path, mon
         read_part(path, "tokens")
     assert (caught.value.details["found"], caught.value.details["expected"]) == ("logits", "tokens")
     monkeypatch.setattr(shard, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
-    for read in (lambda: read_part(path, "logits"), lambda: inspect_part(path)):
+    for read in (lambda: read_part(path, "logits"), lambda: inspect_part(path), lambda: read_provenance(path)):
         with pytest.raises(DataError, match="another schema version"):
             read()
     monkeypatch.undo()
