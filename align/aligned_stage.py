@@ -264,7 +264,8 @@ class AlignWorker:
             labels, _ = next_tokens(inputs.target_ids, inputs.target_ends)
             best = np.append(said.ids, -1)[said.starts[:-1]]
             known = np.isfinite(walked.label) & (walked.label > 0) & (alone > 0)
-            gold = Gold(known, alone, walked.label, (said.counts > 0) & (best == labels))
+            hit, blind_hit = (said.counts > 0) & (best == labels), (labels >= 0) & (part.foretold(fill) == labels)
+            gold = Gold(known, alone, walked.label, hit, blind_hit)
         return said, walked.probs, walked.status, gold
 
     def _mapped(
@@ -290,7 +291,7 @@ class AlignWorker:
         if judged:
             labels, _ = next_tokens(inputs.target_ids, inputs.target_ends)
             found, hit = gold_probabilities(said, probs, labels, self.target.vocab_size)
-            gold = Gold((source_index >= 0) & (labels >= 0), found, found, hit)
+            gold = Gold((source_index >= 0) & (labels >= 0), found, found, hit, hit)  # a map never looks at the text
         return said, probs, np.concatenate(statuses), gold
 
     def read(self, unit: Unit) -> AlignInputs:

@@ -8,6 +8,7 @@ given with how often they occur.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -32,13 +33,14 @@ class Gold(NamedTuple):
     """How the next tokens of L target positions fare.
 
     judged: bool [L], whether one is. gold, filled: float64 [L], its probability with nothing but the source, and as it
-    is stored. hit: bool [L], whether it is the most probable.
+    is stored. hit: bool [L], whether it is the most probable; blind_hit: also without a look at how the text goes on.
     """
 
     judged: npt.NDArray[np.bool_]
     gold: npt.NDArray[np.float64]
     filled: npt.NDArray[np.float64]
     hit: npt.NDArray[np.bool_]
+    blind_hit: npt.NDArray[np.bool_]
 
 
 def fidelity(
@@ -60,7 +62,7 @@ def fidelity(
 
     Returns:
         domain -> gold_positions, gold_bytes (of these next tokens), gold_nll, filled_nll (nats), gold_hits (the most
-        probable entry is the next token), own_bytes, own_nll.
+        probable entry is the next token), blind_positions, blind_hits, own_bytes, own_nll.
     """
     _, sizes = next_tokens(input_ids, ends)
     columns = {
@@ -69,6 +71,8 @@ def fidelity(
         "gold_nll": np.where(gold.judged, -np.log(np.where(gold.judged, gold.gold, 1.0)), 0.0),
         "filled_nll": np.where(gold.judged, -np.log(np.where(gold.judged, gold.filled, 1.0)), 0.0),
         "gold_hits": gold.judged & gold.hit,
+        "blind_positions": gold.judged,
+        "blind_hits": gold.judged & gold.blind_hit,
     }
     rows = np.repeat(np.arange(len(input_ids)), input_ids.lengths())
     by_row = {name: np.bincount(rows, column, len(input_ids)) for name, column in columns.items()}
@@ -123,8 +127,10 @@ def ratios(of_lengths: Calibration) -> list[float | None]:
 
 def summary(by_domain: Fidelity) -> dict[str, float]:
     """Of all domains together, in bits per byte: what the source's `own` tokens take, what the target's take as
-    `aligned` with nothing but the source and as `filled` in, what alignment `costs`; and the share of `hits`."""
-    total = {name: sum(sums[name] for sums in by_domain.values()) for name in next(iter(by_domain.values()))}
+    `aligned` with nothing but the source and as `filled` in, what alignment `costs`; and the share of `hits` and of
+    `blind_hits`. Those flatter no alignment that follows the text."""
+    names = {name for sums in by_domain.values() for name in sums}
+    total = {name: sum(sums.get(name, 0.0) for sums in by_domain.values()) for name in names}
     own = total["own_nll"] / max(total["own_bytes"], 1) / np.log(2)
     gold, filled = (total[name] / max(total["gold_bytes"], 1) / np.log(2) for name in ("gold_nll", "filled_nll"))
     return {
@@ -133,6 +139,8 @@ def summary(by_domain: Fidelity) -> dict[str, float]:
         "filled_bits_per_byte": float(filled),
         "cost": float(gold - own),
         "hits": total["gold_hits"] / max(total["gold_positions"], 1),
+        # Parts from before this was measured do not have it.
+        "blind_hits": total["blind_hits"] / total["blind_positions"] if total.get("blind_positions") else math.nan,
     }
 
 

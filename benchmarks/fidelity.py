@@ -110,9 +110,9 @@ def _case(case: str, stage: AlignedStage, worker: AlignWorker, k: int) -> Iterat
     sums, given, own = _measured(stage, replace(worker, stage=stage), k)
     by_domain = {domain: summary({domain: found}) for domain, found in sums.items()}
     names = {"own": "own_bits_per_byte", "aligned": "aligned_bits_per_byte", "cost": "cost"}
-    names |= {"filled": "filled_bits_per_byte", "hits": "hits"}
+    names |= {"filled": "filled_bits_per_byte", "hits": "hits", "blind_hits": "blind_hits"}
     for metric, name in names.items():
-        unit = "of positions" if metric == "hits" else "bits per byte"
+        unit = "of positions" if name in ("hits", "blind_hits") else "bits per byte"
         yield Figure("fidelity", case, metric, mean(found[name] for found in by_domain.values()), unit)
     costs = [found["cost"] for found in by_domain.values()]
     yield Figure("fidelity", case, "lowest_cost", min(costs), "bits per byte")
@@ -123,7 +123,7 @@ def _case(case: str, stage: AlignedStage, worker: AlignWorker, k: int) -> Iterat
             yield Figure("fidelity", case, f"given_{size}_bytes", ratio, "of found", against, ratio / own_ratio)
     for domain, found in by_domain.items():
         for metric, name in names.items():
-            unit = "of positions" if metric == "hits" else "bits per byte"
+            unit = "of positions" if name in ("hits", "blind_hits") else "bits per byte"
             yield Figure("fidelity", f"{case}, {domain}", metric, found[name], unit)
 
 

@@ -1,7 +1,8 @@
-"""What of a run is done, missing, damaged or stale, and why. Changes nothing, and takes seconds however much there is."""
+"""What of a run is done, missing, damaged or stale, and why. Changes nothing; takes seconds, however much there is."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -193,7 +194,8 @@ def _costs(stage: AlignedStage, found: StageStatus, of_target: Figures) -> Figur
 def _bits(found: Mapping[str, float]) -> str:
     own, aligned = found["own_bits_per_byte"], found["aligned_bits_per_byte"]
     cost, right = signed(found["cost"], 3), percent(found["hits"])
-    return f"own {own:.3f}, aligned {aligned:.3f} ({cost}) bits per byte; right {right}"
+    blind = "" if math.isnan(found["blind_hits"]) else f" ({percent(found['blind_hits'])} blind)"
+    return f"own {own:.3f}, aligned {aligned:.3f} ({cost}) bits per byte; right {right}{blind}"
 
 
 def _trainings(pipeline: Pipeline, stale: _StaleFolders) -> StageStatus:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from fusionx.align.jit import uncounted
+from fusionx.align.walk.blind import likeliest, own_as_others
 from fusionx.align.walk.look_up import beginning, key_of, may_extend, reach
 from fusionx.align.walk.state import (
     EXACT_BOUNDARY,
@@ -108,12 +109,13 @@ def _begin_so(tables, source, position, end):  # type: ignore[no-untyped-def]
 
 
 @uncounted
-def walk(target, source, said, own, fill, tables, known, k, trail, walked, scratch):  # type: ignore[no-untyped-def]
+def walk(target, source, said, own, others, fill, tables, known, k, trail, walked, foretold, scratch):  # type: ignore[no-untyped-def]
     """Walks through all rows and fills `walked`, whose ids and probs have room for L k; returns the entries made.
 
     target, source: `Tokens`. said: `Said` at the source's positions, own: `OwnPath` along them. fill: at the
     target's positions, the fill-in; with no entries and tail 1 it knows nothing. k: entries to keep, the next token's
-    always among them.
+    always among them. foretold: int32 [L] that take the likeliest tokens of a blind walk (`align.walk.blind`), -1 for
+    none, or [0] if nobody asks; others: `own` for that, without entries of its own.
 
     Between positions there are, of 1 in all: `mass` of the text's own path, the alternatives', `lost` and `within`
     (`Scratch.lost`), and what agrees of `tail`, the stored tail of the step that is under way.
@@ -166,6 +168,17 @@ def walk(target, source, said, own, fill, tables, known, k, trail, walked, scrat
                 mass, lost, tail = mass / stay + lost, 0.0, 0.0
             alone = survivors == 0 and lost == 0.0 and within == 0.0
             place = (position, i, start, stop, unstored)
+            from_byte = b - source_shift
+            if len(foretold) and not unseen:
+                go_on(tables, known, scratch, trail, fill, place, x, b, e, first, survivors)
+                fill_in(scratch, trail, fill, place, x, lost)
+                fill_in_word(tables, scratch, trail, fill, place, x, within)
+                if inside:
+                    own_as_others(tables, scratch, trail, fill, place, x, b, e, s, source.ends[i + 1], mass)
+                elif spelled:
+                    from_boundary(tables, scratch, trail, said, others, fill, place, x, e, from_byte, mass)
+                foretold[position] = likeliest(scratch)
+                look_over(tables, scratch, fill, start, stop)
             if survivors:
                 go_on(tables, known, scratch, trail, fill, place, x, b, e, first, survivors)
             if lost > 0.0:
@@ -175,7 +188,6 @@ def walk(target, source, said, own, fill, tables, known, k, trail, walked, scrat
             if not inside:
                 if spelled:
                     tail = own.tail[i] * mass
-                    from_byte = b - source_shift
                     from_boundary(tables, scratch, trail, said, own, fill, place, x, e, from_byte, mass)
                 mass *= own.prob[i]
                 scratch.stays[:] = 1.0

@@ -71,6 +71,15 @@ class PartWalk:
                 None for one that knows nothing.
             trail: takes down where mass goes, as far as it has room.
         """
+        return self._walk(fill, k, trail or Trail.of(0), np.zeros(0, np.int32))
+
+    def foretold(self, fill: Said | None) -> npt.NDArray[np.int32]:
+        """The likeliest next token without a look at how the text goes on, [L], -1 for none (`align.walk.blind`)."""
+        tokens = np.full(len(self._target.ids), -1, np.int32)
+        self._walk(fill, 1, Trail.of(0), tokens)
+        return tokens
+
+    def _walk(self, fill: Said | None, k: int, trail: Trail, foretold: npt.NDArray[np.int32]) -> WalkedPart:
         positions = len(self._target.ids)
         if fill is None:
             nothing = np.zeros(0, np.uint32)
@@ -83,8 +92,9 @@ class PartWalk:
             np.full(positions, np.nan),
             np.zeros(positions, np.uint8),
         )
-        inputs = (self._target, self._source, self._said, self._own, fill, self._tables, self._known)
-        size = walk(*inputs, k, trail or Trail.of(0), walked, Scratch.of(self._said, fill, self._tables, k))
+        others = self._own._replace(entry=np.full_like(self._own.entry, -1)) if len(foretold) else self._own
+        inputs = (self._target, self._source, self._said, self._own, others, fill, self._tables, self._known)
+        size = walk(*inputs, k, trail, walked, foretold, Scratch.of(self._said, fill, self._tables, k))
         return WalkedPart(walked.ids[:size], walked.probs[:size], walked.counts, walked.label, walked.status)
 
 

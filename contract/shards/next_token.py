@@ -42,5 +42,9 @@ def gold_probabilities(
     hit = np.zeros(len(labels), bool)
     first = np.cumsum(counts) - counts
     hit[position] = found == first[position]
-    # fp16 has no tail below 6e-8; what is not there at all counts as that.
-    return np.maximum(gold, float(np.finfo(np.float16).smallest_subnormal) / vocab_size), hit
+    return np.maximum(gold, least_probability(vocab_size)), hit
+
+
+def least_probability(vocab_size: int) -> float:
+    """Of a token that stored distributions leave nothing for: an even share of the least tail that fp16 has, 6e-8."""
+    return float(np.finfo(np.float16).smallest_subnormal) / vocab_size

@@ -127,7 +127,7 @@ def inspect_part(path: str, sha256: str | None = None) -> PartInfo:
 
 
 def read_provenance(path: str) -> Provenance:
-    """What a part was made from, of its footer alone: a few kilobytes, however long the part is. Its pages are not read.
+    """What a part was made from, by its footer alone: a few kilobytes, however long the part is; no page is read.
 
     Raises:
         DataError: the file is missing or cut short, its footer is damaged, or it is no part of this project.

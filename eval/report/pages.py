@@ -1,16 +1,20 @@
-"""Writes the report: results.json, report.md with its plots, and report.html, one file that needs nothing else."""
+"""Writes the report: results.json, report.md with plots, tables as CSV, and report.html, which needs nothing else."""
 
 from __future__ import annotations
 
+import base64
+import csv
+import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fusionx.contract.files.escaping import markdown_text, visible
-from fusionx.contract.files.storage import join, write_bytes
+from fusionx.contract.files.storage import delete, join, list_files, write_bytes
 from fusionx.eval.report.answers import Card, cards
 from fusionx.eval.report.figures.canvas import DARK, described, themed
 from fusionx.eval.report.figures.plots import Plot, plots
@@ -29,7 +33,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(inputs: ReportInputs, folder: str | Path) -> dict[str, Any]:
-    """Builds the report and writes `results.json`, `report.md`, `plots/*.svg` and `report.html` into `folder`.
+    """Builds the report and writes all files of `write_pages`, `report.md` and the others, into `folder`.
 
     Returns:
         The content of results.json: what `eval.report.summary.summarize` gives, the inputs' `recommendation`, and
@@ -54,7 +58,7 @@ def write_pages(
     figures: Sequence[Plot],
     answers: Sequence[Card],
 ) -> dict[str, Any]:
-    """Writes `plots/*.svg`, `<page>.md`, `<page>.html` and `<data>.json` into `folder`.
+    """Writes `plots/*.svg`, `tables/*.csv`, `<page>.md`, `<page>.html` and `<data>.json` into `folder`.
 
     Args:
         results: what becomes the JSON; its `title`, `verdict`, `command`, `provenance` and `config` are on the page.
@@ -66,6 +70,12 @@ def write_pages(
     figures = [replace(of, svg=described(of.svg, of.name, of.title, of.alt)) for of in figures]
     for figure in figures:
         write_bytes(join(folder, "plots", f"{figure.name}.svg"), (figure.svg + "\n").encode())
+    tables = dict(named_tables(parts))
+    for name in set(list_files(join(folder, "tables"))) - set(tables):  # of a report with other sections
+        if name.endswith(".csv"):
+            delete(join(folder, "tables", name))
+    for name, table in tables.items():
+        write_bytes(join(folder, "tables", name), csv_text(table).encode())
     write_bytes(join(folder, f"{page}.md"), markdown(results, parts, figures, answers).encode())
     write_bytes(join(folder, f"{page}.html"), html(results, parts, figures, answers).encode())
     # Last: whoever finds the JSON finds the whole report.
@@ -73,6 +83,40 @@ def write_pages(
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     write_bytes(join(folder, f"{data}.json"), (text + "\n").encode())
     return content
+
+
+def named_tables(parts: Sequence[Section]) -> list[tuple[str, Table]]:
+    """Every table with the name of its CSV file: the section's key, numbered where a section has several."""
+    return [
+        (f"{part.key}-{number}.csv" if len(part.tables) > 1 else f"{part.key}.csv", table)
+        for part in parts
+        for number, table in enumerate(part.tables, 1)
+    ]
+
+
+def csv_text(table: Table) -> str:
+    """The table for a spreadsheet or pandas: a cell's smaller text in a column of its own, where a column has any."""
+    detailed = [any(row[column].detail for row in table.rows) for column in range(len(table.header))]
+    lines = [
+        [
+            text
+            for name, more in zip(table.header, detailed, strict=True)
+            for text in (name, f"{name} (detail)")[: 1 + more]
+        ]
+    ]
+    for row in table.rows:
+        lines.append(
+            [text for cell, more in zip(row, detailed, strict=True) for text in (cell.text, cell.detail)[: 1 + more]]
+        )
+    written = io.StringIO()
+    csv.writer(written, lineterminator="\n").writerows([[_csv_cell(text) for text in line] for line in lines])
+    return written.getvalue()
+
+
+def _csv_cell(text: str) -> str:
+    """What a spreadsheet would run as a formula becomes text; a number with a sign stays one."""
+    text = visible(text)
+    return f"'{text}" if re.match(r"[=@\t\r]|[+-](?![\d.])", text) else text
 
 
 def finite(value: Any) -> Any:
@@ -87,7 +131,8 @@ def finite(value: Any) -> Any:
 def markdown(
     results: Mapping[str, Any], parts: Sequence[Section], figures: Sequence[Plot], answers: Sequence[Card]
 ) -> str:
-    """The report as Markdown; figures are linked from `plots/`."""
+    """The report as Markdown; figures are linked from `plots/`, tables for programs from `tables/`."""
+    files = {id(table): name for name, table in named_tables(parts)}
     verdict, *further = map(markdown_text, results["verdict"])
     lines = [f"# {markdown_text(results['title'])}", "", f"**{verdict}**", ""]
     for card in answers:
@@ -105,7 +150,8 @@ def markdown(
             alt, title = markdown_text(figure.alt), markdown_text(figure.title)
             lines += [f"![{alt}](plots/{figure.name}.svg)", "", f"*{title}*", ""]
         for table in part.tables:
-            lines += [f"**{markdown_text(table.caption)}**", "", *markdown_table(table), ""]
+            link = f"[CSV](tables/{files[id(table)]})"
+            lines += [f"**{markdown_text(table.caption)}** ({link})", "", *markdown_table(table), ""]
     lines += [
         "## How to reproduce",
         "",
@@ -185,6 +231,13 @@ def html(results: Mapping[str, Any], parts: Sequence[Section], figures: Sequence
         lstrip_blocks=True,
         finalize=lambda value: visible(value) if type(value) is str else value,  # not what is markup already
     )
+    files = {id(table): name for name, table in named_tables(parts)}
+
+    def download(table: Table) -> dict[str, str]:
+        """Name and address of the table as CSV, inside the page: it may be sent without the folder."""
+        encoded = base64.b64encode(csv_text(table).encode()).decode()
+        return {"name": files[id(table)], "href": f"data:text/csv;charset=utf-8;base64,{encoded}"}
+
     drawn = {
         part.key: [{"title": of.title, "svg": themed(of.svg)} for of in figures if of.section == part.key]
         for part in parts
@@ -193,6 +246,7 @@ def html(results: Mapping[str, Any], parts: Sequence[Section], figures: Sequence
         results=results,
         sections=parts,
         figures=drawn,
+        download=download,
         answers=answers,
         pointer=_pointer(results) if results.get("warnings") else "",
         provenance=_flat(results["provenance"]),

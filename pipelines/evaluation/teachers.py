@@ -17,6 +17,7 @@ from fusionx.contract.errors import DamageError
 from fusionx.contract.files.sealed import read_sealed, write_sealed
 from fusionx.contract.files.storage import exists
 from fusionx.contract.shards.manifest import read_manifest
+from fusionx.contract.shards.next_token import least_probability
 from fusionx.eval.text.ensembles import AlignedSplit
 from fusionx.eval.text.perplexity import Chunk, ChunkScore, aggregate, overall
 from fusionx.train.config import MethodConfig, TrainJob
@@ -57,7 +58,8 @@ def teacher_figures(job: TrainJob, vocab_size: int, split: str) -> dict[str, Any
     """Bits per byte that a training's teacher gives the next tokens of a split, at the gate of its best step.
 
     The weights of the chosen candidates times the exact probabilities of the next token; what k cut off is an even
-    share of the tail. The target stands in where nobody is aligned.
+    share of the tail, and of no tail the least (`contract.shards.next_token`). The target stands in where nobody is
+    aligned.
 
     Returns:
         `domains` and `overall` as in `eval.evaluate.evaluate_model`.
@@ -88,7 +90,7 @@ def teacher_figures(job: TrainJob, vocab_size: int, split: str) -> dict[str, Any
         assert candidates is not None
         with torch.no_grad():
             weights = select(job.method, asn, candidates, vocab_size).weights
-            said = label_probability(candidates, vocab_size)
+            said = label_probability(candidates, vocab_size).clamp(min=least_probability(vocab_size))
             given = torch.where((weights > 0).any(-1), (weights * said).sum(-1), said[:, target])
         nll = -given.double().log().numpy()
         firsts = np.cumsum([0, *(len(sample.next_ids) for sample in samples)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -37,7 +38,9 @@ def _fidelity_notes() -> list[str]:
         "Own: a source's bits per byte on its own tokens. Aligned: those of the target's next tokens under its aligned "
         "distributions, with nothing but what the source says; the difference is what alignment costs. Filled in: with "
         "what the target itself adds where the source does not decide. Right: the most probable aligned token is the "
-        "next one. All but “own” are over the positions that are aligned.",
+        "next one; blind: without following how the text itself goes on, which makes its next token right by "
+        "construction. What a teacher adds to the text is what it knows blind. All but “own” are over positions that "
+        "are aligned.",
         "Against the target: the source's aligned bits per byte less the target's own by the same method, above zero "
         "where the source knows less; and in how many domains it knows more.",
     ]
@@ -68,7 +71,7 @@ def _fidelity(results: Mapping[str, Any]) -> Table:
     return Table(f"What alignment costs, bits per byte, {results['alignment_split']} split", header, rows)
 
 
-_COLUMNS = ("Own", "Aligned", "Difference", "Filled in", "Right")
+_COLUMNS = ("Own", "Aligned", "Difference", "Filled in", "Right", "Right, blind")
 
 
 def _figures(
@@ -77,12 +80,14 @@ def _figures(
     """The cells below `_COLUMNS`."""
     if found is None:
         return [_NO_FIGURE] * len(_COLUMNS)
+    blind = found.get("blind_hits", math.nan)
     return [
         Cell(f"{found['own_bits_per_byte']:.{digits}f}"),
         Cell(f"{found['aligned_bits_per_byte']:.{digits}f}", tone=aligned),
         Cell(signed(found["cost"], digits), tone=difference),
         Cell(f"{found['filled_bits_per_byte']:.{digits}f}"),
         Cell(percent(found["hits"])),
+        _NO_FIGURE if math.isnan(blind) else Cell(percent(blind)),
     ]
 
 

@@ -12,7 +12,10 @@ from fusionx.contract.shards.codec import Distributions
 from fusionx.contract.shards.next_token import gold_probabilities
 from fusionx.contract.shards.parts import Ragged
 
-FIELDS = ("gold_positions", "gold_bytes", "gold_nll", "filled_nll", "gold_hits", "own_bytes", "own_nll")
+FIELDS = (
+    "gold_positions", "gold_bytes", "gold_nll", "filled_nll", "gold_hits", "blind_positions", "blind_hits",
+    "own_bytes", "own_nll",
+)  # fmt: skip
 
 
 def ends_of(rng: np.random.Generator, lengths: np.ndarray) -> Ragged:
@@ -36,7 +39,7 @@ def test_equals_a_loop_over_positions(seed: int) -> None:
     judged = rng.random(len(ends.values)) < 0.8
     judged[last] = False
     of_text, filled = (np.where(judged, rng.random(len(judged)), np.nan) for _ in range(2))
-    hit = rng.random(len(judged)) < 0.5
+    hit, blind_hit = (rng.random(len(judged)) < 0.5 for _ in range(2))
     token_nll = rng.random(len(source_ends.values)).astype(np.float32)
     token_nll[source_ends.offsets[1:][source_ends.lengths() > 0] - 1] = 0
     domains = [str(domain) for domain in rng.choice(["a", "b"], rows)]
@@ -51,11 +54,13 @@ def test_equals_a_loop_over_positions(seed: int) -> None:
                 sums["gold_nll"] -= math.log(of_text[at])
                 sums["filled_nll"] -= math.log(filled[at])
                 sums["gold_hits"] += hit[at]
+                sums["blind_positions"] += 1
+                sums["blind_hits"] += blind_hit[at]
         for at in range(source_ends.offsets[row], source_ends.offsets[row + 1] - 1):
             if lengths[row] and source_ends.values[at] >= ends.row(row)[0]:
                 sums["own_bytes"] += source_ends.values[at + 1] - source_ends.values[at]
                 sums["own_nll"] += token_nll[at]
-    found = fidelity(domains, input_ids, ends, Gold(judged, of_text, filled, hit), source_ends, token_nll)
+    found = fidelity(domains, input_ids, ends, Gold(judged, of_text, filled, hit, blind_hit), source_ends, token_nll)
     assert found.keys() == expected.keys()
     for domain, sums in expected.items():
         assert found[domain] == pytest.approx(sums, rel=1e-6), domain
@@ -64,11 +69,12 @@ def test_equals_a_loop_over_positions(seed: int) -> None:
 def test_the_source_is_judged_on_no_text_before_the_targets_first_distribution() -> None:
     """A target without BOS does not predict its first token, "abc"; a source that cut "ab", "c" answers from "d"."""
     ends, source_ends = (Ragged(np.array(row, np.int32), np.array([0, len(row)])) for row in ([3, 5], [0, 2, 3, 5]))
-    gold = Gold(np.array([True, False]), np.array([0.5, np.nan]), np.array([0.25, np.nan]), np.array([True, True]))
+    judged, hits = np.array([True, False]), np.array([True, True])
+    gold = Gold(judged, np.array([0.5, np.nan]), np.array([0.25, np.nan]), hits, ~hits)
     nll = np.array([8.0, 4.0, 2.0, 0.0], np.float32)
     found = fidelity(["a"], Ragged(np.array([1, 2], np.int32), ends.offsets), ends, gold, source_ends, nll)
     assert found["a"] == pytest.approx(
-        dict(zip(FIELDS, (1, 2, math.log(2), math.log(4), 1, 2, 2), strict=True)),
+        dict(zip(FIELDS, (1, 2, math.log(2), math.log(4), 1, 1, 0, 2, 2), strict=True)),
     )
 
 
@@ -79,6 +85,8 @@ def test_the_cost_is_the_difference_in_bits_per_byte() -> None:
         "gold_nll": 40 * math.log(2),
         "filled_nll": 36 * math.log(2),
         "gold_hits": 4.0,
+        "blind_positions": 10.0,
+        "blind_hits": 3.0,
         "own_bytes": 50.0,
         "own_nll": 75 * math.log(2),
     }
@@ -90,8 +98,12 @@ def test_the_cost_is_the_difference_in_bits_per_byte() -> None:
             "filled_bits_per_byte": 1.8,
             "cost": 0.5,
             "hits": 0.4,
+            "blind_hits": 0.3,
         }
     )
+    before = {name: value for name, value in sums.items() if "blind" not in name}
+    assert math.isnan(summary({"a": before})["blind_hits"]), "parts made before it was measured"
+    assert summary({"a": before, "b": sums})["blind_hits"] == 0.3
 
 
 @settings(max_examples=100, deadline=None)

@@ -175,9 +175,9 @@ def test_it_writes_a_page_that_needs_nothing_else(written: Path, tmp_path: Path)
     assert json.loads((output / "interference.json").read_text()) == results
     page, text = ((output / f"interference.{kind}").read_text() for kind in ("html", "md"))
     assert page.count("<svg") == 2
-    assert not re.findall(r'(?:src|href)="(?!#)', page)
-    links = re.findall(r"\]\((plots/[^)]+)\)", text)
-    assert len(links) == 2
+    assert not re.findall(r'(?:src|href)="(?!#|data:text/csv;)', page)
+    links = re.findall(r"\]\(((?:plots|tables)/[^)]+)\)", text)
+    assert len(links) == 4
     assert all((output / link).is_file() for link in links)
     assert results["verdict"][0] in text
     again = report(written, *shlex.split(results["command"])[3:], "--json")

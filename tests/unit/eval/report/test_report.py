@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import math
@@ -207,6 +208,9 @@ def test_the_page_says_how_the_best_step_was_chosen(full: tuple[ReportInputs, Pa
         assert "best step is chosen on validation text of the corpus's own domains only" in text
 
 
+CSV_ADDRESS = "data:text/csv;charset=utf-8;base64,"
+
+
 class Page(HTMLParser):
     """Collects what a page links to, its ids, and how many drawings it has."""
 
@@ -233,8 +237,12 @@ def test_page_is_self_contained(full: tuple[ReportInputs, Path]) -> None:
     page.feed(text)
     drawn = sorted(path.name for path in (folder / "plots").iterdir())
     assert page.drawings == len(drawn) == 8
-    assert all(link.startswith("#") for link in page.links)
-    assert {link[1:] for link in page.links} <= set(page.ids)
+    inside = {link[1:] for link in page.links if link.startswith("#")}
+    assert inside <= set(page.ids)
+    encoded = [link.removeprefix(CSV_ADDRESS) for link in page.links if link.startswith(CSV_ADDRESS)]
+    assert len(inside) + len(encoded) == len({*page.links})
+    written = {path.read_bytes() for path in (folder / "tables").iterdir()}
+    assert {base64.b64decode(one) for one in encoded} == written
     assert len(page.ids) == len(set(page.ids))
     assert "@import" not in text
     assert not re.search(r"url\((?!#)", text)

@@ -74,6 +74,29 @@ def test_fixed_share_is_the_ensemble_of_that_name_where_labels_are_kept(tmp_path
         assert found["domains"][name] == pytest.approx(figures, rel=1e-4)
 
 
+def test_what_no_candidate_leaves_anything_for_has_the_least_probability(tmp_path: Path, parts: Parts) -> None:
+    """Of real models: one that is sure of another token, and whose stored probabilities sum to 1 in fp16."""
+    sure = [(split, [_sure_of_another_token(chunk) for chunk in rows]) for split, rows in parts]
+    method = PRESETS["fusellm"]
+    job = job_of(tmp_path, sure, method)
+    found = teacher_figures(job, VOCAB, "validation")
+    expected = evaluate_ensembles(AlignedSplit("validation", job.tokens, job.aligned, VOCAB))["candidates"]
+    assert found["overall"]["bits_per_byte"] > 10
+    for name, figures in found["domains"].items():
+        of_any = [one["domains"][name]["bits_per_byte"] for one in expected.values()]
+        assert figures["bits_per_byte"] == pytest.approx(of_any[0], rel=1e-5), of_any
+
+
+def _sure_of_another_token(chunk: Chunk) -> Chunk:
+    said = {}
+    for name, one in chunk.said.items():
+        ids, probs = np.full_like(one.ids, -1), np.zeros_like(one.probs)
+        for at, label in enumerate([*chunk.input_ids[1:], 0]):
+            ids[at, 0], probs[at, 0] = (label + 1) % VOCAB, 1.0
+        said[name] = replace(one, ids=ids, probs=probs, status=np.ones_like(one.status))
+    return replace(chunk, said=said)
+
+
 def _with_labels(chunk: Chunk) -> Chunk:
     """The same with every next token among the entries of whoever is aligned before it."""
     said = {}
