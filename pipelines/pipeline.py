@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from fusionx.pipelines.execution.stage_runner import run_stages
 from fusionx.pipelines.layout import Layout
 from fusionx.pipelines.preflight.devices import missing_devices
 from fusionx.pipelines.preflight.run_checks import held_out_errors, refuse, run_errors
-from fusionx.pipelines.timings import note_timing
+from fusionx.pipelines.timings import timed
 from fusionx.precompute.chunks.chunk_stage import ChunkStage
 from fusionx.precompute.chunks.corpus_findings import corpus_findings
 from fusionx.precompute.config import ModelConfig
@@ -224,23 +223,22 @@ class Pipeline:
 
     def _run(self, name: str, stages: Sequence[Stage]) -> None:
         """Runs stages in one pool, and notes what they took if any part was made."""
-        started = time.monotonic()
-        reports = run_stages(stages, self.executor, self.overwrite)
-        made = sum(report.made for report in reports)
-        if made:
-            totals = {
-                key: sum(report.manifest.totals[key] for report in reports) for key in ("rows", "tokens", "bytes")
-            }
-            numbers = {"seconds": time.monotonic() - started, "parts": made, **totals}
-            note_timing(self.layout, name, ", ".join(stage.name for stage in stages), numbers)
+        with timed(self.layout, name, ", ".join(stage.name for stage in stages)) as numbers:
+            reports = run_stages(stages, self.executor, self.overwrite)
+            made = sum(report.made for report in reports)
+            if made:
+                totals = {
+                    key: sum(report.manifest.totals[key] for report in reports) for key in ("rows", "tokens", "bytes")
+                }
+                numbers |= {"parts": made, **totals}
         self._note_command(name)
 
     def _timed(self, name: str, work: Callable[[], int]) -> None:
         """Runs `work`, and notes its time if it says that anything was made (of several processes, the first does)."""
-        started = time.monotonic()
-        made = work()
-        if made and is_main_process():
-            note_timing(self.layout, name, name, {"seconds": time.monotonic() - started})
+        with timed(self.layout, name, name, notes=is_main_process()) as numbers:
+            made = work()
+            if made:
+                numbers["made"] = made
         self._note_command(name)
 
     def _note_command(self, stage: str) -> None:
