@@ -13,7 +13,6 @@ from __future__ import annotations
 import numpy as np
 
 from fusionx.align.jit import uncounted
-from fusionx.align.walk.blind import likeliest, own_as_others
 from fusionx.align.walk.look_up import beginning, key_of, may_extend, reach
 from fusionx.align.walk.state import (
     EXACT_BOUNDARY,
@@ -35,8 +34,10 @@ from fusionx.align.walk.steps import (
     from_boundary,
     give,
     go_on,
+    likeliest,
     look_over,
     on_the_way,
+    own_as_others,
 )
 
 
@@ -114,8 +115,8 @@ def walk(target, source, said, own, others, fill, tables, known, k, trail, walke
 
     target, source: `Tokens`. said: `Said` at the source's positions, own: `OwnPath` along them. fill: at the
     target's positions, the fill-in; with no entries and tail 1 it knows nothing. k: entries to keep, the next token's
-    always among them. foretold: int32 [L] that take the likeliest tokens of a blind walk (`align.walk.blind`), -1 for
-    none, or [0] if nobody asks; others: `own` for that, without entries of its own.
+    always among them. foretold: int32 [L], takes the likeliest tokens of a blind walk, to which the source's own next
+    token is an entry like any other; [0] if nobody asks. others: `own` for that, without entries.
 
     Between positions there are, of 1 in all: `mass` of the text's own path, the alternatives', `lost` and `within`
     (`Scratch.lost`), and what agrees of `tail`, the stored tail of the step that is under way.

@@ -74,7 +74,11 @@ class PartWalk:
         return self._walk(fill, k, trail or Trail.of(0), np.zeros(0, np.int32))
 
     def foretold(self, fill: Said | None) -> npt.NDArray[np.int32]:
-        """The likeliest next token without a look at how the text goes on, [L], -1 for none (`align.walk.blind`)."""
+        """The likeliest next token without a look at how the text goes on, [L], -1 for none.
+
+        The walk makes the text's own next token right by construction. Here the source's own next token is an entry
+        like any other. Only where source and target cut the text still comes from the whole of it.
+        """
         tokens = np.full(len(self._target.ids), -1, np.int32)
         self._walk(fill, 1, Trail.of(0), tokens)
         return tokens

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from fusionx.align.jit import uncounted
-from fusionx.align.walk.look_up import begins, continuation, meant
+from fusionx.align.walk.look_up import begins, continuation, follow, meant
 from fusionx.align.walk.state import (
     FIRST_SURVIVOR,
     LONGER,
@@ -23,6 +23,8 @@ from fusionx.align.walk.state import (
     SURVIVORS,
     WHITE_SPACE,
 )
+
+_ROUNDING = 1e-6
 
 
 @uncounted
@@ -290,3 +292,36 @@ def at_the_end(tables, scratch, trail, said, own, fill, place, x, mass, s):  # t
         scratch.stays[entry] = of_x / here
         left += probs[entry] * (1.0 - of_x / here)
     return max(1.0 - left, own.prob[step])  # the own next token stays
+
+
+@uncounted
+def own_as_others(tables, scratch, trail, fill, place, x, b, e, s, end, mass):  # type: ignore[no-untyped-def]
+    """For a walk that is blind to how the text goes on: the source token s, which ends at byte `end` and in which the
+    position lies, is an alternative as any other."""
+    start, stop = tables.source.starts[s], tables.source.starts[s + 1]
+    spent = stop - start - (end - b)
+    if not 0 <= spent < stop - start:
+        return
+    token = np.int64(x)
+    if e > end:
+        node, _ = follow(tables.target, 0, tables.source.bytes, start + spent, stop)
+        token = np.int64(tables.target.token[node]) if node >= 0 else np.int64(-1)
+    if token >= 0:
+        chosen = choose(tables, scratch, fill, place, tables.source.bytes[start + spent], 0, 0, -1)
+        divide(tables, scratch, trail, fill, place, s, spent, 0, chosen, token, mass, x)
+
+
+@uncounted
+def likeliest(scratch):  # type: ignore[no-untyped-def]
+    """The target token that has received most, of equals the lowest id as where distributions are kept, -1 where none
+    has; whatever was received is forgotten."""
+    most, token = 0.0, np.int32(-1)
+    for met in range(scratch.numbers[MET]):
+        mass, y = scratch.mass[met], scratch.ids[met]
+        equal = token >= 0 and abs(mass - most) <= _ROUNDING * most  # bf16 models say the same of many tokens
+        if y < token if equal else mass > most:
+            most, token = mass, y
+    scratch.numbers[OFFSET] += scratch.numbers[MET]
+    scratch.numbers[MET], scratch.numbers[SURVIVORS] = 0, 0
+    scratch.lost[:] = 0.0
+    return token

@@ -184,6 +184,7 @@ def judged(bits: float, own: float, aligned: int = 100) -> dict[str, Any]:
     fidelity = {
         domain: {
             "gold_positions": 50, "gold_bytes": 100, "gold_nll": nats, "filled_nll": nats, "gold_hits": 20,
+            "blind_positions": 50, "blind_hits": 15,
             "own_bytes": 100, "own_nll": nats * own / bits,
         }
         for domain, nats in nll.items()
@@ -214,10 +215,10 @@ def test_the_alignment_is_a_block_before_the_trainings(config: FusionConfig, mon
     assert list(dict.fromkeys(blocks)) == ["inputs", "alignment", "models"]
     assert blocks == sorted(blocks, key=["inputs", "alignment", "models"].index)
     of_target, of_source = (stage for stage in found if stage.block == "alignment")
-    assert of_target.note == "validation: own 1.800, aligned 1.800 (+0.000) bits per byte; right 40.0 %"
+    assert of_target.note == "validation: own 1.800, aligned 1.800 (+0.000) bits per byte; right 40.0 % (30.0 % blind)"
     assert of_source.note == (
-        "validation: own 0.900, aligned 0.903 (+0.003) bits per byte; right 40.0 %; better than the target in 2 of 2 "
-        "domains"
+        "validation: own 0.900, aligned 0.903 (+0.003) bits per byte; right 40.0 % (30.0 % blind); "
+        "better than the target in 2 of 2 domains"
     )
     assert not of_target.warning + of_source.warning
 
@@ -235,7 +236,7 @@ def test_nothing_is_compared_with_a_target_that_is_not_aligned(
     found = alignment_status(config, monkeypatch, {"source": judged(3, 2.5)})
     of_target, of_source = (stage for stage in found if stage.block == "alignment")
     assert of_target.note == ""
-    assert of_source.note == "validation: own 1.875, aligned 2.250 (+0.375) bits per byte; right 40.0 %"
+    assert of_source.note == "validation: own 1.875, aligned 2.250 (+0.375) bits per byte; right 40.0 % (30.0 % blind)"
     assert not of_source.warning
 
 

@@ -9,10 +9,11 @@ import pytest
 from fusionx.pipelines.evaluation.aligned_figures import fidelity_figures
 
 NAMES = ("gold_positions", "gold_bytes", "gold_nll", "filled_nll", "gold_hits", "own_bytes", "own_nll")
+BLIND = ("blind_positions", "blind_hits")
 
 
 def sums(*values: float) -> dict[str, float]:
-    return dict(zip(NAMES, values, strict=True))
+    return dict(zip(NAMES, values, strict=True)) | dict(zip(BLIND, (values[0], values[4] / 2), strict=True))
 
 
 def test_domains_and_all_together_in_bits_per_byte() -> None:
@@ -24,11 +25,18 @@ def test_domains_and_all_together_in_bits_per_byte() -> None:
         }
     )
     assert found["a"] == pytest.approx(
-        {"own_bits_per_byte": 1.5, "aligned_bits_per_byte": 2, "filled_bits_per_byte": 1.8, "cost": 0.5, "hits": 0.25}
+        {
+            "own_bits_per_byte": 1.5,
+            "aligned_bits_per_byte": 2,
+            "filled_bits_per_byte": 1.8,
+            "cost": 0.5,
+            "hits": 0.25,
+            "blind_hits": 0.125,
+        }
     )
     assert found[""]["aligned_bits_per_byte"] == pytest.approx(50 / 40)
     assert found[""]["own_bits_per_byte"] == pytest.approx(1)
-    assert found[""]["hits"] == pytest.approx(0.5)
+    assert (found[""]["hits"], found[""]["blind_hits"]) == pytest.approx((0.5, 0.25))
 
 
 def test_a_domain_of_which_nothing_is_judged_is_no_perfect_one() -> None:
