@@ -21,7 +21,7 @@ from fusionx.eval.report.figures.plots import Plot, plots
 from fusionx.eval.report.inputs import MethodRun, ReportInputs, SourceFigures
 from fusionx.eval.report.recommendation import advice
 from fusionx.eval.report.summary import summarize
-from fusionx.eval.report.tables.cells import Section, Table
+from fusionx.eval.report.tables.cells import MISSING, Section, Table
 from fusionx.eval.report.tables.sections import sections
 from fusionx.eval.report.teaching import warnings
 from fusionx.eval.report.verdict import verdict
@@ -114,8 +114,9 @@ def csv_text(table: Table) -> str:
 
 
 def _csv_cell(text: str) -> str:
-    """What a spreadsheet would run as a formula becomes text; a number with a sign stays one."""
-    text = visible(text)
+    """As programs read it: no dash for nothing, a minus that they know, and what a spreadsheet would run as a formula
+    becomes text."""
+    text = re.sub(r"\u2212(?=[\d.])", "-", visible(text)) if text != MISSING else ""
     return f"'{text}" if re.match(r"[=@\t\r]|[+-](?![\d.])", text) else text
 
 
