@@ -58,7 +58,7 @@ def write_pages(
     figures: Sequence[Plot],
     answers: Sequence[Card],
 ) -> dict[str, Any]:
-    """Writes `plots/*.svg`, `tables/*.csv`, `<page>.md`, `<page>.html` and `<data>.json` into `folder`.
+    """Writes `plots/*.svg`, `tables/<page>/*.csv`, `<page>.md`, `<page>.html` and `<data>.json` into `folder`.
 
     Args:
         results: what becomes the JSON; its `title`, `verdict`, `command`, `provenance` and `config` are on the page.
@@ -70,13 +70,13 @@ def write_pages(
     figures = [replace(of, svg=described(of.svg, of.name, of.title, of.alt)) for of in figures]
     for figure in figures:
         write_bytes(join(folder, "plots", f"{figure.name}.svg"), (figure.svg + "\n").encode())
-    tables = dict(named_tables(parts))
-    for name in set(list_files(join(folder, "tables"))) - set(tables):  # of a report with other sections
+    tables, beside = dict(named_tables(parts)), join(folder, "tables", page)
+    for name in set(list_files(beside)) - set(tables):  # of a report with other sections
         if name.endswith(".csv"):
-            delete(join(folder, "tables", name))
+            delete(join(beside, name))
     for name, table in tables.items():
-        write_bytes(join(folder, "tables", name), csv_text(table).encode())
-    write_bytes(join(folder, f"{page}.md"), markdown(results, parts, figures, answers).encode())
+        write_bytes(join(beside, name), csv_text(table).encode())
+    write_bytes(join(folder, f"{page}.md"), markdown(page, results, parts, figures, answers).encode())
     write_bytes(join(folder, f"{page}.html"), html(results, parts, figures, answers).encode())
     # Last: whoever finds the JSON finds the whole report.
     content: dict[str, Any] = finite(results)
@@ -130,9 +130,9 @@ def finite(value: Any) -> Any:
 
 
 def markdown(
-    results: Mapping[str, Any], parts: Sequence[Section], figures: Sequence[Plot], answers: Sequence[Card]
+    page: str, results: Mapping[str, Any], parts: Sequence[Section], figures: Sequence[Plot], answers: Sequence[Card]
 ) -> str:
-    """The report as Markdown; figures are linked from `plots/`, tables for programs from `tables/`."""
+    """The report as Markdown; figures are linked from `plots/`, tables for programs from `tables/<page>/`."""
     files = {id(table): name for name, table in named_tables(parts)}
     verdict, *further = map(markdown_text, results["verdict"])
     lines = [f"# {markdown_text(results['title'])}", "", f"**{verdict}**", ""]
@@ -151,7 +151,7 @@ def markdown(
             alt, title = markdown_text(figure.alt), markdown_text(figure.title)
             lines += [f"![{alt}](plots/{figure.name}.svg)", "", f"*{title}*", ""]
         for table in part.tables:
-            link = f"[CSV](tables/{files[id(table)]})"
+            link = f"[CSV](tables/{page}/{files[id(table)]})"
             lines += [f"**{markdown_text(table.caption)}** ({link})", "", *markdown_table(table), ""]
     lines += [
         "## How to reproduce",

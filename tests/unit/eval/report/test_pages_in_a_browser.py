@@ -147,7 +147,7 @@ def test_the_markdown_report_shows_what_it_is_told(hostile: Path, browser: Brows
     made = markdown_it.MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
     browser.open(f"<!doctype html><meta charset=utf-8>{made}", obeying=False)
     links = browser.ask("[...document.querySelectorAll('a')].map(one => one.getAttribute('href'))")
-    assert sorted(links) == [f"tables/{path.name}" for path in sorted((hostile / "tables").iterdir())]
+    assert sorted(links) == [f"tables/report/{path.name}" for path in sorted((hostile / "tables" / "report").iterdir())]
     browser.ask("document.querySelectorAll('a').forEach(one => one.removeAttribute('href'))")  # or a click leaves
     assert browser.scripts_that_ran() == 0
     pictures = browser.ask("[...document.querySelectorAll('img')].map(one => one.getAttribute('src'))")

@@ -241,7 +241,7 @@ def test_page_is_self_contained(full: tuple[ReportInputs, Path]) -> None:
     assert inside <= set(page.ids)
     encoded = [link.removeprefix(CSV_ADDRESS) for link in page.links if link.startswith(CSV_ADDRESS)]
     assert len(inside) + len(encoded) == len({*page.links})
-    written = {path.read_bytes() for path in (folder / "tables").iterdir()}
+    written = {path.read_bytes() for path in (folder / "tables" / "report").iterdir()}
     assert {base64.b64decode(one) for one in encoded} == written
     assert len(page.ids) == len(set(page.ids))
     assert "@import" not in text

@@ -19,22 +19,22 @@ def test_tables_are_files_for_programs(make_inputs: Callable[..., ReportInputs],
     inputs, folder = make_inputs(bootstrap=200), tmp_path / "first"
     write_report(inputs, folder)
     results = json.loads((folder / "results.json").read_text())
-    with (folder / "tables" / "overview-1.csv").open(newline="") as file:
+    with (folder / "tables" / "report" / "overview-1.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["Method"] for row in rows] == [method["label"] for method in results["methods"].values()]
     shown = [float(row["Corpus domains, bits/byte"]) for row in rows]
     exact = [method["mean"]["best"]["groups"]["corpus"]["bits_per_byte"] for method in results["methods"].values()]
     assert shown == pytest.approx(exact, abs=5e-5)
     assert rows[-1]["Corpus domains, bits/byte (detail)"].startswith("±")
-    names = {path.name for path in (folder / "tables").iterdir()}
-    again = tmp_path / "again" / "tables"
+    names = {path.name for path in (folder / "tables" / "report").iterdir()}
+    again = tmp_path / "again" / "tables" / "report"
     again.mkdir(parents=True)
     (again / "gone.csv").write_text("of a report with another section")
     (again / "mine.txt").write_text("mine")
-    write_report(inputs, again.parent)
+    write_report(inputs, again.parent.parent)
     assert {path.name for path in again.iterdir()} == names | {"mine.txt"}
     text = (folder / "report.md").read_text()
-    assert {f"tables/{name}" for name in names} == set(re.findall(r"\]\((tables/[^)]+)\)", text))
+    assert {f"tables/report/{name}" for name in names} == set(re.findall(r"\]\((tables/[^)]+)\)", text))
 
 
 @pytest.mark.parametrize(
