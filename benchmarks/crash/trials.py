@@ -42,7 +42,10 @@ _IMPORTED = (
     "transformers.models.llama.modeling_llama",
 )
 _TIMED = ("seconds", "tokens_per_s", "waiting_for_data", "mfu", "peak_memory_gb")
-_UNCOMPARED = ("timings.json", ".lock", "report/report.md", "report/report.html", "report/results.json")
+_UNCOMPARED = (
+    "timings.json", ".lock", "report/report.md", "report/report.html", "report/results.json",
+    "report/tables/report/stages.csv",
+)  # fmt: skip
 """What stages took, and pages that show it; and which process held a folder last."""
 _SEALS = ("checksum", "files")
 """Of logs, results and evaluations, which hold what they took: their hashes follow from that."""
