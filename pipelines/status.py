@@ -187,7 +187,7 @@ def _costs(stage: AlignedStage, found: StageStatus, of_target: Figures) -> Figur
     dropped = shares(stats["status"])["not_aligned"]
     if dropped >= 5e-4:
         said.append(f"{percent(dropped)} of positions not aligned")
-    found.note = "; ".join([*([found.note] if found.note else []), f"{split}: {said[0]}", *said[1:]])
+    found.note = "; ".join(filter(None, [found.note, f"{split}: {said[0]}", *said[1:]]))
     return figures
 
 

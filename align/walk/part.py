@@ -76,8 +76,8 @@ class PartWalk:
     def foretold(self, fill: Said | None) -> npt.NDArray[np.int32]:
         """The likeliest next token without a look at how the text goes on, [L], -1 for none.
 
-        The walk makes the text's own next token right by construction. Here the source's own next token is an entry
-        like any other. Only where source and target cut the text still comes from the whole of it.
+        The walk follows the text's own source tokens. Here the source's own next token is an entry like any other. Only
+        where source and target cut the text still comes from the whole of it.
         """
         tokens = np.full(len(self._target.ids), -1, np.int32)
         self._walk(fill, 1, Trail.of(0), tokens)

@@ -38,9 +38,8 @@ def _fidelity_notes() -> list[str]:
         "Own: a source's bits per byte on its own tokens. Aligned: those of the target's next tokens under its aligned "
         "distributions, with nothing but what the source says; the difference is what alignment costs. Filled in: with "
         "what the target itself adds where the source does not decide. Right: the most probable aligned token is the "
-        "next one; blind: without following how the text itself goes on, which makes its next token right by "
-        "construction. What a teacher adds to the text is what it knows blind. All but “own” are over positions that "
-        "are aligned.",
+        "next one; blind: without following how the text itself goes on, as the walk does. What a teacher adds to the "
+        "text is what it knows blind. All but “own” are over positions that are aligned.",
         "Against the target: the source's aligned bits per byte less the target's own by the same method, above zero "
         "where the source knows less; and in how many domains it knows more.",
     ]
