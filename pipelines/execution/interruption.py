@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fusionx.contract.errors import StoppedError
-from fusionx.train.distributed.ranks import STOP_SIGNALS
+from fusionx.train.distributed.stop_signals import handled_by
 
 UNIT_THREAD = "unit"
 """The name of threads of this process that compute units; such a one may outlast a command that was stopped."""
@@ -24,19 +23,15 @@ def stopped_by_signals(kept: str) -> Iterator[None]:
     Raises:
         StoppedError: a signal asked for it.
     """
-    main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, _interrupt) for number in STOP_SIGNALS} if main else {}
     try:
-        yield
+        with handled_by(_interrupt):
+            yield
     except KeyboardInterrupt as interrupt:
         raise StoppedError(
             f"The command was stopped by a signal; {kept} are kept.",
             found=str(interrupt) or "Ctrl-C",
             remedy="run the same command again: it goes on where it was",
         ) from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _interrupt(number: int, _: object) -> None:

@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +26,8 @@ from fusionx.contract.files.lock import SAVING_SECONDS, folder_lock
 from fusionx.contract.files.storage import write_bytes
 from fusionx.train.config import TrainJob
 from fusionx.train.distributed.parent import END_WITH_PARENT
-from fusionx.train.distributed.ranks import MEETING, STOP_SIGNALS, is_main_process, launched_ranks
+from fusionx.train.distributed.ranks import MEETING, is_main_process, launched_ranks
+from fusionx.train.distributed.stop_signals import STOP_SIGNALS, handled_by
 from fusionx.train.state.result import discard_checkpoints, finished_result, is_stale
 
 AGENT = "fusionx.train.distributed.agent"
@@ -56,15 +56,8 @@ class Launcher:
     @contextmanager
     def listening(self) -> Iterator[Launcher]:
         """Passes signals on while the context lasts (in the main thread; elsewhere nobody is told)."""
-        if threading.current_thread() is not threading.main_thread():
+        with handled_by(self._stop):
             yield self
-            return
-        before = {number: signal.signal(number, self._stop) for number in STOP_SIGNALS}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def run(self, job: TrainJob, overwrite: bool, resume: Path | None) -> int:
         """The exit code of the job's processes; 0 for a finished job, which is only read.

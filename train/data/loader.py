@@ -12,7 +12,6 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import forkserver
@@ -26,7 +25,7 @@ from fusionx.contract.shapes import EXACT, Shapes
 from fusionx.train.data.block_order import BlockOrder
 from fusionx.train.data.collate import Batch, collate_blocks
 from fusionx.train.data.shard_stream import Sample, ShardSet
-from fusionx.train.distributed.ranks import STOP_SIGNALS
+from fusionx.train.distributed.stop_signals import STOP_SIGNALS, held_back
 
 _STEPS_AHEAD = 4
 """Per worker; it bounds what waits in memory."""
@@ -142,7 +141,7 @@ def loader(
     )
     if workers:
         atexit.register(_kill_workers)  # after multiprocessing's own, so it runs before
-        with _ignoring_stop_signals():
+        with held_back():  # they come to whole groups, and the server has no handlers for them
             forkserver.ensure_running()
     outcomes = iter(made)
     while True:
@@ -220,17 +219,3 @@ def _kill_workers() -> None:
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
-
-
-@contextmanager
-def _ignoring_stop_signals() -> Iterator[None]:
-    """What is started inside ignores them from its first instant; only the main thread can see to that."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

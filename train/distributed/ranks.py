@@ -1,15 +1,9 @@
-"""Which of several processes this is, as torchrun or srun says it, and what asks it to stop. Needs no torch."""
+"""Which of several processes this is, as torchrun or srun says it. Needs no torch."""
 
 from __future__ import annotations
 
 import os
-import signal
 from typing import NamedTuple
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""Pre-emption, Ctrl-C, and what Slurm sends ahead of a time limit (--signal=USR1@300). They come to one process or to a
-whole group; a training finishes its step, saves and ends."""
-
 
 MEETING = "FUSIONX_MEETING"
 """The environment variable that names one training among those whose processes meet, one after the other, in the store

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fusionx.train.distributed.ranks import STOP_SIGNALS
+from fusionx.train.distributed.stop_signals import handled_by
 
 
 class StopRequest:
@@ -17,12 +16,8 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self._ask) for number in STOP_SIGNALS}
-        try:
+        with handled_by(self._ask):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _ask(self, *_: object) -> None:
         self.asked = True

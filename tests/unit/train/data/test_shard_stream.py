@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from fusionx.train.data.block_order import WINDOW_PARTS
 from fusionx.train.data.collate import Batch, collate, collate_blocks
 from fusionx.train.data.loader import StepBatches, loader
 from fusionx.train.data.shard_stream import Sample, ShardSet
+from fusionx.train.distributed.stop_signals import handled_by
 
 CANDIDATES = ["target", "left", "right"]
 ROWS = [3, 1, 4, 0, 2, 5, 1, 2, 3, 4, 2]  # more parts than a shuffling window, one of them empty
@@ -315,6 +317,19 @@ def test_loads_from_any_step_on(shards: ShardSet, start: int, steps: int) -> Non
 @pytest.mark.parametrize(("workers", "start"), [(1, 0), (2, 5)])
 def test_workers_make_the_same_batches(shards: ShardSet, workers: int, start: int) -> None:
     assert_loads(steps_of(shards, 4, 24, micro_batch=3), start, start + 11, workers)
+
+
+def test_a_signal_that_comes_as_the_workers_start_is_heard(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, heard = forkserver.ensure_running, list[int]()
+
+    def signalled() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        start()
+
+    monkeypatch.setattr(forkserver, "ensure_running", signalled)
+    with handled_by(lambda number, _: heard.append(number)):
+        assert_loads(steps_of(shards), 0, 3, workers=1)
+    assert heard == [signal.SIGTERM]
 
 
 def test_loading_leaves_the_trainers_random_numbers_alone(shards: ShardSet) -> None:
