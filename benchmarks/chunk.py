@@ -109,7 +109,7 @@ def straightforward(text: str, encoders: Sequence[Encoder], block_size: int) -> 
 
 
 def _encoder(tokenizer: Any) -> Encoder:
-    return Encoder(tokenizer, token_table(tokenizer), adds_bos(tokenizer))
+    return Encoder.of(tokenizer, token_table(tokenizer), adds_bos(tokenizer))
 
 
 def _cut(chunker: Chunker, documents: Sequence[str]) -> list[str]:

@@ -93,7 +93,7 @@ def encoder(words: Sequence[str]) -> Encoder:
     scores = dict.fromkeys(["<s>", "\n", *characters], -9.0) | dict.fromkeys(words, -1.0)
     backend = Tokenizer(models.Unigram(list(scores.items()), unk_id=0))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>")
-    return Encoder(tokenizer, token_table(tokenizer), add_bos=True)
+    return Encoder.of(tokenizer, token_table(tokenizer), add_bos=True)
 
 
 def reading(of: Encoder, dists: Sequence[Dist]) -> Reading:

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -17,6 +18,9 @@ from hypothesis import settings
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+if "HF_ASSETS_CACHE" not in os.environ:  # the user's own is left alone; xdist's workers share this one
+    _assets = TemporaryDirectory(prefix="fusionx-assets-")
+    os.environ["HF_ASSETS_CACHE"] = _assets.name
 # Several processes share few cores, and their models are tiny: more threads would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

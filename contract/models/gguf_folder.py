@@ -1,7 +1,6 @@
 """The Hugging Face folder of a GGUF file: made once per machine, proven, and kept under the file's hash.
 
-It lies where users of Hugging Face expect what a library derives: `$HF_HOME/assets/fusionx/gguf/<sha256>`
-(`$HF_ASSETS_CACHE` moves it), and may be deleted at any time. Weights are stored as exactly as the file has them.
+It lies in the cache (`contract.files.cache`), `gguf/<sha256>`. Weights are stored as exactly as the file has them.
 """
 
 from __future__ import annotations
@@ -9,17 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from fusionx.contract.errors import DamageError, DataError
 from fusionx.contract.files.atomic_folder import atomic_folder, recover
+from fusionx.contract.files.cache import cache_folder, remembered
 from fusionx.contract.files.lock import folder_lock
-from fusionx.contract.files.sealed import check_files, hashes_of, read_sealed, write_sealed
+from fusionx.contract.files.sealed import check_files, hashes_of, write_sealed
 from fusionx.contract.files.storage import explained
 from fusionx.contract.models.gguf_header import GgufHeader, read_header
 from fusionx.contract.models.gguf_model import read_model
@@ -40,10 +38,10 @@ def gguf_folder(file: Path) -> Path:
         DataError: the file is damaged, holds what is not read, or was not read as it states itself; or the folder
             cannot be written.
     """
-    folder = cache_folder() / gguf_sha256(file)[:_KEY_HEX]
+    folder = _cache() / gguf_sha256(file)[:_KEY_HEX]
     if not _is_whole(folder):
         header = read_header(file)  # before anybody waits for anything
-        with folder_lock(cache_folder(), wait=math.inf):
+        with folder_lock(_cache(), wait=math.inf):
             if not _is_whole(folder):
                 _say(f"{header.path.name}: reading it once, into {folder}")
                 _refuse_full_disk(header)
@@ -78,7 +76,7 @@ def write_folder(file: Path, output: Path) -> None:
 
 def dequantised_from(folder: str | Path) -> str | None:
     """`model.gguf (Q4_K 62%, ...)` where the folder was made of a quantised GGUF file, else None."""
-    facts = _read(Path(folder) / FACTS)
+    facts = remembered(Path(folder) / FACTS)
     if facts is None or not set(facts["stored_as"]) - {"F32", "F16", "BF16"}:
         return None
     return f"{facts['file']} ({said_kinds(facts['stored_as'])})"
@@ -95,9 +93,9 @@ def gguf_sha256(file: Path) -> str:
     file = file.resolve()
     with explained(file, "read"):
         now = file.stat()
-    known = cache_folder() / "hashes" / f"{hashlib.sha256(str(file).encode()).hexdigest()[:_KEY_HEX]}.json"
+    known = _cache() / "hashes" / f"{hashlib.sha256(str(file).encode()).hexdigest()[:_KEY_HEX]}.json"
     key = [str(file), now.st_size, now.st_mtime_ns, now.st_ino]
-    noted = _read(known) or {}
+    noted = remembered(known) or {}
     if noted.get("of") == key:
         return str(noted["sha256"])
     with explained(file, "read"), file.open("rb") as stream:
@@ -106,15 +104,13 @@ def gguf_sha256(file: Path) -> str:
     return found
 
 
-def cache_folder() -> Path:
-    from huggingface_hub import constants
-
-    return Path(os.environ.get("HF_ASSETS_CACHE") or constants.HF_ASSETS_CACHE) / "fusionx" / "gguf"
+def _cache() -> Path:
+    return cache_folder("gguf")
 
 
 def _is_whole(folder: Path) -> bool:
     """Whether the folder was made by these rules and is what it was; damage to it is said."""
-    facts = _read(folder / FACTS)
+    facts = remembered(folder / FACTS)
     if facts is None or facts["rules"] != _RULES_VERSION:
         return False
     try:
@@ -125,21 +121,12 @@ def _is_whole(folder: Path) -> bool:
     return True
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """A sealed file; None where there is none or it is damaged."""
-    try:
-        return read_sealed(path, _REMEDY) if path.is_file() else None
-    except DamageError as error:
-        _say(f"it is made anew. {error}")
-        return None
-
-
 def _refuse_full_disk(header: GgufHeader) -> None:
-    free, needed = shutil.disk_usage(cache_folder()).free, _BYTES_PER_VALUE * header.parameters
+    free, needed = shutil.disk_usage(_cache()).free, _BYTES_PER_VALUE * header.parameters
     if free < needed:
         raise DataError(
             "There is no room for the unpacked weights of a GGUF file.",
-            file=cache_folder(),
+            file=_cache(),
             found=f"{free / 1e9:.1f} GB free",
             expected=f"{needed / 1e9:.1f} GB: {header.parameters:,} values of {_BYTES_PER_VALUE} bytes",
             remedy="set HF_ASSETS_CACHE to a folder on a larger disk",

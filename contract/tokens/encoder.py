@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 from fusionx.contract.models.place import loadable
 from fusionx.contract.tokens.encoding import Encoding, encode_batch
+from fusionx.contract.tokens.table_cache import Known, cache_file, keep, kept
 from fusionx.contract.tokens.token_table import TokenTable, token_table
 from fusionx.contract.tokens.tokenizer import adds_bos, count_tokens, load_tokenizer
 
@@ -19,13 +20,23 @@ from fusionx.contract.tokens.tokenizer import adds_bos, count_tokens, load_token
 class Encoder:
     """`encode` adds BOS exactly where the tokenizer itself would.
 
-    `head_size`: ids that the model's config knows; what tokenizers have beyond them stands for nothing in `table`.
+    `load` gives the tokenizer, which only encoding needs. `head_size`: ids that the model's config knows; what
+    tokenizers have beyond them stands for nothing in `table`.
     """
 
-    tokenizer: Any
+    load: Callable[[], Any]
     table: TokenTable
     add_bos: bool
     head_size: int | None = None
+
+    @classmethod
+    def of(cls, tokenizer: Any, table: TokenTable, add_bos: bool) -> Encoder:
+        """Of a tokenizer that is there already."""
+        return cls(lambda: tokenizer, table, add_bos)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return self.load()
 
     @property
     def fingerprint(self) -> str:
@@ -52,12 +63,24 @@ def load_encoder(path: str, revision: str | None = None) -> Encoder:
         ConfigError: there is no tokenizer at that place.
     """
     place = loadable(path, revision)
+    load = lru_cache(maxsize=1)(partial(_load, place, revision))
+    file = cache_file(place, revision)
+    known = kept(file) if file is not None else None
+    if known is None:
+        with _no_garbage_collection():
+            tokenizer = load()
+            table, head_size = token_table(tokenizer), _head_size(place, revision)
+        if head_size is not None:
+            table = table.known_to(head_size)
+        known = Known(table, adds_bos(tokenizer), head_size)
+        if file is not None:
+            keep(file, known)
+    return Encoder(load, known.table, known.add_bos, known.head_size)
+
+
+def _load(place: str, revision: str | None) -> Any:
     with _no_garbage_collection():
-        tokenizer = load_tokenizer(place, revision)
-        table, head_size = token_table(tokenizer), _head_size(place, revision)
-    if head_size is not None:
-        table = table.known_to(head_size)
-    return Encoder(tokenizer, table, adds_bos(tokenizer), head_size)
+        return load_tokenizer(place, revision)
 
 
 @contextmanager

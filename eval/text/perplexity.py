@@ -83,7 +83,7 @@ def _encode(loaded: LoadedModel, chunks: Sequence[Chunk]) -> list[Encoding]:
             raise DataError("A held-out chunk is not valid Unicode text.", field="text", found=_name(chunk))
     texts = [chunk["text"] for chunk in chunks]
     if any(chunk.get("format") == CHAT for chunk in chunks):
-        chat = ChatEncoder(str(loaded.folder), Encoder(loaded.tokenizer, loaded.table, loaded.adds_bos))
+        chat = ChatEncoder(str(loaded.folder), Encoder.of(loaded.tokenizer, loaded.table, loaded.adds_bos))
         chat.check()
         encodings = chat.encode(texts)
     else:

@@ -15,7 +15,7 @@ PIECE = 6000
 
 def encoder(name: str) -> Encoder:
     tokenizer, table = made(name)
-    return Encoder(tokenizer, table, adds_bos(tokenizer))
+    return Encoder.of(tokenizer, table, adds_bos(tokenizer))
 
 
 @cache

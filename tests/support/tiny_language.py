@@ -54,7 +54,7 @@ class LongestMatch:
 def longest_match(pieces: list[str], alphabet: str) -> Encoder:
     """`pieces` beside the characters of `alphabet` and the line break that a tokenizer is asked behind."""
     tokenizer = LongestMatch(list(dict.fromkeys(["\n", *alphabet, *pieces])))
-    return Encoder(tokenizer, token_table(tokenizer), add_bos=True)
+    return Encoder.of(tokenizer, token_table(tokenizer), add_bos=True)
 
 
 def bpe(merges: list[tuple[str, str]], alphabet: str) -> Encoder:
@@ -62,7 +62,7 @@ def bpe(merges: list[tuple[str, str]], alphabet: str) -> Encoder:
     pieces = [BOS, "\n", *alphabet, *dict.fromkeys(left + right for left, right in merges)]
     vocab = {piece: token for token, piece in enumerate(dict.fromkeys(pieces))}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab, merges)), bos_token=BOS)
-    return Encoder(tokenizer, token_table(tokenizer), add_bos=True)
+    return Encoder.of(tokenizer, token_table(tokenizer), add_bos=True)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def encoder(*pairs: str, bos: bool = True) -> Encoder:
     pieces = ["<s>", "\n", *"abcd", *pairs]
     backend = Tokenizer(models.BPE({piece: at for at, piece in enumerate(pieces)}, [(a, b) for a, b in pairs]))
     tokenizer = wrapped(backend, bos_token="<s>")
-    return Encoder(tokenizer, token_table(tokenizer), bos)
+    return Encoder.of(tokenizer, token_table(tokenizer), bos)
 
 
 def reading(of: Encoder, text: str, *dists: Dist) -> Reading:
@@ -209,7 +209,7 @@ def noise(of: Encoder, text: str, rng: np.random.Generator, k: int = 16) -> Read
 def test_masses_sum_to_one_and_the_path_is_its_product(source: str, target: str) -> None:
     """Whatever two models say."""
     text, rng = "The quick brown fox, naïve 你好\n    return a + b  😀 abc", np.random.default_rng(0)
-    encoders = [Encoder(*made(name), False) for name in (source, target)]
+    encoders = [Encoder.of(*made(name), False) for name in (source, target)]
     read = [noise(each, text, rng) for each in encoders]
     positions = explain_walk(*encoders, text, *read, 12)
     assert len(positions) == len(read[1].encoding.ids) - 1

@@ -20,7 +20,7 @@ from fusionx.contract.tokens.token_table import token_table
 def encoder_of(family: str, template: str | None = None) -> ChatEncoder:
     tokenizer = chat_tokenizer(family)
     tokenizer.chat_template = template or tokenizer.chat_template
-    return ChatEncoder(family, Encoder(tokenizer, token_table(tokenizer), add_bos=False))
+    return ChatEncoder(family, Encoder.of(tokenizer, token_table(tokenizer), add_bos=False))
 
 
 encoder = cache(encoder_of)
@@ -169,6 +169,6 @@ def test_what_has_no_template_or_no_offsets_is_refused() -> None:
     slow = slow_sentencepiece()
     slow.chat_template = CHATML
     with pytest.raises(ConfigError, match="does not say where its tokens are"):
-        ChatEncoder("slow", Encoder(slow, token_table(slow), add_bos=False)).check()
+        ChatEncoder("slow", Encoder.of(slow, token_table(slow), add_bos=False)).check()
     with pytest.raises(ConfigError, match="role 'user'"):
         encoder_of("chatml", "{{ raise_exception('no') }}").check()

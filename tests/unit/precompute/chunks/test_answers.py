@@ -26,7 +26,7 @@ from fusionx.precompute.config import ChunkConfig, CorpusConfig, ModelConfig
 @cache
 def encoders(*families: str) -> list[ChatEncoder]:
     tokenizers = {family: chat_tokenizer(family) for family in families}
-    return [ChatEncoder(name, Encoder(one, token_table(one), add_bos=False)) for name, one in tokenizers.items()]
+    return [ChatEncoder(name, Encoder.of(one, token_table(one), add_bos=False)) for name, one in tokenizers.items()]
 
 
 TURN = st.tuples(st.text("ab c", max_size=30).map(str.strip), st.text("xyé z", max_size=30).map(str.strip))

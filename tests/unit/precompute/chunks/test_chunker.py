@@ -100,7 +100,7 @@ def marked(prefix: str) -> Tokenizer:
 
 def encoder_of(tokenizer: Tokenizer) -> Encoder:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-    return Encoder(fast, token_table(fast), add_bos=False)
+    return Encoder.of(fast, token_table(fast), add_bos=False)
 
 
 COUNTABLE: dict[str, Callable[[], Tokenizer]] = {
