@@ -19,6 +19,7 @@ from fusionx.eval.results.interference import compare
 from fusionx.eval.results.over_seeds import INTERVAL_CONFIDENCE, over_seeds
 from fusionx.pipelines.config import FusionConfig
 from fusionx.pipelines.study.outcomes import TrainingCourse
+from fusionx.pipelines.study.report import write_csv
 
 BASELINE = "ct"
 
@@ -172,7 +173,7 @@ def _hardware(evaluation: Evaluation) -> str:
 
 
 def write_recipe(results: Mapping[str, Any], folder: str, writes: bool = True) -> str:
-    """Writes table.md and results.json; returns the table's path."""
+    """Writes table.md, its tables as CSV, and results.json; returns the path of table.md."""
     table = join(folder, "table.md")
     if writes:
         lines = ["# recipe: every method at its own best", ""]
@@ -180,6 +181,7 @@ def write_recipe(results: Mapping[str, Any], folder: str, writes: bool = True) -
             lines += [f"**{made.caption}**", "", *markdown_table(made), ""]
         lines += [f"- {note}" for note in _notes(results)]
         write_bytes(table, ("\n".join(lines) + "\n").encode())
+        write_csv(tables(results), folder)
         text = json.dumps(finite(dict(results)), indent=1, ensure_ascii=False, allow_nan=False)
         write_bytes(join(folder, "results.json"), (text + "\n").encode())
     return table

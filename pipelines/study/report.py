@@ -1,14 +1,14 @@
-"""Writes a study's results: table.md, results.json, and its figures."""
+"""Writes a study's results: table.md, a CSV per table, results.json, and its figures."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fusionx.contract.files.escaping import markdown_text
 from fusionx.contract.files.storage import join, write_bytes
-from fusionx.eval.report.pages import finite, markdown_table
+from fusionx.eval.report.pages import csv_text, finite, markdown_table
 from fusionx.eval.report.tables.cells import MISSING, Cell, Table
 from fusionx.eval.report.verdict import signed_percent
 from fusionx.eval.results.over_seeds import INTERVAL_CONFIDENCE
@@ -35,9 +35,16 @@ def write_study(results: Mapping[str, Any], folder: str, writes: bool = True) ->
             lines += [f"**{markdown_text(made.caption)}**", "", *markdown_table(made), ""]
         lines += [f"- {note}" for note in notes(results)]
         write_bytes(table, ("\n".join(lines) + "\n").encode())
+        write_csv(tables(results), folder)
         text = json.dumps(finite(dict(results)), indent=1, ensure_ascii=False, allow_nan=False)
         write_bytes(join(folder, "results.json"), (text + "\n").encode())
     return table, paths
+
+
+def write_csv(made: Sequence[Table], folder: str) -> None:
+    """`table.csv`, or `table-1.csv` and so on, in the order of table.md."""
+    for number, table in enumerate(made, 1):
+        write_bytes(join(folder, f"table-{number}.csv" if len(made) > 1 else "table.csv"), csv_text(table).encode())
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:

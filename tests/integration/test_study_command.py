@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from fusionx.pipelines.config import FusionConfig
@@ -34,6 +35,9 @@ def test_a_study_from_the_command_line(world: Any, tmp_path: Path, monkeypatch: 
     table, figure = (written / "table.md").read_text(), (written / "figure.svg").read_text()
     assert "| k 99 | failed" in table
     assert figure.startswith("<svg")
+    rows = pd.read_csv(written / "table.csv")
+    assert rows["Cell"].tolist() == ["original target", "whole", "half, k 4", "k 99"]
+    assert rows["Corpus, best step"].tolist()[3] == "failed"
     cells = json.loads((written / "results.json").read_text())["cells"]
     files = [Path(cell["trainings"]["0"]) / "result.json" for cell in cells]
     whole, half, wrong = (json.loads(file.read_text()) if file.is_file() else None for file in files)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from fusionx.contract.config import load_config
@@ -148,7 +149,8 @@ def searched(config: FusionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         with pytest.raises(IncompleteError, match=r"1 of 9 trials failed[\s\S]*table\.md"):
             run_study(config, layout, NAME)
         found = json.loads(Path(layout.study("recipe"), "results.json").read_text())
-        found["table"], found["trained"] = Path(layout.study("recipe"), "table.md").read_text(), trained
+        found["folder"], found["trained"] = Path(layout.study("recipe")), trained
+        found["table"] = (found["folder"] / "table.md").read_text()
         return found
 
     return run
@@ -183,6 +185,9 @@ def test_what_is_chosen_on_validation_text_is_compared_on_test_text(searched: Ca
     )
     assert row in " ".join(found["table"].split())
     assert "| fusellm | 0.004 | failed" in found["table"]
+    scores, trials = (pd.read_csv(found["folder"] / f"table-{number}.csv") for number in (1, 2))
+    assert scores["Test, corpus"].str.startswith(("2.0000 ±", "1.9000 ±", "1.7000 ±")).sum() == 3
+    assert trials["Corpus"].tolist().count("failed") == 1
 
 
 def test_it_studies_all_methods(config: FusionConfig, tmp_path: Path) -> None:
