@@ -64,17 +64,22 @@ CASES = (
 VOCAB = 32_000
 MEMORY_VOCABS = (32_000, 128_000)
 DEMO_CHARACTERS = 60_000
+REAL_CHARACTERS = 8_000
 
 
 def figures(
     data: str = "data/demo",
     demo_characters: int = DEMO_CHARACTERS,
+    real: str = "data/real",
+    real_characters: int = REAL_CHARACTERS,
     cases: Sequence[Case] = CASES,
     vocab: int = VOCAB,
     source_files: int | None = None,
     memory_vocabs: Sequence[int] = MEMORY_VOCABS,
 ) -> Iterator[Figure]:
-    """The cases that this machine has what it takes for (the demo's models, a GPU); one core where there is no GPU.
+    """The cases that this machine has what it takes for: models of the demo and of the real run, a GPU.
+
+    One core where there is no GPU.
 
     The random models' text, and their tokenizer, come from so many `source_files` of the standard library, or all.
     """
@@ -82,6 +87,8 @@ def figures(
     with TemporaryDirectory() as folder:
         if Path(data, "models", "target").is_dir():
             yield from _demo(Path(data), demo_characters, Path(folder) / "demo")
+        for path in sorted(Path(real, "models").glob("*/")):
+            yield from _real(path, Path(real, "sample"), real_characters, Path(folder) / path.name)
         texts = source_texts(source_files)
         tokenizer = train_tokenizer(Path(folder) / "tokenizer", vocab, texts)
         for case in cases:
@@ -186,17 +193,32 @@ def _demo(data: Path, characters: int, folder: Path) -> Iterator[Figure]:
     """The demo's four models over the demo's text in pieces as long, in shares of the block, as MiniPile's."""
     names = sorted(path.name for path in (data / "models").iterdir() if path.is_dir())
     models = [ModelConfig(id=name, path=str(data / "models" / name)) for name in names]
-    texts = [document.text for document in read_corpus(CorpusConfig(path=str(data / "corpus"), splits=["train"]))]
-    folder.mkdir()
-    _write_texts(folder / "corpus.jsonl", "".join(texts), characters, _MEDIAN_SHARE * 256 * 2.2)
-    corpus = CorpusConfig(path=str(folder / "corpus.jsonl"), splits=["train"])
-    _chunk(corpus, ChunkConfig(block_size=256, part_bytes=20_000), models, folder)
+    _chunk_pieces(data / "corpus", characters, 2.2, ChunkConfig(block_size=256, part_bytes=20_000), models, folder)
     contests = []
     for config in models:
         stage = _stage(config, folder, batch_tokens=4096)
         model = load_model(config, torch.device("cpu"))
         contests.append(_made(stage, model, 256))
     yield from race("demo", contests, n=3, share=4)
+
+
+def _real(path: Path, text: Path, characters: int, folder: Path) -> Iterator[Figure]:
+    """A pretrained model as configs/real.yaml runs it, over its text in pieces as long as MiniPile's."""
+    config = ModelConfig(id=path.name, path=str(path))
+    _chunk_pieces(text, characters, 3.3, ChunkConfig(block_size=512, part_bytes=20_000), [config], folder)
+    stage = _stage(config, folder, batch_tokens=2048)
+    yield from race(f"real {path.name}", [_made(stage, load_model(config, torch.device("cpu")), 512)], n=2, share=None)
+
+
+def _chunk_pieces(
+    text: Path, characters: int, per_token: float, config: ChunkConfig, models: list[ModelConfig], folder: Path
+) -> None:
+    """Pieces of the training text as long, in shares of the block, as MiniPile's, at so many characters per token."""
+    texts = [document.text for document in read_corpus(CorpusConfig(path=str(text), splits=["train"]))]
+    folder.mkdir()
+    pieces = folder / "corpus.jsonl"
+    _write_texts(pieces, "".join(texts), characters, _MEDIAN_SHARE * config.block_size * per_token)
+    _chunk(CorpusConfig(path=str(pieces), splits=["train"]), config, models, folder)
 
 
 def _random_llama(case: Case, vocab: int, tokenizer: Path, texts: list[str], folder: Path) -> Iterator[Figure]:

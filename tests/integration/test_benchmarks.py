@@ -47,8 +47,13 @@ def small_chunk(tiny: Tiny) -> dict[str, Any]:
 def small_precompute(tiny: Tiny) -> dict[str, Any]:
     from fusionx.benchmarks.precompute import Case
 
+    demo, real = Path("data/demo").absolute(), tiny.folder / "real"
+    (real / "models").mkdir(parents=True)
+    (real / "models" / "qwen").symlink_to(demo / "models" / "target")
+    (real / "sample").symlink_to(demo / "corpus")
     cases = [Case("tiny", 16, 1, 2, 32, tokens=1_000), Case("gpu 7B", 16, 1, 2, 32, tokens=1_000, device="cuda")]
-    return {"demo_characters": 3_000, "cases": cases, "vocab": 400, "source_files": 20, "memory_vocabs": []}
+    sizes = {"demo_characters": 3_000, "real_characters": 3_000, "vocab": 400, "source_files": 20}
+    return {**sizes, "real": str(real), "cases": cases, "memory_vocabs": []}
 
 
 def small_codec(tiny: Tiny) -> dict[str, Any]:
