@@ -34,9 +34,10 @@ def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
 @contextmanager
 def held_back() -> Iterator[None]:
     """Those that come inside arrive at the end, none is lost; what is started inside never gets any."""
-    resource_tracker.ensure_running()  # what starts with multiprocessing needs it, and it unblocks them on its way
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
+        resource_tracker.ensure_running()  # multiprocessing starts it before all else, and unblocks some on its way
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

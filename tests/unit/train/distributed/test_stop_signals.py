@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
+from typing import Any
 
 import pytest
 
@@ -36,6 +38,20 @@ def test_what_is_started_while_they_are_held_back_never_gets_any() -> None:
         child.send_signal(number)
     child.communicate(b"\n", timeout=60)
     assert child.returncode == 0
+
+
+def test_the_tracker_that_multiprocessing_starts_never_gets_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It outlives a signal to the whole group, as those whose semaphores it knows do."""
+    tracker: Any = resource_tracker.ResourceTracker()
+    monkeypatch.setattr(resource_tracker, "ensure_running", tracker.ensure_running)
+    with held_back():
+        pass
+    for number in STOP_SIGNALS:
+        os.kill(tracker._pid, number)
+    pid, tracker._pid = tracker._pid, None
+    os.close(tracker._fd)  # it ends when nobody has this pipe any more
+    tracker._fd = None
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_who_listens_hears_them_although_they_were_blocked_and_leaves_them_so(heard: list[int]) -> None:
