@@ -63,7 +63,7 @@ def load_encoder(path: str, revision: str | None = None) -> Encoder:
         ConfigError: there is no tokenizer at that place.
     """
     place = loadable(path, revision)
-    load = lru_cache(maxsize=1)(partial(_load, place, revision))
+    load = partial(_loaded, place, revision)  # an encoder goes to other processes
     file = cache_file(place, revision)
     known = kept(file) if file is not None else None
     if known is None:
@@ -78,7 +78,8 @@ def load_encoder(path: str, revision: str | None = None) -> Encoder:
     return Encoder(load, known.table, known.add_bos, known.head_size)
 
 
-def _load(place: str, revision: str | None) -> Any:
+@lru_cache(maxsize=16)
+def _loaded(place: str, revision: str | None) -> Any:
     with _no_garbage_collection():
         return load_tokenizer(place, revision)
 

@@ -33,7 +33,7 @@ def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Those that come inside arrive at the end, none is lost; what is started inside never gets any."""
+    """Those that come inside arrive at the end, or at once by another thread; what is started inside never gets any."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         resource_tracker.ensure_running()  # multiprocessing starts it before all else, and unblocks some on its way
