@@ -32,7 +32,7 @@ class Encoder:
     @classmethod
     def of(cls, tokenizer: Any, table: TokenTable, add_bos: bool) -> Encoder:
         """Of a tokenizer that is there already."""
-        return cls(lambda: tokenizer, table, add_bos)
+        return cls(partial(_given, tokenizer), table, add_bos)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -63,12 +63,13 @@ def load_encoder(path: str, revision: str | None = None) -> Encoder:
         ConfigError: there is no tokenizer at that place.
     """
     place = loadable(path, revision)
-    load = partial(_loaded, place, revision)  # an encoder goes to other processes
+    load: Callable[[], Any] = partial(_load, place, revision)
     file = cache_file(place, revision)
     known = kept(file) if file is not None else None
     if known is None:
         with _no_garbage_collection():
             tokenizer = load()
+            load = partial(_given, tokenizer)
             table, head_size = token_table(tokenizer), _head_size(place, revision)
         if head_size is not None:
             table = table.known_to(head_size)
@@ -78,10 +79,14 @@ def load_encoder(path: str, revision: str | None = None) -> Encoder:
     return Encoder(load, known.table, known.add_bos, known.head_size)
 
 
-@lru_cache(maxsize=16)
-def _loaded(place: str, revision: str | None) -> Any:
+def _load(place: str, revision: str | None) -> Any:
     with _no_garbage_collection():
         return load_tokenizer(place, revision)
+
+
+def _given(tokenizer: Any) -> Any:
+    """No lambda: encoders go to other processes."""
+    return tokenizer
 
 
 @contextmanager

@@ -41,7 +41,6 @@ def folder(tmp_path: Path, make_tokenizer: Any) -> Path:
 def read(folder: Path) -> Encoder:
     """As another process would."""
     encoder.load_encoder.cache_clear()
-    encoder._loaded.cache_clear()
     return encoder.load_encoder(str(folder))
 
 
