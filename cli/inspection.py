@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import click
 
@@ -22,14 +22,17 @@ _WATCH_SECONDS = 10
 @click.command(
     epilog=examples(
         'explain run.yaml --source coder "def add(left, right):"',
-        'explain run.yaml --source coder --map mined "some text"',
+        'explain run.yaml --source coder --map mined "some text" --json',
     )
 )
 @config_argument
 @click.argument("text", required=False)
 @click.option("--source", required=True, metavar="ID", help="Whose knowledge is brought to the target.")
 @click.option("--map", "mode", type=click.Choice(["mined", "exact"]), help="Show this vocabulary map instead.")
-def explain(config: str, overrides: tuple[str, ...], text: str | None, source: str, mode: str | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
+def explain(
+    config: str, overrides: tuple[str, ...], text: str | None, source: str, mode: Mode | None, as_json: bool
+) -> None:
     """What a source says of the target's next tokens in TEXT, and where the rest of its probability goes.
 
     Runs both models over TEXT. With --map: where the source's tokens go in the target's vocabulary and why, those of
@@ -38,14 +41,20 @@ def explain(config: str, overrides: tuple[str, ...], text: str | None, source: s
     if text is None and mode is None:
         raise click.UsageError("TEXT is missing: the text that both models read. Only --map does without.")
     with opened_pipeline(config, overrides, read_only=True) as pipeline:
-        from fusionx.pipelines.explanation import map_of_text, walk_of_text
+        from fusionx.align.walk.explained_lines import walk_lines
+        from fusionx.pipelines import explanation
 
-        if mode is not None:
-            for line in map_of_text(pipeline, source, cast("Mode", mode), text):
+        if as_json and mode is not None:
+            click.echo(json.dumps(explanation.map_to_json(pipeline, source, mode, text), ensure_ascii=False))
+        elif as_json:
+            click.echo(json.dumps(explanation.walk_to_json(pipeline, source, text or ""), ensure_ascii=False))
+        elif mode is not None:
+            for line in explanation.map_of_text(pipeline, source, mode, text):
                 click.echo(line)
-            return
-        for pieces in walk_of_text(pipeline, source, text or ""):
-            echo_line(pieces)
+        else:
+            positions = explanation.walk_of_text(pipeline, source, text or "")
+            for pieces in walk_lines(positions, source, pipeline.config.target.id):
+                echo_line(pieces)
 
 
 @click.command(epilog=examples("status run.yaml", "status run.yaml --watch", "status run.yaml --verify --json"))

@@ -135,7 +135,8 @@ class EvalConfig(Config):
     device: Operational[str] = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
     """`auto`: a GPU where there is one; `cpu`, `cuda`, `cuda:N` or `mps`."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """What models compute in; `auto`: bfloat16 on a GPU, float32 elsewhere."""
+    """What models compute in; `auto`: bfloat16 on a GPU, float32 elsewhere. A CPU without instructions for a half
+    precision takes float32 for it."""
     threads: Operational[int | None] = Field(None, ge=1)
     """CPU threads; none: as many as torch takes."""
 

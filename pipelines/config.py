@@ -28,6 +28,9 @@ class ExecutorConfig(Config):
     """MiB; the shared memory of a local Ray."""
     retries: int = Field(3, ge=0)
     """Times; how often a unit whose worker was lost is tried again."""
+    deadline: float | None = Field(21600.0, gt=0)
+    """Seconds; a worker of Ray that takes longer for one unit, or to load a model, is ended and counts as lost, with a
+    traceback of its threads in the log. none: it may take as long as it takes."""
     env: list[str] = ["AWS_*", "HF_*", "GOOGLE_APPLICATION_CREDENTIALS"]
     """Environment variables of the command that a cluster's workers get, too; `*` for any ending."""
 

@@ -5,9 +5,12 @@ Needs no shards and makes none; `align.walk.explain` and `align.explain` turn wh
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from math import isnan
+from typing import Any
+
 from fusionx.align.vocabulary.vocab_map import Mode
-from fusionx.align.walk.explain import Reading, explain_walk
-from fusionx.align.walk.explained_lines import Line, walk_lines
+from fusionx.align.walk.explain import Reading, WalkedPosition, explain_walk
 from fusionx.contract.errors import ConfigError
 from fusionx.contract.tokens.encoder import Encoder, load_encoder
 from fusionx.contract.tokens.encoding import valid_text
@@ -16,8 +19,8 @@ from fusionx.precompute.config import ModelConfig
 from fusionx.precompute.logits.logits_stage import LogitsWorker
 
 
-def walk_of_text(pipeline: Pipeline, source: str, text: str) -> list[Line]:
-    """Runs the target and `source` over `text`, in this process, and shows the walk.
+def walk_of_text(pipeline: Pipeline, source: str, text: str) -> list[WalkedPosition]:
+    """Runs the target and `source` over `text`, in this process, and explains the walk.
 
     Raises:
         ConfigError: no such source or model, or a text that makes no chunk.
@@ -30,8 +33,20 @@ def walk_of_text(pipeline: Pipeline, source: str, text: str) -> list[Line]:
     target_encoder, by_target = _read(pipeline, config.target, text)
     source_encoder, by_source = _read(pipeline, chosen, text)
     k = config.align.k or config.precompute.k
-    positions = explain_walk(source_encoder, target_encoder, text, by_source, by_target, k)
-    return walk_lines(positions, chosen.id, config.target.id)
+    return explain_walk(source_encoder, target_encoder, text, by_source, by_target, k)
+
+
+def walk_to_json(pipeline: Pipeline, source: str, text: str) -> dict[str, Any]:
+    """`walk_of_text` as JSON has it: null for the probability of a token of which the source says nothing."""
+    positions = [
+        {
+            **asdict(position),
+            "status": position.status.name.lower(),
+            "probability": None if isnan(position.probability) else float(position.probability),
+        }
+        for position in walk_of_text(pipeline, source, text)
+    ]
+    return {"source": source, "target": pipeline.config.target.id, "text": text, "positions": positions}
 
 
 def _read(pipeline: Pipeline, model: ModelConfig, text: str) -> tuple[Encoder, Reading]:
@@ -60,6 +75,19 @@ def map_of_text(pipeline: Pipeline, source: str, mode: Mode, text: str | None) -
     stage = pipeline.aligned_stage(mode, pipeline.model(source))
     vocab_map = stage.vocab_map()
     return description_lines(vocab_map) if text is None else explain_text(*stage.encoders(), vocab_map, text)
+
+
+def map_to_json(pipeline: Pipeline, source: str, mode: Mode, text: str | None) -> dict[str, Any]:
+    """The map in numbers (`align.explain.describe_map`); of a text, what it does with each of its source tokens."""
+    from fusionx.align.explain import describe_map, mapped_text
+
+    _refuse_invalid(text or "")
+    stage = pipeline.aligned_stage(mode, pipeline.model(source))
+    vocab_map = stage.vocab_map()
+    if text is None:
+        return describe_map(vocab_map)
+    tokens = [asdict(token) for token in mapped_text(*stage.encoders(), vocab_map, text)]
+    return {"source": source, "target": pipeline.config.target.id, "map": mode, "text": text, "tokens": tokens}
 
 
 def _refuse_invalid(text: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
@@ -117,10 +117,8 @@ class ModelDescription:
         yield "as a target", str(self.target)
 
 
-def describe_model(
-    path: str, revision: str | None = None, tokenizer_of: Callable[[str, str | None], Any] = load_tokenizer
-) -> ModelDescription:
-    """Describes a model folder, hub id or GGUF file; `tokenizer_of` is for a caller who has its tokenizer already.
+def describe_model(path: str, revision: str | None = None, tokenizer: bool = True) -> ModelDescription:
+    """Describes a model folder, hub id or GGUF file; a folder's tokenizer takes seconds, and is left out on demand.
 
     Raises:
         ConfigError: there is no model at that place, or its config describes none.
@@ -132,7 +130,7 @@ def describe_model(
         return _of_gguf(path, read_header(file))
     place = loadable(path, revision)
     config = _config(place, revision)
-    tokens, no_tokens = _tokens(place, revision, tokenizer_of)
+    tokens, no_tokens = _tokens(place, revision) if tokenizer else (None, "")
     empty, no_model = _empty_model(config)
     if Path(place).is_dir() and not no_model:
         check_weight_files(Path(place), "PATH")
@@ -255,12 +253,10 @@ def _config(path: str, revision: str | None) -> Any:
     return read_config(path, revision, field="PATH")
 
 
-def _tokens(
-    path: str, revision: str | None, tokenizer_of: Callable[[str, str | None], Any]
-) -> tuple[Tokens | None, str]:
+def _tokens(path: str, revision: str | None) -> tuple[Tokens | None, str]:
     """The tokenizer, or why there is none."""
     try:
-        tokenizer = tokenizer_of(path, revision)
+        tokenizer = load_tokenizer(path, revision)
     except FusionXError as error:
         return None, f"no tokenizer: {error.details.get('found', error.problem)}"
     ids = {role: getattr(tokenizer, f"{role}_token_id") for role in ROLES}

@@ -5,6 +5,7 @@ Weights come from safetensors only; code from the folder runs only where the cal
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusionx.contract.config import digest_of
+from fusionx.contract.cpu_dtypes import INSTRUCTIONS, instruction_for
 from fusionx.contract.errors import ConfigError, DataError, FusionXError
 from fusionx.contract.files.sealed import FOLDER_SEAL, hashes_of
 from fusionx.contract.models.causal_lm import load_causal_lm, one_line
@@ -21,6 +23,8 @@ from fusionx.contract.weights import check_model_files
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger(__name__)
 
 SETTINGS_SUFFIXES = (".json", ".model", ".tiktoken", ".txt", ".jinja", ".py")
 
@@ -95,7 +99,8 @@ def load_model(
 ) -> LoadedModel:
     """Loads the folder's model in evaluation mode, and its tokenizer.
 
-    `device` auto is the first GPU where there is one; `dtype` auto is bfloat16 on a GPU and float32 on a CPU.
+    `device` auto is the first GPU where there is one; `dtype` auto is bfloat16 on a GPU and float32 on a CPU, as is a
+    half one on a CPU that has no instructions for it.
 
     Raises:
         ConfigError: there is no such folder, or it has no loadable tokenizer.
@@ -151,10 +156,15 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> str:
-    """The precision behind `auto`: bfloat16 on a GPU, float32 elsewhere."""
-    if dtype != "auto":
-        return dtype
-    return "bfloat16" if device.type == "cuda" else "float32"
+    """The precision behind `auto`, and behind a half one on a CPU that would have to emulate it."""
+    import torch
+
+    if dtype == "auto":
+        return "bfloat16" if device.type == "cuda" else "float32"
+    if device.type == "cpu" and dtype in INSTRUCTIONS and not instruction_for(dtype, torch.cpu.get_capabilities()):
+        log.warning("this CPU has none of %s: float32 instead of %s", ", ".join(INSTRUCTIONS[dtype]), dtype)
+        return "float32"
+    return dtype
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from fusionx.contract.shards.parts import PartEntry
 from fusionx.contract.stage import Resources, Stage, Worker
 from fusionx.pipelines.config import ExecutorConfig
 from fusionx.pipelines.execution.job_queue import JobQueue, unit_name
+from fusionx.pipelines.execution.watchdog import Watchdog
 from fusionx.pipelines.execution.worker_host import Job, JobOutcome, WorkerHost, attempt, load_worker
 
 _AHEAD = 4
@@ -99,7 +100,7 @@ class RayExecutor:
         tickets = ray.data.from_items([0]).map_batches(partial(_tickets, queue=queue), num_cpus=0)
         results = tickets.map_batches(
             _StageActor,
-            fn_constructor_args=(list(stages), queue, os.getcwd()),
+            fn_constructor_args=(list(stages), queue, os.getcwd(), self._config.deadline),
             batch_size=1,
             compute=pool,
             num_cpus=needs.num_cpus,
@@ -145,7 +146,7 @@ class RayExecutor:
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         context.target_max_block_size = 1  # a ticket, and an outcome, goes on as soon as it is there
-        context.execution_no_progress_timeout_s = -1  # a unit may take as long as it takes
+        context.execution_no_progress_timeout_s = -1  # how long a unit may take is said per unit
         self._started = True
 
     def _init_arguments(self) -> dict[str, Any]:
@@ -294,11 +295,12 @@ def _answer(call: Any) -> Any:
 class _StageActor:
     """One replica: holds one model at a time, and makes parts."""
 
-    def __init__(self, stages: list[Stage], queue: Any, folder: str) -> None:
+    def __init__(self, stages: list[Stage], queue: Any, folder: str, deadline: float | None) -> None:
         if os.path.isdir(folder):  # relative paths mean what they mean to the driver, wherever Ray starts its workers
             os.chdir(folder)
         self._stages = stages
         self._queue = queue
+        self._watchdog = Watchdog(deadline)
         # Only where several threads fetch units may one of them be ahead of the others.
         self._overtaking = stages[0].resources.concurrency > 1
         self._host = WorkerHost(self._load, _PATIENCE if self._overtaking else 0.0)
@@ -322,7 +324,8 @@ class _StageActor:
             refused = self._begin(name, False, "The worker was lost while making this unit")
             if refused is not None:
                 return refused
-            outcome = attempt(worker, unit)
+            with self._watchdog.watching():
+                outcome = attempt(worker, unit)
             self._queue.end.remote(name)
             return outcome
 
@@ -332,7 +335,8 @@ class _StageActor:
         refused = self._begin(name, True, f"The workers of {stage.name} were lost while loading")
         if refused is not None:
             return refused
-        worker = load_worker(stage)
+        with self._watchdog.watching():
+            worker = load_worker(stage)
         self._queue.end.remote(name)
         return worker
 
@@ -342,6 +346,7 @@ class _StageActor:
             return None
         return IncompleteError(
             f"{problem}, {lost} times.",
-            found="a process that was killed, ran out of memory or crashed (Ray's log says which)",
-            remedy="give workers more memory or fewer at once, then run the same command again",
+            found="a process that was killed, ran out of memory, crashed, or was past executor.deadline (Ray's log says "
+            "which)",
+            remedy="give workers more memory or fewer at once, or more time, then run the same command again",
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from fusionx.contract.errors import FusionXError
 from fusionx.contract.files.storage import plain
@@ -24,6 +23,7 @@ from fusionx.pipelines.preflight.machine import (
     version_findings,
 )
 from fusionx.pipelines.preflight.run_checks import run_errors
+from fusionx.precompute.config import ModelConfig
 
 _STORED = {"bfloat16": 2, "float16": 2}
 _STATE = 12
@@ -42,8 +42,7 @@ def examine(config: FusionConfig | None = None, overwrite: bool = False) -> Iter
     yield ray_finding(config.executor)
     yield from _hub_finding(config)
     models = described_models(config)
-    for name, found in models.items():
-        yield _model_finding(name, found)
+    yield from (_model_finding(model, models[model.id]) for model in config.models if model.id in models)
     yield from _target_finding(config, models)
     need = Need.of(config, models)
     if config.target.id in models:
@@ -65,15 +64,10 @@ def described_models(config: FusionConfig) -> dict[str, ModelDescription]:
         if model.kind == "fake":
             continue
         try:
-            models[model.id] = describe_model(model.path, model.revision, _tokenizer)
+            models[model.id] = describe_model(model.path, model.revision, tokenizer=False)
         except FusionXError:
             continue
     return models
-
-
-def _tokenizer(path: str, revision: str | None) -> Any:
-    """Of the encoder, which the checks of the run load anyway: half of the time goes into reading tokenizers."""
-    return load_encoder(path, revision).tokenizer
 
 
 def _hub_finding(config: FusionConfig) -> Iterator[Finding]:
@@ -86,16 +80,20 @@ def _hub_finding(config: FusionConfig) -> Iterator[Finding]:
         yield Finding("ok", "hub", "answers")
 
 
-def _model_finding(name: str, found: ModelDescription) -> Finding:
+def _model_finding(model: ModelConfig, found: ModelDescription) -> Finding:
+    why_not = "" if found.source.possible else found.source.reason
+    tokens = found.tokens.size if found.tokens else 0
+    if not (found.tokens or why_not):
+        try:  # its kept table, which the checks of the run need as well: reading the tokenizer itself takes seconds
+            tokens = load_encoder(model.path, model.revision).table.size
+        except FusionXError as error:
+            why_not = f"no tokenizer: {error.details.get('found', error.problem)}"
+    if why_not:
+        return Finding("problem", model.id, f"cannot be a source: {why_not}", f"`fusionx inspect model {found.path}`")
     size = "of unknown size" if found.parameters is None else f"{found.parameters:,} parameters"
-    vocabulary = "no tokenizer" if found.tokens is None else f"{found.tokens.size:,} tokens"
     context = "no limit stated" if found.context is None else f"context {found.context:,}"
-    said = f"{found.architecture}, {size}, {vocabulary}, {context}, licence {found.licence or 'not stated'}"
-    if found.source.possible:
-        return Finding("ok", name, said)
-    return Finding(
-        "problem", name, f"cannot be a source: {found.source.reason}", f"`fusionx inspect model {found.path}`"
-    )
+    said = f"{found.architecture}, {size}, {tokens:,} tokens, {context}, licence {found.licence or 'not stated'}"
+    return Finding("ok", model.id, said)
 
 
 def _target_finding(config: FusionConfig, models: dict[str, ModelDescription]) -> Iterator[Finding]:

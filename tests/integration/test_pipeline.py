@@ -186,6 +186,10 @@ def test_a_map_is_explained_for_a_text_and_as_a_whole(world: Any, tmp_path: Path
     said = CliRunner().invoke(main, [*command, "x+1"]).stdout
     assert lines_about(said, "target positions take a source position")
     assert lines_about(world.here(tmp_path, "explain --source coder --map exact").stdout, "map exact", "source ids")
+    tokens = json.loads(CliRunner().invoke(main, [*command, "x+1", "--json"]).stdout)["tokens"]
+    assert all(token["why"] in said and token["source"] in said for token in tokens)
+    counted = json.loads(CliRunner().invoke(main, [*command, "--json"]).stdout)
+    assert sum(counted["kinds"].values()) == counted["tokens"] > 0
     assert not (tmp_path / "config.json").exists()
     assert world.here(tmp_path, "explain --source coder --map nearest").returncode == 2
 
@@ -200,6 +204,11 @@ def test_a_walk_is_explained_for_a_text_without_any_shards(world: Any, tmp_path:
     assert len(lines_about(plain.stdout, "the text itself: ")) == positions - 1, "coder has no token before the first"
     assert "how probable coder makes it" in head
     assert coloured.stdout != plain.stdout == click.unstyle(coloured.stdout)
+    told = json.loads(CliRunner().invoke(main, [*command, "def f_1(x):", "--json"]).stdout)
+    assert (told["source"], told["target"], len(told["positions"])) == ("coder", "target", positions)
+    assert told["positions"][0]["status"] == "not_aligned"
+    assert told["positions"][0]["probability"] is None
+    assert all(f"{one['probability']:.1%}" in plain.stdout for one in told["positions"][1:])
     assert not list(tmp_path.iterdir())
 
 

@@ -266,8 +266,12 @@ def test_a_stopped_run_goes_on_and_a_finished_task_is_not_run_again(
     assert scores.tasks[str(copied)] == scores.tasks[str(models[0])]
     with pytest.raises(TypeError):
         run_benchmarks(models, config_of(data, "cs", limit=2), resumed)
+    half = config.model_copy(update={"dtype": "bfloat16"})
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {})  # then it is float32 again
+    assert run_benchmarks(models, half, resumed) == 0
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True})
     with pytest.raises(TypeError):
-        run_benchmarks(models, config.model_copy(update={"dtype": "bfloat16"}), resumed)
+        run_benchmarks(models, half, resumed)
 
 
 def evaluated(folder: Path, chunks: list[dict[str, Any]], config: EvalConfig, scores: Path) -> Evaluation:
