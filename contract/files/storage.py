@@ -46,6 +46,9 @@ _REMEDIES = {
     ),
     "HTTP status 301|PermanentRedirect": "set AWS_REGION to the bucket's region",
     "NETWORK_CONNECTION|REQUEST_TIMEOUT|CURL|curl": f"check the network and AWS_ENDPOINT_URL, then {_AGAIN}",
+    "SLOW_DOWN|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|HTTP status 5": (
+        f"wait until the store is in order, or less is asked of it, then {_AGAIN}"
+    ),
     "No space left|quota exceeded": f"free some space, then {_AGAIN}",
     "Permission denied|Read-only|not permitted": "choose a folder that you may write to",
     "Input/output error|Stale file handle|Transport endpoint": f"look after the disk or mount, then {_AGAIN}",

@@ -35,7 +35,9 @@ def load_tokenizer(folder_or_hub_id: str | Path, revision: str | None = None) ->
 
     name = loadable(folder_or_hub_id, revision)
     try:
-        found = AutoTokenizer.from_pretrained(name, revision=revision, use_fast=True, trust_remote_code=False)
+        found = AutoTokenizer.from_pretrained(
+            name, config=_names_alone(name), revision=revision, use_fast=True, trust_remote_code=False
+        )
         tokenizer = _deterministic(_converted_from_tekken(found, name) if _is_mistral_common(found) else found)
         tokenizer("a")  # settings of a wrong type show themselves only now
         return tokenizer
@@ -47,6 +49,22 @@ def load_tokenizer(folder_or_hub_id: str | Path, revision: str | None = None) ->
             expected="a folder with tokenizer.json (or tokenizer.model) and tokenizer_config.json, or a hub id",
             remedy="check the name and revision; without a network, give a local folder",
         ) from error
+
+
+def _names_alone(folder: str) -> Any:
+    """The model's config without its architecture's class, which imports the model's code: two seconds for a Llama.
+
+    Of a folder that states its tokenizer's class AutoTokenizer reads names only from it. None for any other.
+    """
+    from transformers import PreTrainedConfig
+
+    try:
+        stated = json.loads((Path(folder) / "tokenizer_config.json").read_bytes())
+        if not stated.get("tokenizer_class") or "auto_map" in stated:
+            return None
+        return PreTrainedConfig.from_dict({**PreTrainedConfig.get_config_dict(folder)[0], "_name_or_path": folder})
+    except Exception:  # AutoTokenizer says what is wrong, or knows better
+        return None
 
 
 def _deterministic(tokenizer: Any) -> Any:

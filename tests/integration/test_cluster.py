@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,13 +107,13 @@ def precompute(fakes: Any, expected: tuple[Path, dict[str, str]], tmp_path: Path
     shutil.copytree(expected[0], tmp_path / "out" / "chunks")
     begun: list[Command] = []
 
-    def start(*sets: str) -> Command:
+    def start(*sets: str, environment: Mapping[str, str] | None = None) -> Command:
         delays = [f"{model}.delay=0.2" for model in ("target", "sources.coder")]
         options = [*delays, "executor.kind=ray", "executor.object_store_mb=80", "precompute.workers=2", *sets]
         words = fakes.command(Path("out"), "precompute", *options)
         for name in ("fusionx", "transformers", "tokenizers"):  # a user's own, which Ray would have its workers import
             (tmp_path / f"{name}.py").write_text("raise ImportError('a file of the user was imported')")
-        process = ForkedCommand(*words, folder=tmp_path, environment={"WHO_CALLS": "tests"})
+        process = ForkedCommand(*words, folder=tmp_path, environment={"WHO_CALLS": "tests", **(environment or {})})
         begun.append(Command(tmp_path / "out", process))
         return begun[-1]
 
@@ -167,6 +171,106 @@ def test_the_command_is_killed_then_interrupted_then_called_again(
     found = part_hashes(killed.output / "logits")
     assert found == expected[1]
     assert made.items() <= found.items()
+
+
+@pytest.mark.slow
+def test_one_machine_is_announced_to_go_one_worker_crawls_and_the_object_store_is_full(
+    cluster: Any, precompute: Callable[..., Command], expected: tuple[Path, dict[str, str]], part_hashes: Any
+) -> None:
+    leaving = Node(cluster.add_node(num_cpus=1, object_store_memory=STORE))
+    staying = Node(cluster.head_node)
+    with filled_store(cluster.address):
+        command = precompute(f"executor.address={cluster.address}")
+        command.has_made(2)
+        wait_until(lambda: bool(leaving.workers() and staying.workers()), "both machines have a worker")
+        with crawling(staying.workers()[0]):
+            notice = (
+                "--reason=DRAIN_NODE_REASON_PREEMPTION",
+                "--reason-message=spot",
+                "--deadline-remaining-seconds=3",
+            )
+            ray("drain-node", f"--address={cluster.address}", f"--node-id={leaving.node.node_id}", *notice)
+            time.sleep(3)
+            cluster.remove_node(leaving.node, allow_graceful=False)
+            command.has_made(6)
+        code, log = command.ends()
+    assert code == 0, log
+    assert part_hashes(command.output / "logits") == expected[1]
+
+
+@pytest.mark.slow
+def test_the_head_is_killed_and_the_command_goes_on_under_a_new_one(
+    precompute: Callable[..., Command], expected: tuple[Path, dict[str, str]], part_hashes: Any
+) -> None:
+    """Ray's books are lost with it; what counts is on the disk."""
+    from ray.cluster_utils import Cluster
+
+    heads = [Cluster(), Cluster()]
+    for head in heads:
+        head.add_node(num_cpus=2, object_store_memory=STORE, include_dashboard=False)
+    try:
+        command = precompute(
+            f"executor.address={heads[0].address}", environment={"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+        )
+        command.has_made(3)
+        heads[0].remove_node(heads[0].head_node, allow_graceful=False)
+        code, log = command.ends()
+        assert code == 1, log
+        assert "GCS may have been killed" in log
+        made = part_hashes(command.output / "logits", "part-*.parquet")
+        code, log = precompute(f"executor.address={heads[1].address}").ends()
+        assert code == 0, log
+        found = part_hashes(command.output / "logits")
+        assert found == expected[1]
+        assert made.items() <= found.items()
+    finally:
+        for head in heads:
+            head.shutdown()
+
+
+def ray(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ray.scripts.scripts", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=True)
+
+
+@contextmanager
+def filled_store(address: str) -> Iterator[None]:
+    """Another program of the cluster holds most of the shared memory of the machine that it finds itself on."""
+    program = f"""
+import numpy, ray
+ray.init("{address}", logging_level="ERROR", log_to_driver=False)
+kept = [ray.put(numpy.zeros({STORE // 20}, numpy.uint8)) for _ in range(18)]
+print("filled", flush=True)
+input()
+"""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", program], **pipes) as other:  # type: ignore[call-overload]
+        try:
+            assert other.stdout.readline() == "filled\n"
+            yield
+        finally:
+            other.kill()
+
+
+@contextmanager
+def crawling(pid: int) -> Iterator[None]:
+    """The process stands still for nine tenths of the time."""
+    ended = threading.Event()
+
+    def hold_up() -> None:
+        with suppress(ProcessLookupError):
+            while not ended.wait(0.05):
+                os.kill(pid, signal.SIGSTOP)
+                ended.wait(0.45)
+                os.kill(pid, signal.SIGCONT)
+
+    thread = threading.Thread(target=hold_up)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def check_environment(worker: int) -> None:

@@ -162,9 +162,7 @@ def test_workers_that_are_killed_while_loading_end_the_run(executor: RayExecutor
 
 
 @pytest.mark.slow
-def test_a_worker_that_hangs_is_ended_and_its_unit_is_made_elsewhere(
-    executor: RayExecutor, tmp_path: Path
-) -> None:
+def test_a_worker_that_hangs_is_ended_and_its_unit_is_made_elsewhere(executor: RayExecutor, tmp_path: Path) -> None:
     assert run(executor, DeadlyStage(str(tmp_path)), count=1), "Ray is there"
     strict = RayExecutor(ExecutorConfig(retries=1, deadline=2.0))
     found = run(strict, DeadlyStage(str(tmp_path), hanging=(3,), hanging_once=(1,)), count=6)

@@ -1,4 +1,4 @@
-"""Outputs and corpora in a bucket: a real S3 HTTP server on loopback, behind a proxy that drops connections."""
+"""Outputs and corpora in a bucket: a real S3 HTTP server on loopback, behind a proxy that makes trouble."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ METHODS = {b"GET", b"PUT", b"POST", b"HEAD", b"DELETE"}
 
 
 class Proxy:
-    """Forwards to a server on loopback, and drops connections when told to.
+    """Forwards to a server on loopback, and makes trouble when told to.
 
     `drop` cuts a connection, `times` times, once `after` bytes of a request whose first line holds `word` (or of the
-    reply to it) have passed. `refuse` answers every request with this text instead.
+    reply to it) have passed. `answer` gives this text instead of the server's, `times` times, to requests whose first
+    line holds `word`, once `skip` of these have passed; where the text is empty it is silent until the client goes.
     """
 
     def __init__(self, port: int) -> None:
@@ -51,7 +52,20 @@ class Proxy:
 
     def forward(self) -> None:
         self.drop("", 0, times=0)
-        self.refuse = b""
+        self.answer("", "", times=0)
+
+    def answer(self, word: str, text: str, times: int = 1 << 30, skip: int = 0) -> None:
+        self._asked, self._text, self._skip, self._answers = word.encode(), text.encode(), skip, times
+        self.answered = 0
+
+    def _is_answered(self, line: bytes) -> bool:
+        if not self._answers or self._asked not in line:
+            return False
+        if self._skip:
+            self._skip -= 1
+            return False
+        self._answers, self.answered = self._answers - 1, self.answered + 1
+        return True
 
     def drop(self, word: str, after: int, times: int, reply: bool = False) -> None:
         self._word, self._after, self._left, self._reply = word.encode(), after, times, reply
@@ -69,10 +83,13 @@ class Proxy:
         try:
             while data := source.recv(1 << 16):
                 if not reply and data.split(b" ", 1)[0] in METHODS:
-                    if self.refuse:
-                        source.sendall(self.refuse)
+                    line = data.split(b"\r\n", 1)[0]
+                    if self._is_answered(line):
+                        source.sendall(self._text)
+                        while not self._text and source.recv(1 << 16):
+                            pass
                         break
-                    counter["bytes"] = 0 if self._left and self._word in data.split(b"\r\n", 1)[0] else None
+                    counter["bytes"] = 0 if self._left and self._word in line else None
                 passed = counter["bytes"]
                 if reply == self._reply and passed is not None:
                     if passed + len(data) > self._after and self._left:
@@ -219,21 +236,68 @@ def test_a_read_that_drops_is_tried_again_a_bounded_number_of_times(bucket: str,
     assert caught.value.details["file"] == path
 
 
-DENIED = (
-    """HTTP/1.1 403 Forbidden\r\nContent-Type: application/xml\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{}"""
-)
+def reply(status: str, body: str) -> str:
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\nConnection: close"
+    return f"{head}\r\n\r\n{body}"
+
+
+def refusal(status: str, code: str) -> str:
+    return reply(status, f"<Error><Code>{code}</Code><Message>no</Message></Error>")
 
 
 @pytest.mark.parametrize("code", ["AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"])
 def test_refused_credentials_are_named_at_once(bucket: str, store: Proxy, code: str) -> None:
-    body = f"<Error><Code>{code}</Code><Message>no</Message></Error>"
-    store.refuse = DENIED.format(len(body), body).encode()
+    store.answer("", refusal("403 Forbidden", code))
     started = time.monotonic()
     for call in (storage.exists, storage.list_files, storage.read_bytes, lambda path: storage.write_bytes(path, b"x")):
         with pytest.raises(DataError, match=f"{bucket}/part") as caught:
             call(f"{bucket}/part")
         assert "AWS_ACCESS_KEY_ID" in caught.value.details["remedy"], caught.value
     assert time.monotonic() - started < 10
+
+
+CALLS = {
+    "PUT": lambda path: storage.write_bytes(path, b"x"),
+    "GET": storage.read_bytes,
+    "list-type": storage.list_files,
+}
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [("500 Internal Server Error", "InternalError"), ("503 Slow Down", "SlowDown")]
+)
+@pytest.mark.parametrize("word", CALLS)
+def test_a_store_that_is_out_of_order_is_asked_again_a_bounded_number_of_times(
+    bucket: str, store: Proxy, status: str, code: str, word: str
+) -> None:
+    path = f"{bucket}/part"
+    storage.write_bytes(path, b"x")
+    store.answer(word, refusal(status, code), times=ATTEMPTS - 1)
+    CALLS[word](path)
+    assert store.answered == ATTEMPTS - 1
+    store.answer(word, refusal(status, code))
+    with pytest.raises(DataError) as caught:
+        CALLS[word](path)
+    assert store.answered == ATTEMPTS
+    assert caught.value.details["file"] == path
+    assert "wait" in caught.value.details["remedy"], caught.value
+    store.forward()
+    assert storage.read_bytes(path) == b"x"
+
+
+def test_a_store_that_stalls_is_given_up_soon(bucket: str, store: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_STALL_SECONDS", 1)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")  # another client than the one that is kept
+    path = f"{bucket}/part"
+    storage.write_bytes(path, b"x")
+    store.answer("GET", "", times=1)
+    assert storage.read_bytes(path) == b"x"
+    store.answer("GET", "")
+    started = time.monotonic()
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        storage.read_bytes(path)
+    assert time.monotonic() - started < 20
+    assert "check the network" in caught.value.details["remedy"]
 
 
 def test_a_missing_bucket_is_named(bucket: str) -> None:
@@ -350,6 +414,44 @@ def test_parts_whose_uploads_drop_are_named_and_the_next_run_completes(
     assert made.items() <= expected.items()
     assert "[precompute/coder] complete: 1 parts made" in world.run(output, "precompute")
     assert hashes(bucket, "logits") == expected
+
+
+EMPTY = """<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">
+<Name>{0}</Name><KeyCount>0</KeyCount><MaxKeys>1000</MaxKeys><IsTruncated>false</IsTruncated></ListBucketResult>"""
+
+
+def test_listings_that_lag_behind_cost_work_and_no_bytes(
+    world: Any, local_run: Path, bucket: str, store: Proxy, part_hashes: Any
+) -> None:
+    output, folders = f"{bucket}/run", ("chunks", "logits")
+    for stage in ("chunk", "precompute"):
+        world.run(output, stage)
+    expected = {k: v for k, v in local_hashes(local_run, part_hashes).items() if k.startswith(folders)}
+    store.answer("list-type", reply("200 OK", EMPTY.format(bucket[5:])))
+    world.run(output, "precompute")
+    assert store.answered
+    store.forward()
+    assert hashes(bucket, *folders) == expected
+
+
+def test_credentials_that_expire_half_way_end_the_command_and_new_ones_go_on(
+    world: Any, local_run: Path, bucket: str, store: Proxy, part_hashes: Any
+) -> None:
+    output = f"{bucket}/run"
+    world.run(output, "chunk")
+    store.answer("/logits/", refusal("403 Forbidden", "ExpiredToken"), skip=25)
+    done = world.here(output, "precompute")
+    assert done.returncode == 1, done.stderr
+    for word in ("AWS_ACCESS_KEY_ID", f"{output}/logits"):
+        assert word in done.stderr
+    assert "Traceback" not in done.stderr
+    store.forward()
+    made = hashes(bucket, "logits")
+    assert made, "some were there"
+    world.run(output, "precompute")
+    found = hashes(bucket, "logits")
+    assert found == {k: v for k, v in local_hashes(local_run, part_hashes).items() if k.startswith("logits/")}
+    assert made.items() <= found.items()
 
 
 def test_the_command_line_says_what_is_wrong_with_a_bucket(world: Any, bucket: str) -> None:

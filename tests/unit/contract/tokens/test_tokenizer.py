@@ -10,6 +10,15 @@ from pathlib import Path
 import pytest
 from tokenizer_builder import byte_level_bpe, installed, made, sentencepiece_bpe, wrapped
 from tokenizers import Tokenizer
+from transformers import (
+    AutoTokenizer,
+    Gemma3TextConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+)
 
 from fusionx.contract.errors import ConfigError
 from fusionx.contract.tokens.encoding import encode
@@ -34,6 +43,33 @@ def test_fingerprint_survives_a_round_trip(name: str, tmp_path: Path) -> None:
     once.save_pretrained(tmp_path / "twice")
     assert tokenizer_fingerprint(once) == table.fingerprint
     assert token_table(load_tokenizer(tmp_path / "twice")) == table
+
+
+@pytest.mark.parametrize("stated", ["as saved", "LlamaTokenizer", "GPT2Tokenizer", "PreTrainedTokenizerFast", ""])
+@pytest.mark.parametrize("config", [LlamaConfig(), Qwen2Config(), Gemma3TextConfig(), MistralConfig(), GPTNeoXConfig()])
+def test_a_tokenizer_beside_a_model_is_the_one_that_transformers_loads(
+    config: PreTrainedConfig, stated: str, tmp_path: Path
+) -> None:
+    """Which needs the model's class, whose import takes seconds, only where no tokenizer's class is stated."""
+    made("byte-level")[0].save_pretrained(tmp_path)
+    config.save_pretrained(tmp_path)
+    place = tmp_path / "tokenizer_config.json"
+    settings = json.loads(place.read_text())
+    place.write_text(
+        json.dumps({**settings, "tokenizer_class": settings["tokenizer_class"] if "as" in stated else stated})
+    )
+    found, expected = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert type(found) is type(expected)
+    assert tokenizer_fingerprint(found) == tokenizer_fingerprint(expected)
+    assert found.init_kwargs == expected.init_kwargs
+
+
+def test_a_stated_tokenizer_is_loaded_without_the_code_of_its_model(tmp_path: Path) -> None:
+    made("byte-level")[0].save_pretrained(tmp_path)
+    LlamaConfig().save_pretrained(tmp_path)
+    program = "import sys; from fusionx.contract.tokens.tokenizer import *; load_tokenizer(sys.argv[1]); "
+    program += "assert not [name for name in sys.modules if name.startswith('transformers.models.llama.')]"
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
 
 
 def test_what_a_tokenizer_draws_by_chance_is_switched_off(tmp_path: Path) -> None:
