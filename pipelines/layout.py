@@ -9,9 +9,14 @@ from fusionx.contract.files.storage import join
 
 @dataclass(frozen=True)
 class Layout:
-    """Folders below a run's `output`."""
+    """Folders below a run's `output`. address: what a person is told instead of `root`, where that is a copy."""
 
     root: str
+    address: str | None = None
+
+    def told(self, path: str) -> str:
+        """A path below `root` as a person finds it."""
+        return path if self.address is None else join(self.address, path.removeprefix(self.root).lstrip("/"))
 
     @property
     def record(self) -> str:
@@ -44,8 +49,12 @@ class Layout:
     def aligned(self, target: str, method: str, source: str) -> str:
         return join(self.root, "aligned", target, method, source)
 
+    @property
+    def trainings(self) -> str:
+        return join(self.root, "train")
+
     def training(self, method: str, learning_rate: float, seed: int) -> str:
-        return join(self.root, "train", method, f"lr-{learning_rate:g}", f"seed-{seed}")
+        return join(self.trainings, method, f"lr-{learning_rate:g}", f"seed-{seed}")
 
     def study(self, name: str) -> str:
         return join(self.root, "studies", name)
@@ -54,15 +63,19 @@ class Layout:
         """By content: studies that share a training share its folder."""
         return join(self.root, "studies", "trainings", f"{method}-{digest}")
 
+    @property
+    def evaluations(self) -> str:
+        return join(self.root, "eval")
+
     def evaluation(self, *model: str) -> str:
-        return join(self.root, "eval", *model[:-1], f"{model[-1]}.json")
+        return join(self.evaluations, *model[:-1], f"{model[-1]}.json")
 
     def merged(self, method: str) -> str:
         return join(self.root, "merged", method)
 
     @property
     def benchmarks(self) -> str:
-        return join(self.root, "eval", "benchmarks.json")
+        return join(self.evaluations, "benchmarks.json")
 
     @property
     def model(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,13 @@ from fusionx.contract.config import load_config
 from fusionx.contract.errors import ConfigError, DamageError
 from fusionx.contract.files.lock import folder_lock
 from fusionx.contract.files.sealed import read_sealed, write_sealed
-from fusionx.contract.files.storage import exists, is_local, plain, remove_leftovers, write_bytes
+from fusionx.contract.files.storage import exists, plain, remove_leftovers, write_bytes
 from fusionx.contract.shards.manifest import has_manifest, read_manifest
 from fusionx.contract.stage import Stage
 from fusionx.pipelines.config import FusionConfig
 from fusionx.pipelines.execution.executor import Executor, make_executor
 from fusionx.pipelines.execution.interruption import stopped_by_signals
+from fusionx.pipelines.execution.local_copy import local_copy
 from fusionx.pipelines.execution.stage_runner import run_stages
 from fusionx.pipelines.layout import Layout
 from fusionx.pipelines.preflight.devices import missing_devices
@@ -130,11 +131,14 @@ class Pipeline:
     def train(self, resume: Path | None = None) -> None:
         """`resume`: a checkpoint that its training goes on from; the others go on from their last."""
         from fusionx.pipelines.evaluation.recommended_model import retract
-        from fusionx.pipelines.training.training_jobs import train_all
+        from fusionx.pipelines.training.training_jobs import refuse_launched, train_all
 
         refuse(missing_devices(self.config, "train"))
+        refuse_launched(self.layout)
         withdraw = partial(retract, self.layout)  # before and not after: a kill between the two would leave the old one
-        self._timed("train", lambda: train_all(self.config, self.layout, self.overwrite, resume, withdraw))
+        outputs = [self.layout.trainings, self.layout.timings]
+        with local_copy(self.layout, self._read_by_trainings(), outputs) as here:
+            self._timed("train", lambda: train_all(self.config, here, self.overwrite, resume, withdraw), here)
 
     def eval(self) -> RunResult:
         """Evaluates every model, writes the report, and puts the recommended model into `model/`."""
@@ -145,15 +149,26 @@ class Pipeline:
         from fusionx.pipelines.evaluation.run_result import RunResult
 
         scorers = (evaluate_all, evaluate_rivals, evaluate_for_choice)
-        with stopped_by_signals("finished evaluations"), self._sole_evaluator():
-            self._timed("eval", lambda: sum(score(self.config, self.layout) for score in scorers))
-            return RunResult(report(self.config, self.layout, self._commands()), self.layout)
+        outputs = [self.layout.trainings, self.layout.evaluations, self.layout.timings]
+        results = [self.layout.report, self.layout.model]
+        copy = local_copy(self.layout, self._read_by_trainings(), outputs, results)
+        with stopped_by_signals("finished evaluations"), copy as here, _sole_evaluator(here):
+            self._timed("eval", lambda: sum(score(self.config, here) for score in scorers), here)
+            said = report(self.config, here, self._commands())
+        return RunResult(said, self.layout)
 
-    def _sole_evaluator(self) -> AbstractContextManager[None]:
-        """Of two commands on one output the second is refused; an output that is no local folder is, too, later on."""
-        if not is_local(self.layout.root):
-            return nullcontext()
-        return folder_lock(Path(self.layout.root, "eval"), "command `fusionx eval`")
+    def _read_by_trainings(self) -> list[str]:
+        """The outputs of parts from which trainings and evaluations are made."""
+        config, layout = self.config, self.layout
+        target = config.target.id
+        likelihood = any(config.train.method(name).fuse == "likelihood" for name in config.train.methods)
+        logits = [model.id for model in config.models if likelihood or model.id == target]
+        return [
+            layout.chunks,
+            layout.tokens(target),
+            *map(layout.logits, logits),
+            *(layout.aligned(target, method, model.id) for method in config.align.methods for model in config.models),
+        ]
 
     def check_benchmarks(self) -> None:
         """Refuses, before hours go into the other stages, benchmarks that may not or cannot be run here."""
@@ -233,9 +248,9 @@ class Pipeline:
                 numbers |= {"parts": made, **totals}
         self._note_command(name)
 
-    def _timed(self, name: str, work: Callable[[], int]) -> None:
+    def _timed(self, name: str, work: Callable[[], int], layout: Layout) -> None:
         """Runs `work`, and notes its time if it says that anything was made (of several processes, the first does)."""
-        with timed(self.layout, name, name, notes=is_main_process()) as numbers:
+        with timed(layout, name, name, notes=is_main_process()) as numbers:
             made = work()
             if made:
                 numbers["made"] = made
@@ -252,6 +267,11 @@ class Pipeline:
         if {*noted.values()} <= {self.arguments}:
             return f"fusionx run {self.arguments}"
         return "\n".join(f"fusionx {stage} {noted[stage]}" for stage in STAGES if stage in noted)
+
+
+def _sole_evaluator(layout: Layout) -> AbstractContextManager[None]:
+    """Of two commands on one output the second is refused."""
+    return folder_lock(Path(layout.evaluations), "command `fusionx eval`")
 
 
 @contextmanager

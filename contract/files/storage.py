@@ -16,6 +16,7 @@ import errno
 import fcntl
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,6 +36,8 @@ _ANONYMOUS = "anonymous@"
 _ATTEMPTS = "5"
 """Of one request to S3, about ten seconds in all when the connection drops each time."""
 _CONNECT_SECONDS, _STALL_SECONDS = 5, 20
+_PIECE = 64 << 20
+"""Bytes that are read at once of a file that may be larger than memory."""
 _GCS_RETRY_LIMIT = timedelta(seconds=30)
 
 _AGAIN = "run the same command again; finished parts are kept"
@@ -242,7 +245,7 @@ def read_bytes(path: str | Path) -> bytes:
         return stream.read()
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
+def write_bytes(path: str | Path, data: bytes | pa.Buffer) -> None:
     """Writes `data` so that readers see the old file or the new one, never a part of it.
 
     Locally: temporary name, fsync, rename, fsync of the folder. An object store shows an upload only once it is
@@ -257,12 +260,50 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         if isinstance(fs, pafs.LocalFileSystem):
             _write_local(Path(inner), data)
         elif isinstance(fs, pafs.PyFileSystem):
-            fs.handler.fs.pipe_file(inner, data)
+            fs.handler.fs.pipe_file(inner, bytes(data))
         else:
             _upload(fs, inner, data)
 
 
-def _upload(fs: pafs.FileSystem, inner: str, data: bytes) -> None:
+def download(path: str | Path, local: Path) -> None:
+    """Brings a file here, however large, whole or not at all.
+
+    Raises:
+        DataError: there is no such file, or it cannot be read or written.
+    """
+    with open_file(path) as stream, explained(local, "written"):
+        local.parent.mkdir(parents=True, exist_ok=True)
+        temporary, descriptor = _temporary(local)
+        with open(descriptor, "wb") as file:
+            try:
+                while data := _piece(stream, path):
+                    file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(temporary, local)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+        flush_names(local.parent)
+
+
+def _piece(stream: pa.NativeFile, path: str | Path) -> bytes:
+    with explained(path, "read"):
+        return stream.read(_PIECE)
+
+
+def upload(local: Path, path: str | Path) -> None:
+    """Puts a local file, however large, at `path`, whole or not at all.
+
+    Raises:
+        DataError: it cannot be read or written.
+    """
+    with explained(local, "read"):
+        data = pa.memory_map(str(local)).read_buffer() if local.stat().st_size else b""
+    write_bytes(path, data)
+
+
+def _upload(fs: pafs.FileSystem, inner: str, data: bytes | pa.Buffer) -> None:
     """All of `data` in one piece: pyarrow then has everything, or knows which part failed and does not complete it."""
     stream = fs.open_output_stream(inner, compression=None)  # by default a name that ends in .gz would be compressed
     try:
@@ -275,7 +316,7 @@ def _upload(fs: pafs.FileSystem, inner: str, data: bytes) -> None:
     stream.close()
 
 
-def _write_local(target: Path, data: bytes) -> None:
+def _write_local(target: Path, data: bytes | pa.Buffer) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary, descriptor = _temporary(target)
     with open(descriptor, "wb") as stream:
@@ -337,6 +378,16 @@ def delete(path: str | Path) -> None:
             fs.delete_file(inner)
         except FileNotFoundError:
             return
+
+
+def delete_folder(path: str | Path, *marks: str) -> None:
+    """Takes away everything below a folder, or a file; in a store first the files named as one of `marks`."""
+    fs, inner = filesystem(path)
+    if isinstance(fs, pafs.LocalFileSystem):
+        shutil.rmtree(inner, ignore_errors=True)
+        return
+    for name in sorted(list_tree(path), key=lambda name: name.rsplit("/", 1)[-1] not in marks):
+        delete(join(path, name) if name else path)
 
 
 def remove_leftovers(folder: str | Path) -> None:

@@ -24,7 +24,7 @@ from fusionx.eval.tasks.exact_match import load_tasks
 from fusionx.eval.text.perplexity import Chunk
 from fusionx.pipelines.config import FusionConfig
 from fusionx.pipelines.layout import Layout
-from fusionx.pipelines.training.training_jobs import finished_jobs, refuse_object_store
+from fusionx.pipelines.training.training_jobs import finished_jobs
 from fusionx.precompute.config import ModelConfig
 from fusionx.train.config import TrainJob
 
@@ -48,10 +48,9 @@ def evaluate_all(config: FusionConfig, layout: Layout) -> int:
     """Evaluates whatever has no valid evaluation yet; returns how many evaluations and benchmark tasks that were.
 
     Raises:
-        ConfigError: `output` is no local folder, a task is missing, or the benchmarks cannot be run.
+        ConfigError: a task is missing, or the benchmarks cannot be run.
         DataError: a training has no result, or the held-out split or a benchmark's task is empty.
     """
-    refuse_object_store(layout)
     load_tasks(config.eval)  # what the config asks for comes before what is not there yet
     tasks = load_benchmark_tasks(config.eval) if config.eval.benchmarks else []
     chunks = held_out_chunks(layout, config.eval.split)

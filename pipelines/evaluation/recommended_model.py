@@ -15,7 +15,7 @@ from typing import Any
 from fusionx.contract.errors import DamageError
 from fusionx.contract.files.atomic_folder import atomic_folder, recover
 from fusionx.contract.files.sealed import FILES, FOLDER_SEAL, hashes_of, seal_folder, verified
-from fusionx.contract.files.storage import exists, write_bytes
+from fusionx.contract.files.storage import delete_folder, exists, write_bytes
 from fusionx.eval.report.inputs import TARGET
 from fusionx.eval.report.recommendation import with_reason
 from fusionx.eval.report.summary import claim_group
@@ -92,7 +92,7 @@ def recommendation(config: FusionConfig, layout: Layout, train_domains: Sequence
     chosen = recommend(
         found, corpus or list(original.domains), resamples=config.eval.bootstrap, confidence=config.eval.confidence
     )
-    return {**chosen, "claim": claim_group(corpus), "folder": layout.model}
+    return {**chosen, "claim": claim_group(corpus), "folder": layout.told(layout.model)}
 
 
 def publish(config: FusionConfig, layout: Layout, results: dict[str, Any]) -> None:
@@ -135,7 +135,7 @@ def retract(layout: Layout) -> None:
     """Takes `model/` away: there are trainings to come, and which model is best is open until they are evaluated."""
     if exists(layout.model):
         print(f"[train] {layout.model} is taken away: `fusionx eval` will choose among the new models", file=sys.stderr)
-        shutil.rmtree(layout.model, ignore_errors=True)
+        delete_folder(layout.model)
 
 
 def _belongs(file: Path) -> bool:

@@ -346,7 +346,6 @@ class _StageActor:
             return None
         return IncompleteError(
             f"{problem}, {lost} times.",
-            found="a process that was killed, ran out of memory, crashed, or was past executor.deadline (Ray's log says "
-            "which)",
+            found="a process that was killed, ran out of memory, crashed or was past executor.deadline (see Ray's log)",
             remedy="give workers more memory or fewer at once, or more time, then run the same command again",
         )

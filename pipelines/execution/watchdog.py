@@ -19,8 +19,8 @@ class Watchdog:
     """Of one process, for as many threads as work in it at once.
 
     The timer is faulthandler's, which needs no Python to run: a thread that never gives back the interpreter's lock is
-    ended, too. Before that the traceback of every thread goes to standard error. What waits inside the kernel for a disk
-    that has gone ends only when the kernel lets it.
+    ended, too. Before that the traceback of every thread goes to standard error. What waits inside the kernel, for a
+    disk that has gone, ends only when the kernel lets it.
     """
 
     def __init__(self, seconds: float | None) -> None:

@@ -16,7 +16,7 @@ from fusionx.eval.tasks.exact_match import load_tasks
 from fusionx.pipelines.config import FusionConfig
 from fusionx.pipelines.layout import Layout
 from fusionx.pipelines.preflight.devices import missing_devices
-from fusionx.pipelines.training.training_jobs import planned_jobs, refuse_object_store, tuning_jobs
+from fusionx.pipelines.training.training_jobs import planned_jobs, refuse_launched, tuning_jobs
 from fusionx.precompute.config import ModelConfig, Split
 from fusionx.precompute.corpus.files import check_corpus, files_of
 from fusionx.precompute.logits.logits_stage import LogitsStage
@@ -41,7 +41,7 @@ def refuse(errors: Iterable[FusionXError]) -> None:
 def run_errors(config: FusionConfig, layout: Layout, overwrite: bool = False) -> Iterator[FusionXError]:
     """What would stop the run, now or after hours."""
     yield from missing_devices(config, "precompute", "train", "eval")
-    yield from _raised(refuse_object_store, layout)
+    yield from _raised(refuse_launched, layout)
     yield from _corpus_errors(config)
     for model in config.models:
         errors = [*_raised(_check_model, config, layout, model)]

@@ -56,7 +56,7 @@ def run_recipe(config: FusionConfig, layout: Layout) -> str:
         IncompleteError: trainings failed; where every method has a trial that did not, the table is written.
         StoppedError: a signal asked for it; the same call goes on.
     """
-    refuse_object_store(layout)
+    refuse_object_store(layout, "Studies")
     if not config.recipe.space:
         raise ConfigError(
             "There is nothing to search.",

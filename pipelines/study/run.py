@@ -54,7 +54,7 @@ def run_study(config: FusionConfig, layout: Layout, name: str, method: str | Non
                 remedy="list the methods in train.methods",
             )
         return StudyFiles(run_recipe(config, layout), [])
-    refuse_object_store(layout)
+    refuse_object_store(layout, "Studies")
     study = make_study(name, config, method)
     configs = [cell_config(config, study.name, cell) for cell in study.cells]
     tuning = tune(config, layout)

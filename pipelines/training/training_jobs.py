@@ -25,7 +25,7 @@ from fusionx.pipelines.config import FusionConfig
 from fusionx.pipelines.layout import Layout
 from fusionx.pipelines.training.launcher import Launcher
 from fusionx.train.config import BASELINE, TrainJob
-from fusionx.train.distributed.ranks import is_main_process
+from fusionx.train.distributed.ranks import is_main_process, launched_ranks
 from fusionx.train.state.result import finished_result
 
 
@@ -59,11 +59,10 @@ def train_all(
         before: called before a search's trainings and before the methods', if there are any to do.
 
     Raises:
-        ConfigError: `output` is no local folder, or `resume` is no checkpoint of a training that is still to do.
+        ConfigError: `resume` is no checkpoint of a training that is still to do.
         IncompleteError: some trainings failed; the others are finished and kept.
         StoppedError: a signal asked for it.
     """
-    refuse_object_store(layout)
     packed = dequantised_from(loadable(config.target.path, config.target.revision))
     if packed is not None and is_main_process():
         print(f"[train] the target is unpacked from {packed}; what is trained is not quantised", file=sys.stderr)
@@ -132,19 +131,29 @@ def _no_checkpoint(resume: Path, jobs: Sequence[TrainJob]) -> ConfigError:
     )
 
 
-def refuse_object_store(layout: Layout) -> None:
-    """Trainings and evaluations write checkpoints and models through libraries that know local files only.
+def refuse_launched(layout: Layout) -> None:
+    """Processes that torchrun or srun started read each other's checkpoints.
 
     Raises:
-        ConfigError: `output` is no local folder.
+        ConfigError: this is one of them, and `output` is no local folder.
+    """
+    if launched_ranks() is not None:
+        refuse_object_store(layout, "Trainings under torchrun or srun")
+
+
+def refuse_object_store(layout: Layout, work: str) -> None:
+    """
+    Raises:
+        ConfigError: `output` is no local folder, which this `work` needs.
     """
     if not is_local(layout.root):
         raise ConfigError(
-            "Training and evaluation cannot write to an object store.",
+            f"{work} cannot write to an object store.",
             field="output",
             found=layout.root,
             expected="a local folder, shared by all machines that train",
-            remedy="copy the finished data stages (chunks, logits, aligned) to such a folder and set output to it",
+            remedy="copy the finished data stages (chunks, logits, aligned) to such a folder and set output to it; or "
+            "train on one machine with `fusionx train`",
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from fusionx.contract.config import changed_fields
 from fusionx.contract.errors import DamageError, DataError
 from fusionx.contract.files.sealed import FOLDER_SEAL, hashes_of, read_sealed, verified, write_sealed
-from fusionx.contract.files.storage import explained
+from fusionx.contract.files.storage import exists, explained, is_local, join
 from fusionx.train.config import TrainJob
 from fusionx.train.distributed.ranks import is_main_process
 
@@ -32,14 +32,16 @@ def write_result(output: Path, result: dict[str, Any]) -> None:
 def finished_result(job: TrainJob) -> dict[str, Any] | None:
     """The result in the job's folder, if it is this job's. The exported models vouch for themselves (`sealed.json`).
 
+    Of a folder in an object store, which is copied here before it is used, only the result itself is read.
+
     Raises:
         DataError: the folder holds the result of a training with another config, data or target; DamageError: result or
             log changed since they were written.
     """
-    path = Path(job.output) / RESULT
-    if not path.is_file():
+    path = join(job.output, RESULT)
+    if not exists(path):
         return None
-    result = verified(path, _REMEDY)
+    result = verified(path, _REMEDY) if is_local(path) else read_sealed(path, _REMEDY)
     if result["job"] == job.digest():
         return result
     changed = changed_fields(result["config"], job.content())
