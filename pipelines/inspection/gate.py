@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from fusionx.contract.errors import ConfigError, DataError
+from fusionx.contract.files.storage import download, is_local, join
 from fusionx.pipelines.config import FusionConfig
 from fusionx.pipelines.layout import Layout
 from fusionx.pipelines.training.training_jobs import planned_jobs
@@ -15,6 +17,8 @@ from fusionx.train.state.result import finished_result
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from fusionx.train.objective.selection_network import SelectionNetwork
 
 
 def gated_methods(config: FusionConfig, alignment: str | None = None) -> list[str]:
@@ -58,6 +62,18 @@ def training_of(config: FusionConfig, layout: Layout, method: str, alignment: st
     return job
 
 
+def _network(job: TrainJob) -> tuple[SelectionNetwork, list[str]]:
+    """As its best step has it; from an object store its two files alone are fetched."""
+    from fusionx.train.state.export import ASN_CONFIG, ASN_WEIGHTS, load_asn
+
+    if is_local(job.output):
+        return load_asn(Path(job.output, "best"))
+    with TemporaryDirectory() as place:
+        for name in (ASN_CONFIG, ASN_WEIGHTS):
+            download(join(job.output, "best", name), Path(place, name))
+        return load_asn(place)
+
+
 def fusion_weights(job: TrainJob, split: str, part: str, row: int) -> dict[str, npt.NDArray[np.floating]]:
     """What each candidate's distribution weighs at every position that has a next token: id -> float32 [L - 1].
 
@@ -74,9 +90,8 @@ def fusion_weights(job: TrainJob, split: str, part: str, row: int) -> dict[str, 
     from fusionx.train.data.collate import collate
     from fusionx.train.data.shard_stream import ShardSet
     from fusionx.train.objective.teacher import select
-    from fusionx.train.state.export import load_asn
 
-    asn, candidates = load_asn(Path(job.output, "best"))
+    asn, candidates = _network(job)
     shards = ShardSet(job.tokens, {name: job.aligned[name] for name in candidates}, split, job.method.k)
     index = next(number for number, entry in enumerate(shards.parts) if entry.name == part)
     sample = shards.sample(index, row)

@@ -515,6 +515,12 @@ def test_a_run_ends_in_a_bucket_and_another_machine_finds_it_done(
     lines = {line.split()[0]: line for line in world.here(filled, "status", *TRAINED).stdout.splitlines() if line}
     assert [" complete " in lines[stage] for stage in ("train", "eval")] == [True, True], lines
 
+    shown = json.loads(world.here(filled, "inspect shard --json", *TRAINED).stdout)
+    weights_of = [opinion["weight"] for position in shown["positions"] for opinion in position["opinions"]]
+    assert shown["method"] == "fusionx"
+    assert weights_of
+    assert all(0 <= weight <= 1 for weight in weights_of)
+
     machine("two")
     world.run(filled, "train", *TRAINED)
     again = world.here(filled, "eval", *TRAINED)
