@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,8 +36,6 @@ from fusionx.eval.results.evaluation import Number
 from fusionx.eval.tasks.exact_match import load_tasks
 from fusionx.eval.tasks.harness_index import EXTRA
 from fusionx.eval.tasks.harness_tasks import HarnessTask, load_benchmarks
-
-log = logging.getLogger(__name__)
 
 BenchmarkTask = HarnessTask | CodeTask
 
@@ -69,7 +69,7 @@ def run_benchmarks(
     tasks = load_benchmark_tasks(config) if tasks is None else tasks
     dtype = resolve_dtype(config.dtype, resolve_device(config.device))
     made = 0
-    for folder in folders:
+    for place, folder in enumerate(folders, 1):
         scores.begin(str(folder), ModelIdentity(weights_digest(folder), settings_digest(folder), dtype))
         known = scores.tasks[str(folder)] = _sorted_into_groups(scores.tasks[str(folder)], tasks)
         missing = [task for task in tasks if not _is_score_of(known.get(task.name), task)]
@@ -80,7 +80,8 @@ def run_benchmarks(
                 for number, task in enumerate(missing, 1):
                     score = known[task.name] = run(task)
                     scores.save(output)
-                    log.info("%s: %s %.4f (%d of %d)", folder, task.name, score.score, number, len(missing))
+                    done = f"{task.name} {score.score:.3f}, {number} of {len(missing)} tasks"
+                    print(f"[eval] model {place} of {len(folders)}: {done}", file=sys.stderr, flush=True)
         made += len(missing)
     scores.save(output)
     return made
@@ -155,9 +156,34 @@ def _runner(
 def _harness_model(loaded: LoadedModel, config: EvalConfig) -> Any:
     """The harness' own HFLM, around weights that were read as everywhere else here."""
     huggingface = import_extra("lm_eval.models.huggingface", *EXTRA)
-    return huggingface.HFLM(
-        pretrained=loaded.model, tokenizer=loaded.tokenizer, backend="causal", batch_size=config.harness.batch_size
-    )
+
+    class Quiet(huggingface.HFLM):  # type: ignore[misc, name-defined]
+        """Whose bars are for terminals: elsewhere their every step is a line."""
+
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            return super().generate_until(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
+
+    with _without_warnings(huggingface.__name__):  # that it is given a model, which is what is meant
+        return Quiet(
+            pretrained=loaded.model, tokenizer=loaded.tokenizer, backend="causal", batch_size=config.harness.batch_size
+        )
+
+
+@contextmanager
+def _without_warnings(logger: str) -> Iterator[None]:
+    found = logging.getLogger(logger)
+    before = found.level
+    found.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        found.setLevel(before)
 
 
 def _check_room(model: Any, tasks: Sequence[HarnessTask]) -> None:

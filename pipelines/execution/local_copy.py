@@ -35,7 +35,7 @@ from fusionx.contract.shards.manifest import MANIFEST_NAME
 from fusionx.pipelines.layout import Layout
 from fusionx.train.state.result import EXPORTS, LOG, RESULT
 
-_SECONDS = 5.0
+_SECONDS = 1.0
 """Between two looks for something to send."""
 _JOB, _MARK, _CARD = "job.json", "state.json", "README.md"
 _STEPS, _BESIDE = "checkpoints", "training"

@@ -272,7 +272,7 @@ def test_a_store_that_is_out_of_order_is_asked_again_a_bounded_number_of_times(
     bucket: str, store: Proxy, status: str, code: str, word: str
 ) -> None:
     path = f"{bucket}/part"
-    storage.write_bytes(path, b"x")
+    storage.write_bytes(path, b"x" * 4096)  # to read less than an error is long is no error that the client repeats
     store.answer(word, refusal(status, code), times=ATTEMPTS - 1)
     CALLS[word](path)
     assert store.answered == ATTEMPTS - 1
@@ -283,7 +283,7 @@ def test_a_store_that_is_out_of_order_is_asked_again_a_bounded_number_of_times(
     assert caught.value.details["file"] == path
     assert "wait" in caught.value.details["remedy"], caught.value
     store.forward()
-    assert storage.read_bytes(path) == b"x"
+    assert storage.read_bytes(path) in (b"x", b"x" * 4096)
 
 
 def test_a_store_that_stalls_is_given_up_soon(bucket: str, store: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -463,7 +463,7 @@ def test_the_command_line_says_what_is_wrong_with_a_bucket(world: Any, bucket: s
     assert "Traceback" not in done.stderr
 
 
-TRAINED = ("train.methods=[ct,fusionx]", "train.run.checkpoint_every=2")
+TRAINED = ("train.methods=[ct,fusionx]", "train.optimizer.epochs=6", "train.run.checkpoint_every=2")
 
 
 @pytest.fixture(scope="module")
@@ -478,7 +478,7 @@ def trained(world: Any, local_run: Path) -> dict[str, str]:
 def filled(local_run: Path, bucket: str) -> str:
     """A run in a bucket with its data stages done."""
     for folder in ("chunks", "logits", "aligned"):
-        for file in filter(Path.is_file, (local_run / folder).rglob("*")):
+        for file in filter(Path.is_file, (local_run / folder).rglob("[!.]*")):
             storage.upload(file, f"{bucket}/run/{file.relative_to(local_run).as_posix()}")
     return f"{bucket}/run"
 
@@ -531,7 +531,10 @@ def test_a_run_ends_in_a_bucket_and_another_machine_finds_it_done(
 
 @pytest.mark.slow
 def test_a_training_that_loses_its_machine_goes_on_on_another_one(
-    world: Any, filled: str, trained: dict[str, str], machine: Callable[[str], dict[str, str]]
+    world: Any,
+    filled: str,
+    trained: dict[str, str],
+    machine: Callable[[str], dict[str, str]],
 ) -> None:
     words = world.command(filled, "train", *TRAINED, "train.jobs=1")
     killed = ForkedCommand(*words, folder=world.root, environment=machine("lost"))
@@ -542,16 +545,23 @@ def test_a_training_that_loses_its_machine_goes_on_on_another_one(
         time.sleep(0.05)
     killed.kill()
     killed.communicate()
-    (mark,) = (name for name in storage.list_tree(f"{filled}/train") if name.endswith("state.json"))
+    marks = sorted(name for name in storage.list_tree(f"{filled}/train") if name.endswith("state.json"))
+    newest = dict(mark.removesuffix("/state.json").split("/checkpoints/step-") for mark in marks)
     machine("new")
-    said = world.run(filled, "train", *TRAINED)
-    assert f"goes on from {mark.split('/')[-2]}" in said or "step" in said
+    found = world.cli(filled, "train", *TRAINED)
+    assert found.returncode == 0, found.stderr
+    for training, step in newest.items():
+        assert f"[train/{training}] resumed at step {int(step)} of" in found.stderr, found.stderr
     assert weights(filled) == trained
     assert not [name for name in storage.list_tree(filled) if "checkpoints" in name]
 
 
 def test_what_a_store_does_not_take_stays_on_the_machine_and_is_sent_by_the_next_call(
-    world: Any, filled: str, store: Proxy, trained: dict[str, str], machine: Callable[[str], dict[str, str]]
+    world: Any,
+    filled: str,
+    store: Proxy,
+    trained: dict[str, str],
+    machine: Callable[[str], dict[str, str]],
 ) -> None:
     machine("one")
     store.answer("/train/", refusal("403 Forbidden", "ExpiredToken"), skip=2)
@@ -561,8 +571,8 @@ def test_what_a_store_does_not_take_stays_on_the_machine_and_is_sent_by_the_next
     assert "Traceback" not in done.stderr
     store.forward()
     assert not [name for name in storage.list_tree(f"{filled}/train") if name.endswith("result.json")]
-    said = world.run(filled, "train", *TRAINED)
-    assert "step" not in said, "no training is carried out again"
+    found = world.cli(filled, "train", *TRAINED)
+    assert (found.returncode, "step" in found.stderr) == (0, False), "no training is carried out again"
     assert weights(filled) == trained
 
 

@@ -211,7 +211,7 @@ def test_generated_answers_are_matched_exactly(
 ) -> None:
     from lm_eval.models.huggingface import HFLM
 
-    def answers(self: Any, requests: list[Any]) -> list[str]:
+    def answers(self: Any, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         return ["True and False. So the answer is False." for _ in requests]
 
     monkeypatch.setattr(HFLM, "generate_until", answers)
