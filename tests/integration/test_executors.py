@@ -36,7 +36,7 @@ FEWER = ("align.methods=[mined]", "train.methods=[ct]")
 
 @dataclass(frozen=True)
 class DeadlyStage:
-    """Writes nothing. `deadly` units kill their process, the others give an entry; one may die only once, or hang once."""
+    """Writes nothing. `deadly` units kill their process, the others give an entry; one may die, or hang, only once."""
 
     folder: str
     deadly: tuple[int, ...] = ()
