@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -271,20 +271,9 @@ def download(path: str | Path, local: Path) -> None:
     Raises:
         DataError: there is no such file, or it cannot be read or written.
     """
-    with open_file(path) as stream, explained(local, "written"):
-        local.parent.mkdir(parents=True, exist_ok=True)
-        temporary, descriptor = _temporary(local)
-        with open(descriptor, "wb") as file:
-            try:
-                while data := _piece(stream, path):
-                    file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(temporary, local)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-        flush_names(local.parent)
+    with open_file(path) as stream, explained(local, "written"), _replacing(local) as file:
+        while data := _piece(stream, path):
+            file.write(data)
 
 
 def _piece(stream: pa.NativeFile, path: str | Path) -> bytes:
@@ -317,11 +306,18 @@ def _upload(fs: pafs.FileSystem, inner: str, data: bytes | pa.Buffer) -> None:
 
 
 def _write_local(target: Path, data: bytes | pa.Buffer) -> None:
+    with _replacing(target) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[BinaryIO]:
+    """A file to be written, which takes the place of `target` once it is on the disk; after an error it is gone."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary, descriptor = _temporary(target)
     with open(descriptor, "wb") as stream:
         try:
-            stream.write(data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
             os.replace(temporary, target)
