@@ -157,7 +157,7 @@ def _harness_model(loaded: LoadedModel, config: EvalConfig) -> Any:
     """The harness' own HFLM, around weights that were read as everywhere else here."""
     huggingface = import_extra("lm_eval.models.huggingface", *EXTRA)
 
-    class Quiet(huggingface.HFLM):  # type: ignore[misc, name-defined]
+    class Quiet(huggingface.HFLM):  # type: ignore[name-defined]
         """Whose bars are for terminals: elsewhere their every step is a line."""
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
