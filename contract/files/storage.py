@@ -271,22 +271,12 @@ def download(path: str | Path, local: Path) -> None:
     Raises:
         DataError: there is no such file, or it cannot be read or written.
     """
-    with open_file(path) as stream, explained(local, "written"), _replacing(local) as file:
-        while data := _piece(stream, path):
-            file.write(data)
-
-
-def _piece(stream: pa.NativeFile, path: str | Path) -> bytes:
-    with explained(path, "read"):
-        return stream.read(_PIECE)
+    with open_file(path) as stream, explained(path, "fetched"), _replacing(local) as file:
+        shutil.copyfileobj(stream, file, _PIECE)
 
 
 def upload(local: Path, path: str | Path) -> None:
-    """Puts a local file, however large, at `path`, whole or not at all.
-
-    Raises:
-        DataError: it cannot be read or written.
-    """
+    """Puts a local file, however large, at `path`, as `write_bytes` does."""
     with explained(local, "read"):
         data = pa.memory_map(str(local)).read_buffer() if local.stat().st_size else b""
     write_bytes(path, data)
@@ -377,7 +367,7 @@ def delete(path: str | Path) -> None:
 
 
 def delete_folder(path: str | Path, *marks: str) -> None:
-    """Takes away everything below a folder, or a file; in a store first the files named as one of `marks`."""
+    """Takes away all below a folder, or a file; in a store files named as one of `marks` first."""
     fs, inner = filesystem(path)
     if isinstance(fs, pafs.LocalFileSystem):
         shutil.rmtree(inner, ignore_errors=True)

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from forked import ForkedCommand, forked_trainings
+from object_store import Proxy, fresh_bucket, running_store
 
 from fusionx.pipelines.training import launcher
 
@@ -166,4 +167,25 @@ def finished(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with trainings_forked():  # a fixture of the session comes before those of a module
         done = world.here(output, "run")
     assert done.returncode == 0, done.stderr
+    return output
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Proxy]:
+    with running_store() as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def bucket(store: Proxy) -> Iterator[str]:
+    with fresh_bucket(store) as name:
+        yield name
+
+
+@pytest.fixture(scope="module")
+def local_run(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data stages in a local folder."""
+    output = tmp_path_factory.mktemp("local") / "out"
+    for stage in ("chunk", "precompute", "align"):
+        world.run(output, stage)
     return output

@@ -5,22 +5,17 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import logging
 import os
 import socket
 import subprocess
 import sys
-import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs as pafs
 import pytest
 import zstandard
-from forked import ForkedCommand
+from object_store import ATTEMPTS, Proxy, refusal, reply
 
 from fusionx.contract.errors import ConfigError, DataError
 from fusionx.contract.files import storage
@@ -28,114 +23,8 @@ from fusionx.precompute.config import CorpusConfig
 from fusionx.precompute.corpus.documents import read_corpus
 from fusionx.precompute.corpus.files import check_corpus
 
-pytest.importorskip("moto.server", exc_type=ImportError)
-
-ATTEMPTS = 3
 DATA_STAGES = ("chunk", "precompute", "align")
 MB = 1 << 20
-METHODS = {b"GET", b"PUT", b"POST", b"HEAD", b"DELETE"}
-
-
-class Proxy:
-    """Forwards to a server on loopback, and makes trouble when told to.
-
-    `drop` cuts a connection, `times` times, once `after` bytes of a request whose first line holds `word` (or of the
-    reply to it) have passed. `answer` gives this text instead of the server's, `times` times, to requests whose first
-    line holds `word`, once `skip` of these have passed; where the text is empty it is silent until the client goes.
-    """
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
-        self.forward()
-
-    def forward(self) -> None:
-        self.drop("", 0, times=0)
-        self.answer("", "", times=0)
-
-    def answer(self, word: str, text: str, times: int = 1 << 30, skip: int = 0) -> None:
-        self._asked, self._text, self._skip, self._answers = word.encode(), text.encode(), skip, times
-        self.answered = 0
-
-    def _is_answered(self, line: bytes) -> bool:
-        if not self._answers or self._asked not in line:
-            return False
-        if self._skip:
-            self._skip -= 1
-            return False
-        self._answers, self.answered = self._answers - 1, self.answered + 1
-        return True
-
-    def drop(self, word: str, after: int, times: int, reply: bool = False) -> None:
-        self._word, self._after, self._left, self._reply = word.encode(), after, times, reply
-        self.dropped = 0
-
-    def _accept(self) -> None:
-        while True:
-            client, _ = self._listener.accept()
-            server = socket.create_connection(("127.0.0.1", self._port))
-            counter: dict[str, int | None] = {"bytes": None}
-            for source, sink, reply in ((client, server, False), (server, client, True)):
-                threading.Thread(target=self._pump, args=(source, sink, reply, counter), daemon=True).start()
-
-    def _pump(self, source: socket.socket, sink: socket.socket, reply: bool, counter: dict[str, int | None]) -> None:
-        try:
-            while data := source.recv(1 << 16):
-                if not reply and data.split(b" ", 1)[0] in METHODS:
-                    line = data.split(b"\r\n", 1)[0]
-                    if self._is_answered(line):
-                        source.sendall(self._text)
-                        while not self._text and source.recv(1 << 16):
-                            pass
-                        break
-                    counter["bytes"] = 0 if self._left and self._word in line else None
-                passed = counter["bytes"]
-                if reply == self._reply and passed is not None:
-                    if passed + len(data) > self._after and self._left:
-                        self._left, self.dropped = self._left - 1, self.dropped + 1
-                        sink.sendall(data[: self._after - passed])
-                        break
-                    counter["bytes"] = passed + len(data)
-                sink.sendall(data)
-        except OSError:
-            pass
-        for end in (source, sink):
-            try:
-                end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                continue
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[Proxy]:
-    """The server's proxy, which AWS_ENDPOINT_URL names while these tests run."""
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    proxy = Proxy(server.get_host_and_port()[1])
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            patch.delenv(name)
-        patch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        patch.setenv("AWS_MAX_ATTEMPTS", str(ATTEMPTS))
-        yield proxy
-    server.stop()
-
-
-@pytest.fixture
-def bucket(store: Proxy) -> Iterator[str]:
-    """A fresh, empty bucket."""
-    name = f"bucket-{uuid.uuid4().hex}"
-    pafs.S3FileSystem(endpoint_override=store.url, region="us-east-1", allow_bucket_creation=True).create_dir(name)
-    yield f"s3://{name}"
-    store.forward()
 
 
 def test_a_bucket_reads_lists_writes_and_deletes(bucket: str) -> None:
@@ -235,15 +124,6 @@ def test_a_read_that_drops_is_tried_again_a_bounded_number_of_times(bucket: str,
         storage.read_bytes(path)
     assert store.dropped == ATTEMPTS
     assert caught.value.details["file"] == path
-
-
-def reply(status: str, body: str) -> str:
-    head = f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\nConnection: close"
-    return f"{head}\r\n\r\n{body}"
-
-
-def refusal(status: str, code: str) -> str:
-    return reply(status, f"<Error><Code>{code}</Code><Message>no</Message></Error>")
 
 
 @pytest.mark.parametrize("code", ["AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"])
@@ -359,14 +239,6 @@ def local_hashes(folder: Path, part_hashes: Any) -> dict[str, str]:
     return {name: value for name, value in part_hashes(folder).items() if name.startswith(wanted)}
 
 
-@pytest.fixture(scope="module")
-def local_run(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("local") / "out"
-    for stage in DATA_STAGES:
-        world.run(output, stage)
-    return output
-
-
 def test_the_road_to_a_bucket_gives_the_bytes_of_a_local_run(
     world: Any, local_run: Path, bucket: str, part_hashes: Any
 ) -> None:
@@ -461,131 +333,6 @@ def test_the_command_line_says_what_is_wrong_with_a_bucket(world: Any, bucket: s
     for word in ("create the bucket", f"{bucket}-not/run/config.json"):
         assert word in done.stderr
     assert "Traceback" not in done.stderr
-
-
-TRAINED = ("train.methods=[ct,fusionx]", "train.optimizer.epochs=4", "train.run.checkpoint_every=2")
-EVALUATED = (*TRAINED, "eval.sources=false", "eval.rivals={}", "eval.tasks=[]")
-
-
-@pytest.fixture(scope="module")
-def trained(world: Any, local_run: Path) -> dict[str, str]:
-    """The weights that trainings in a local folder make."""
-    world.run(local_run, "train", *TRAINED)
-    found = {file.relative_to(local_run).as_posix(): file for file in local_run.glob("train/**/*.safetensors")}
-    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in found.items()}
-
-
-@pytest.fixture
-def filled(local_run: Path, bucket: str) -> str:
-    """A run in a bucket with its data stages done."""
-    for folder in ("chunks", "logits", "aligned"):
-        for file in filter(Path.is_file, (local_run / folder).rglob("[!.]*")):
-            storage.upload(file, f"{bucket}/run/{file.relative_to(local_run).as_posix()}")
-    return f"{bucket}/run"
-
-
-@pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, str]]:
-    """Makes this process, and by the variables that it gives others, one of several machines."""
-
-    def be(name: str) -> dict[str, str]:
-        monkeypatch.setenv("HF_ASSETS_CACHE", str(tmp_path / name))
-        return {"HF_ASSETS_CACHE": str(tmp_path / name)}
-
-    return be
-
-
-def weights(output: str) -> dict[str, str]:
-    names = [f"train/{name}" for name in storage.list_tree(f"{output}/train") if name.endswith(".safetensors")]
-    return {name: hashlib.sha256(storage.read_bytes(f"{output}/{name}")).hexdigest() for name in names}
-
-
-def test_a_run_ends_in_a_bucket_and_another_machine_finds_it_done(
-    world: Any, filled: str, trained: dict[str, str], machine: Callable[[str], dict[str, str]]
-) -> None:
-    machine("one")
-    world.run(filled, "train", *TRAINED)
-    assert weights(filled) == trained
-    said = world.here(filled, "eval", *EVALUATED)
-    assert said.returncode == 0, said.stderr
-    assert f"The model: {filled}/model" in said.stdout
-    there = storage.list_tree(filled)
-    assert {"report/report.html", "report/results.json", "model/model.safetensors", "model/sealed.json"} <= set(there)
-    assert not [name for name in there if "checkpoints" in name or "/." in name]
-    assert b"Evaluation" in storage.read_bytes(f"{filled}/train/ct/lr-0.001/seed-0/best/README.md")
-    lines = {line.split()[0]: line for line in world.here(filled, "status", *EVALUATED).stdout.splitlines() if line}
-    assert [" complete " in lines[stage] for stage in ("train", "eval")] == [True, True], lines
-
-    shown = json.loads(world.here(filled, "inspect shard --json", *TRAINED).stdout)
-    weights_of = [opinion["weight"] for position in shown["positions"] for opinion in position["opinions"]]
-    assert shown["method"] == "fusionx"
-    assert weights_of
-    assert all(0 <= weight <= 1 for weight in weights_of)
-
-    machine("two")
-    world.run(filled, "train", *TRAINED)
-    again = world.here(filled, "eval", *EVALUATED)
-    assert (again.returncode, "[eval]" in again.stderr) == (0, False), "nothing is evaluated again"
-    assert weights(filled) == trained
-    assert set(storage.list_tree(filled)) == set(there)
-
-
-@pytest.mark.slow
-def test_a_training_that_loses_its_machine_goes_on_on_another_one(
-    world: Any,
-    filled: str,
-    trained: dict[str, str],
-    machine: Callable[[str], dict[str, str]],
-) -> None:
-    words = world.command(filled, "train", *TRAINED, "train.jobs=1")
-    killed = ForkedCommand(*words, folder=world.root, environment=machine("lost"))
-    deadline = time.monotonic() + 120
-    while not [name for name in storage.list_tree(f"{filled}/train") if name.endswith("state.json")]:
-        assert killed.poll() is None, killed.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    killed.kill()
-    killed.communicate()
-    marks = sorted(name for name in storage.list_tree(f"{filled}/train") if name.endswith("state.json"))
-    newest = dict(mark.removesuffix("/state.json").split("/checkpoints/step-") for mark in marks)
-    machine("new")
-    found = world.cli(filled, "train", *TRAINED)
-    assert found.returncode == 0, found.stderr
-    for training, step in newest.items():
-        assert f"[train/{training}] resumed at step {int(step)} of" in found.stderr, found.stderr
-    assert weights(filled) == trained
-    assert not [name for name in storage.list_tree(filled) if "checkpoints" in name]
-
-
-def test_what_a_store_does_not_take_stays_on_the_machine_and_is_sent_by_the_next_call(
-    world: Any,
-    filled: str,
-    store: Proxy,
-    trained: dict[str, str],
-    machine: Callable[[str], dict[str, str]],
-) -> None:
-    machine("one")
-    store.answer("/train/", refusal("403 Forbidden", "ExpiredToken"), skip=2)
-    done = world.here(filled, "train", *TRAINED)
-    assert done.returncode == 1, done.stderr
-    assert "AWS_ACCESS_KEY_ID" in done.stderr
-    assert "Traceback" not in done.stderr
-    store.forward()
-    assert not [name for name in storage.list_tree(f"{filled}/train") if name.endswith("result.json")]
-    found = world.cli(filled, "train", *TRAINED)
-    assert (found.returncode, "step" in found.stderr) == (0, False), "no training is carried out again"
-    assert weights(filled) == trained
-
-
-def test_trainings_of_several_machines_and_studies_say_that_they_need_a_disk(
-    world: Any, bucket: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}.items():
-        monkeypatch.setenv(name, value)
-    done = world.here(f"{bucket}/run", "train")
-    assert done.returncode == 2, done.stderr
-    for word in (f"{bucket}/run", "local folder", "torchrun"):
-        assert word in done.stderr
 
 
 def test_a_file_uri_is_a_local_folder(world: Any, local_run: Path, tmp_path: Path, part_hashes: Any) -> None:

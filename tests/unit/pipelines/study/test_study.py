@@ -33,7 +33,8 @@ GRIDS = [*OF_ONE_METHOD, *OF_METHODS]
 
 @pytest.fixture(scope="module")
 def demo(root: Path) -> FusionConfig:
-    return load_config(FusionConfig, root / "configs" / "demo.yaml")
+    """With the map that one of the studies reads."""
+    return load_config(FusionConfig, root / "configs" / "demo.yaml", ["align.methods=[walk,mined,exact]"])
 
 
 @pytest.fixture
