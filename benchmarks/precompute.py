@@ -76,14 +76,15 @@ def figures(
     vocab: int = VOCAB,
     source_files: int | None = None,
     memory_vocabs: Sequence[int] = MEMORY_VOCABS,
+    threads: int = 1,
 ) -> Iterator[Figure]:
     """The cases that this machine has what it takes for: models of the demo and of the real run, a GPU.
 
-    One core where there is no GPU.
+    So many `threads` where there is no GPU.
 
     The random models' text, and their tokenizer, come from so many `source_files` of the standard library, or all.
     """
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     with TemporaryDirectory() as folder:
         if Path(data, "models", "target").is_dir():
             yield from _demo(Path(data), demo_characters, Path(folder) / "demo")
