@@ -282,7 +282,7 @@ def _chunk(corpus: CorpusConfig, config: ChunkConfig, models: list[ModelConfig],
 def _stage(
     model: ModelConfig, folder: Path, batch_tokens: int = 16384, device: Literal["cpu", "cuda"] = "cpu"
 ) -> LogitsStage:
-    config = PrecomputeConfig(k=K, batch_tokens=batch_tokens, device=device)
+    config = PrecomputeConfig(k=K, batch_tokens=batch_tokens, device=device, threads=torch.get_num_threads())
     return LogitsStage(model, config, str(folder / "chunks"), str(folder / "logits" / model.id))
 
 
