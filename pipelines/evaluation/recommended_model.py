@@ -135,7 +135,7 @@ def retract(layout: Layout) -> None:
     """Takes `model/` away: there are trainings to come, and which model is best is open until they are evaluated."""
     if exists(layout.model):
         print(f"[train] {layout.model} is taken away: `fusionx eval` will choose among the new models", file=sys.stderr)
-        delete_folder(layout.model)
+        delete_folder(layout.model, FOLDER_SEAL)
 
 
 def _belongs(file: Path) -> bool:
