@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import config, njit
+from numba import config, njit, types
+
+_UNCOUNTED = {"_nrt": False, "error_model": "numpy"}
 
 
 def compiled(function: Callable[..., Any]) -> Any:
@@ -25,15 +27,33 @@ def uncounted(function: Callable[..., Any]) -> Any:
     """As `compiled`, without reference counts: the function may not make arrays, which come from outside.
 
     numba counts references to every array of every tuple at every call, atomically; small functions over many arrays
-    take ten times as long for it. It also hands over every array of every tuple, some kilobytes: so whoever calls the
-    function takes its code in.
+    take ten times as long for it.
     """
-    return _compiled(function, {"_nrt": False, "error_model": "numpy", "forceinline": True})
+    return _compiled(function, _UNCOUNTED)
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """For what `uncounted` functions call: they take its code in, as numba would hand over every array of every tuple,
+    some kilobytes.
+
+    Its code is kept with theirs. Whole numbers come as int64, other than uint64: otherwise numba compiles it anew for
+    every mixture of literals, int32 and uint32 that it meets, half a minute for all of the walk.
+    """
+    if config.DISABLE_JIT:  # type: ignore[attr-defined]
+        return _plain(function)
+    made = njit(**_UNCOUNTED, forceinline=True)(function)
+    template_of = made.get_call_template
+    made.get_call_template = lambda args, kws: template_of(tuple(map(_widened, args)), kws)
+    return made
+
+
+def _widened(kind: types.Type) -> types.Type:
+    return types.int64 if isinstance(kind, types.Integer) and kind != types.uint64 else kind
 
 
 def _compiled(function: Callable[..., Any], options: dict[str, Any]) -> Any:
     if config.DISABLE_JIT:  # type: ignore[attr-defined]
-        return np.errstate(over="ignore")(function)  # as machine code does
+        return _plain(function)
     try:
         made = njit(cache=True, **options)(function)
     except RuntimeError:  # numba found no folder to keep it in
@@ -41,6 +61,10 @@ def _compiled(function: Callable[..., Any], options: dict[str, Any]) -> Any:
     # numba itself looks at the function's own file only.
     made._cache._cache_file._source_stamp = _stamp(Path(inspect.getfile(function)).parent)
     return made
+
+
+def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    return np.errstate(over="ignore")(function)  # as machine code does
 
 
 def _stamp(folder: Path) -> tuple[tuple[str, float, int], ...]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fusionx.align.jit import uncounted
+from fusionx.align.jit import inlined, uncounted
 from fusionx.align.walk.look_up import beginning, key_of, may_extend, reach
 from fusionx.align.walk.state import (
     EXACT_BOUNDARY,
@@ -41,13 +41,13 @@ from fusionx.align.walk.steps import (
 )
 
 
-@uncounted
+@inlined
 def _rank(mass, token):  # type: ignore[no-untyped-def]
     """Orders by mass, then by falling id: a positive float's bits grow with it."""
     return (np.uint64(np.float32(mass).view(np.uint32)) << np.uint64(32)) | np.uint64(~np.uint32(token))
 
 
-@uncounted
+@inlined
 def _keep(scratch, walked, x, k, at):  # type: ignore[no-untyped-def]
     """Writes the k largest of what a position met to `walked` from entry `at` on, x always among them; how many, and by
     what all was multiplied: what agrees may be so little that the shards' rounding shows and more than 1 is met."""
@@ -91,13 +91,13 @@ def _keep(scratch, walked, x, k, at):  # type: ignore[no-untyped-def]
     return kept + 1, scale
 
 
-@uncounted
+@inlined
 def _write(walked, at, rank, scale):  # type: ignore[no-untyped-def]
     walked.ids[at] = np.int32(~np.uint32(rank))
     walked.probs[at] = np.uint32(rank >> np.uint64(32)).view(np.float32) * scale
 
 
-@uncounted
+@inlined
 def _begin_so(tables, source, position, end):  # type: ignore[no-untyped-def]
     """The part of the source's vocabulary that begins as its token after `position` does up to byte `end`."""
     s = source.ids[position + 1]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from fusionx.align.jit import uncounted
+from fusionx.align.jit import inlined, uncounted
 from fusionx.align.walk.state import NO_TOKEN, NOT_MET
 
 
-@uncounted
+@inlined
 def slot_of(keys, key):  # type: ignore[no-untyped-def]
     """Where `key` stands or belongs in a table of open addressing."""
     mask = len(keys) - 1
@@ -27,7 +27,7 @@ def insert(keys, row_of, new_keys, new_rows):  # type: ignore[no-untyped-def]
         keys[slot], row_of[slot] = new_keys[at], new_rows[at]
 
 
-@uncounted
+@inlined
 def child(trie, node, byte):  # type: ignore[no-untyped-def]
     """The node that `byte` leads to, -1 where no token goes on so."""
     at, size = np.int64(trie.child_start[node]), trie.child_start[node + 1] - trie.child_start[node]
@@ -40,7 +40,7 @@ def child(trie, node, byte):  # type: ignore[no-untyped-def]
     return at if trie.label[at] == byte else np.int64(-1)
 
 
-@uncounted
+@inlined
 def follow(trie, node, data, start, stop):  # type: ignore[no-untyped-def]
     """Follows data[start:stop] from `node`: the last node reached (-1 if it was left) and whether a token ended on
     the way."""
@@ -53,7 +53,7 @@ def follow(trie, node, data, start, stop):  # type: ignore[no-untyped-def]
     return node, hit
 
 
-@uncounted
+@inlined
 def begins(tables, y, skip, u, spent):  # type: ignore[no-untyped-def]
     """Whether target token y, from byte `skip`, begins with source token u from byte `spent`, and is longer."""
     length = tables.source_lengths[u] - spent
@@ -66,7 +66,7 @@ def begins(tables, y, skip, u, spent):  # type: ignore[no-untyped-def]
     return True
 
 
-@uncounted
+@inlined
 def meant(tables, y, at, u):  # type: ignore[no-untyped-def]
     """Whether the source, which wrote u, may have meant target token y, whose bytes from `at` come after u: not if it
     has a longer token for them."""
@@ -80,12 +80,12 @@ def meant(tables, y, at, u):  # type: ignore[no-untyped-def]
     return True
 
 
-@uncounted
+@inlined
 def key_of(tables, node, u):  # type: ignore[no-untyped-def]
     return np.int64(node) * len(tables.written) + u  # written has Vs + 1 values: u is below it, Vs stands for none
 
 
-@uncounted
+@inlined
 def continuation(tables, known, node, u, which):  # type: ignore[no-untyped-def]
     """The target token number `which` of beginning `node` and source token `u`, -1 where there is none."""
     if node == 0:
@@ -110,14 +110,14 @@ def first_continuations(known, keys, tokens):  # type: ignore[no-untyped-def]
             tokens[at] = known.ids[start] if start < stop else NO_TOKEN
 
 
-@uncounted
+@inlined
 def reach(tables, node, u):  # type: ignore[no-untyped-def]
     """Follows source token u from a target token's beginning; returns as `follow`."""
     source = tables.source
     return follow(tables.target, node, source.bytes, source.starts[u], source.starts[u + 1])
 
 
-@uncounted
+@inlined
 def may_extend(tables, s, u, reached, hit):  # type: ignore[no-untyped-def]
     """Whether u after x, whose last source token is s, makes another, longer target token of it. reached, hit: see
     `reach`, from x on."""
@@ -130,7 +130,7 @@ def may_extend(tables, s, u, reached, hit):  # type: ignore[no-untyped-def]
     return not written_otherwise
 
 
-@uncounted
+@inlined
 def beginning(tables, target, position, length):  # type: ignore[no-untyped-def]
     """The node of the first `length` bytes of the target's token at `position`; -1 where it is not so long."""
     x = target.ids[position]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fusionx.align.jit import uncounted
+from fusionx.align.jit import inlined
 from fusionx.align.walk.look_up import begins, continuation, follow, meant
 from fusionx.align.walk.state import (
     FIRST_SURVIVOR,
@@ -27,7 +27,7 @@ from fusionx.align.walk.state import (
 _ROUNDING = 1e-6
 
 
-@uncounted
+@inlined
 def give(scratch, trail, position, step, u, y, mass):  # type: ignore[no-untyped-def]
     """Target token y receives mass."""
     offset, met = scratch.numbers[OFFSET], scratch.numbers[MET]
@@ -44,7 +44,7 @@ def give(scratch, trail, position, step, u, y, mass):  # type: ignore[no-untyped
         trail.size[0] = row + 1
 
 
-@uncounted
+@inlined
 def agrees(scratch, tables, u, node, which, begin, step, end, mass):  # type: ignore[no-untyped-def]
     """So much of source token u, which begins at byte `begin`, led to x, which ends at byte `end`."""
     row = scratch.numbers[FIRST_SURVIVOR] + scratch.numbers[SURVIVORS]
@@ -60,7 +60,7 @@ def agrees(scratch, tables, u, node, which, begin, step, end, mass):  # type: ig
     scratch.numbers[SURVIVORS] += 1
 
 
-@uncounted
+@inlined
 def look_over(tables, scratch, fill, start, stop):  # type: ignore[no-untyped-def]
     """Notes where the fill-in's tokens stand among its entries start to stop, and of those that the source writes with
     several tokens, by the first of them, what is expected of all."""
@@ -81,7 +81,7 @@ def look_over(tables, scratch, fill, start, stop):  # type: ignore[no-untyped-de
         scratch.beginners[scratch.head[u] - start] += 1
 
 
-@uncounted
+@inlined
 def expected(scratch, fill, place, y):  # type: ignore[no-untyped-def]
     """Whether target token y is among the fill-in's entries, and what the fill-in says of it."""
     _, _, start, stop, unstored = place
@@ -91,7 +91,7 @@ def expected(scratch, fill, place, y):  # type: ignore[no-untyped-def]
     return False, unstored
 
 
-@uncounted
+@inlined
 def choose(tables, scratch, fill, place, byte, skip, node, s):  # type: ignore[no-untyped-def]
     """Chooses the fill-in's tokens whose first byte is `byte`, and whose first `skip`, which source token s (-1: none)
     has ended, lead to `node`; how many they are."""
@@ -115,7 +115,7 @@ def choose(tables, scratch, fill, place, byte, skip, node, s):  # type: ignore[n
     return begin_so
 
 
-@uncounted
+@inlined
 def divide(tables, scratch, trail, fill, place, u, spent, skip, chosen, token, mass, x):  # type: ignore[no-untyped-def]
     """Source token u led to target token `token`, or to a longer one that goes on with what it says: divides its mass
     by what the fill-in says of these, and returns the mass of x.
@@ -150,7 +150,7 @@ def divide(tables, scratch, trail, fill, place, u, spent, skip, chosen, token, m
     return of_x + part if token == x else of_x
 
 
-@uncounted
+@inlined
 def from_boundary(tables, scratch, trail, said, own, fill, place, x, end, begin, mass):  # type: ignore[no-untyped-def]
     """The entries of a step at which the boundaries agree: each leads to the first target token of its text, or to a
     longer one that the source writes beginning with it. mass: of the own path; `scratch.stays`: the part of each entry
@@ -194,7 +194,7 @@ def from_boundary(tables, scratch, trail, said, own, fill, place, x, end, begin,
             give(scratch, trail, position, step, u, fill.ids[entry], rate * fill.probs[entry])
 
 
-@uncounted
+@inlined
 def go_on(tables, known, scratch, trail, fill, place, x, b, end, first, size):  # type: ignore[no-untyped-def]
     """The alternatives from earlier positions: rows first to first + size."""
     position, _, start, stop, unstored = place
@@ -214,7 +214,7 @@ def go_on(tables, known, scratch, trail, fill, place, x, b, end, first, size):  
             agrees(scratch, tables, u, node, which + 1, begin, step, end, of_x)
 
 
-@uncounted
+@inlined
 def fill_in(scratch, trail, fill, place, x, mass):  # type: ignore[no-untyped-def]
     """What ended before b says nothing more: the fill-in alone knows how it goes on."""
     position, step, start, stop, _ = place
@@ -226,7 +226,7 @@ def fill_in(scratch, trail, fill, place, x, mass):  # type: ignore[no-untyped-de
     scratch.lost[0] += mass * of_x
 
 
-@uncounted
+@inlined
 def fill_in_word(tables, scratch, trail, fill, place, x, mass):  # type: ignore[no-untyped-def]
     """What ended with the space before a word, as `fill_in`: what comes is no white space."""
     position, step, start, stop, _ = place
@@ -246,7 +246,7 @@ def fill_in_word(tables, scratch, trail, fill, place, x, mass):  # type: ignore[
         scratch.lost[0] += mass * of_x / open_
 
 
-@uncounted
+@inlined
 def on_the_way(tables, scratch, trail, said, own, fill, place, x, end, begin, mass, node, length, s):  # type: ignore[no-untyped-def]
     """The entries of a step within x, of which the own path has spelled the first `length` bytes, which lead to
     `node`."""
@@ -261,7 +261,7 @@ def on_the_way(tables, scratch, trail, said, own, fill, place, x, end, begin, ma
                 agrees(scratch, tables, u, node, 1, begin, step, end, of_x)
 
 
-@uncounted
+@inlined
 def at_the_end(tables, scratch, trail, said, own, fill, place, x, mass, s):  # type: ignore[no-untyped-def]
     """The entries of the step where x ends: only what makes a longer target token of it leaves; returns what stays, of
     1, and notes in `scratch.stays` what stays of every entry.
@@ -294,7 +294,7 @@ def at_the_end(tables, scratch, trail, said, own, fill, place, x, mass, s):  # t
     return max(1.0 - left, own.prob[step])  # the own next token stays
 
 
-@uncounted
+@inlined
 def own_as_others(tables, scratch, trail, fill, place, x, b, e, s, end, mass):  # type: ignore[no-untyped-def]
     """For a walk that is blind to how the text goes on: the source token s, which ends at byte `end` and in which the
     position lies, is an alternative as any other."""
@@ -311,7 +311,7 @@ def own_as_others(tables, scratch, trail, fill, place, x, b, e, s, end, mass):  
         divide(tables, scratch, trail, fill, place, s, spent, 0, chosen, token, mass, x)
 
 
-@uncounted
+@inlined
 def likeliest(scratch):  # type: ignore[no-untyped-def]
     """The target token that has received most, of equals the lowest id as where distributions are kept, -1 where none
     has; whatever was received is forgotten."""

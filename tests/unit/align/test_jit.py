@@ -4,7 +4,7 @@ import numba
 import numpy as np
 import pytest
 
-from fusionx.align.jit import compiled, uncounted
+from fusionx.align.jit import compiled, inlined, uncounted
 
 
 def wrapped_product(values, factor):  # type: ignore[no-untyped-def]
@@ -14,7 +14,7 @@ def wrapped_product(values, factor):  # type: ignore[no-untyped-def]
     return total
 
 
-@pytest.mark.parametrize("make", [compiled, uncounted])
+@pytest.mark.parametrize("make", [compiled, uncounted, inlined])
 def test_without_compilation_a_kernel_computes_the_same(make, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     values, factor = np.array([3, 1 << 63, 7], np.uint64), np.uint64(0x9E3779B97F4A7C15)
     expected = sum(int(value) * int(factor) for value in values) % (1 << 64)
