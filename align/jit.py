@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numba import config, njit, types
 
-_UNCOUNTED = {"_nrt": False, "error_model": "numpy"}
+_UNCOUNTED: dict[str, Any] = {"_nrt": False, "error_model": "numpy"}
 
 
 def compiled(function: Callable[..., Any]) -> Any:
