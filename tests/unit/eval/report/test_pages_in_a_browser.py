@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields as dataclass_fields
 from dataclasses import is_dataclass, replace
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,29 @@ def test_the_report_can_be_read_by_everyone(width: int, scheme: str, page: str, 
     assert browser.overflow() == 0
     assert browser.violations() == []
     assert browser.requests == []
+
+
+def test_the_report_can_be_heard(page: str, browser: Browser) -> None:
+    """By a screen reader: the answers first, nothing without a name, and in words what others see by colour and shape."""
+    browser.open(page)
+    browser.unfold()
+    heard = browser.heard()
+    headings = [name for role, name in heard if role == "heading"]
+    assert headings[1:3] == ["Did it help?", "Where did it hurt?"]
+    levels = browser.ask("[...document.querySelectorAll('h1, h2, h3')].map(one => Number(one.nodeName[1]))")
+    assert len(levels) == len(headings)
+    assert levels[0] == 1
+    assert all(1 < below <= above + 1 for above, below in pairwise(levels)), "a level is left out"
+    for tag, role in (("table", "table"), ("figure svg", "image"), ("th[scope=row]", "rowheader"), ("a", "link"),
+                      ("th[scope=col]", "columnheader"), ("summary", "DisclosureTriangle")):  # fmt: skip
+        shown = browser.ask(f"document.querySelectorAll('{tag}').length")
+        assert [one for one, _ in heard].count(role) == shown > 0, f"a {role} has no name"
+    pictures = [name for role, name in heard if role == "image"]
+    assert all(re.search(r"\d", name) for name in pictures), "a picture tells nothing of what it shows"
+    said = Counter(name for role, name in heard if role == "StaticText")
+    assert said["worse"] == browser.ask("document.querySelectorAll('td.worse').length") > 0
+    assert said["best"] == browser.ask("document.querySelectorAll('td.best').length") > 0
+    assert "▲" not in said
 
 
 def attacked(inputs: ReportInputs, shift: int) -> ReportInputs:
