@@ -66,7 +66,7 @@ def test_the_report_can_be_read_by_everyone(width: int, scheme: str, page: str, 
 
 
 def test_the_report_can_be_heard(page: str, browser: Browser) -> None:
-    """By a screen reader: the answers first, nothing without a name, and in words what others see by colour and shape."""
+    """By a screen reader: the answers first, nothing without a name, and in words what others see by colour."""
     browser.open(page)
     browser.unfold()
     heard = browser.heard()
