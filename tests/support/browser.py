@@ -36,7 +36,7 @@ TOUCHED = (
     " for (const name of ['mouseover', 'pointerenter', 'click'])"
     " one.dispatchEvent(new MouseEvent(name, {bubbles: true, cancelable: true})) })"
 )
-PATIENCE = 180
+PATIENCE = 60
 """Seconds for one answer."""
 
 

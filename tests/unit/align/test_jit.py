@@ -23,3 +23,16 @@ def test_without_compilation_a_kernel_computes_the_same(make, monkeypatch: pytes
     plain = make(wrapped_product)
     assert not isinstance(plain, numba.core.registry.CPUDispatcher)
     assert int(plain(values, factor)) == expected
+
+
+def test_of_an_inlined_function_there_is_one_version_for_all_whole_numbers_of_32_and_64_bits() -> None:
+    @inlined
+    def positive(number):  # type: ignore[no-untyped-def]
+        return number > 0
+
+    @uncounted
+    def kernel(small, natural, large):  # type: ignore[no-untyped-def]
+        return positive(small), positive(natural), positive(-7), positive(large)
+
+    assert kernel(np.int32(-5), np.uint32(1 << 31), np.uint64(1 << 63)) == (False, True, False, True)
+    assert sorted(str(kind) for (kind,) in positive.signatures) == ["int64", "uint64"]
