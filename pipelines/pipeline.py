@@ -161,12 +161,10 @@ class Pipeline:
         """The outputs of parts from which trainings and evaluations are made."""
         config, layout = self.config, self.layout
         target = config.target.id
-        likelihood = any(config.train.method(name).fuse == "likelihood" for name in config.train.methods)
-        logits = [model.id for model in config.models if likelihood or model.id == target]
         return [
             layout.chunks,
             layout.tokens(target),
-            *map(layout.logits, logits),
+            layout.logits(target),
             *(layout.aligned(target, method, model.id) for method in config.align.methods for model in config.models),
         ]
 

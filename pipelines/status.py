@@ -211,7 +211,7 @@ def _trainings(pipeline: Pipeline, stale: _StaleFolders) -> StageStatus:
 
 
 def _training(job: TrainJob, found: StageStatus, stale: _StaleFolders) -> None:
-    stage = stale.of(job.tokens, *job.aligned.values(), *job.logits.values())
+    stage = stale.of(job.tokens, *job.aligned.values())
     try:
         finished = finished_result(job) is not None
         why = "" if stage is None or not finished else f"made from {stage}, which is stale"

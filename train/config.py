@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 from fusionx.contract.config import Added, Config, Operational, problems_of
 
 Granularity = Literal["element", "token", "sequence"]
-Feature = Literal["logprobs", "entropy", "tail", "aligned", "shares", "nll_per_byte"]
+Feature = Literal["logprobs", "entropy", "tail", "aligned", "nll_per_byte"]
 Tail = Literal["bucket", "renormalise", "raw"]
 
 
@@ -20,8 +20,7 @@ class SelectionConfig(Config):
     granularity: Granularity = "token"
     """What one answer is given for: an `element` (position, vocabulary id), a `token` or a `sequence`."""
     features: list[Feature] = ["logprobs", "entropy", "tail", "aligned", "nll_per_byte"]
-    """What `token` and `sequence` see of every candidate, of them `shares` only where it is asked for; `element` sees
-    its probabilities."""
+    """What `token` and `sequence` see of every candidate; `element` sees its probabilities."""
     layers: Literal["linear3", "linear1", "conv"] = "linear3"
     """`linear3` (eq. 4), `linear1`, or `conv` (three convolutions along the candidates)."""
     metric: Literal["softmax", "gumbel", "noise"] = "softmax"
@@ -71,11 +70,6 @@ class MethodConfig(Config):
     k: Added[int | None] = Field(None, ge=1)
     """Entries; per position and candidate that are used, the most probable ones; the rest joins the tail. None: all
     that are stored."""
-    fuse: Added[Literal["distributions", "likelihood"]] = "distributions"
-    """What L_fuse compares: next-token `distributions` (eq. 8), or the `likelihood` of the text between boundaries on
-    which both tokenizations agree (`train.objective.likelihood_matching`)."""
-    temperature: Added[float] = Field(100.0, gt=0)
-    """Factor; at which `likelihood` compares."""
 
     @model_validator(mode="after")
     def _what_goes_together(self) -> MethodConfig:
@@ -85,24 +79,6 @@ class MethodConfig(Config):
                 "granularity 'element' has no weight per candidate: it needs another tail than 'bucket'"
                 " and lambda_select 0"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _likelihood_has_weights(self) -> MethodConfig:
-        if self.fuse == "distributions":
-            return self
-        if self.teacher == "none":
-            raise ValueError("fuse 'likelihood' needs a teacher, and teacher is 'none'")
-        if self.teacher == "asn":
-            if self.selection.granularity == "element" or self.selection.fusion == "maximum":
-                raise ValueError(
-                    "fuse 'likelihood' needs a weight per candidate, which granularity 'element' and fusion 'maximum'"
-                    " do not give"
-                )
-            if not self.lambda_select:
-                raise ValueError(
-                    "fuse 'likelihood' gives the selection network no gradient: it needs lambda_select above 0"
-                )
         return self
 
 
@@ -321,9 +297,9 @@ class TrainConfig(Config):
 class TrainJob(Config):
     """One training: a target, its aligned shards, a method, a seed.
 
-    `aligned` maps each candidate to its folder; so does `logits` where the method matches likelihoods. `sources` says
-    where their models are (path, revision), for the card. `end_id`: the target's token at the end of documents.
-    `chat_template`: what the exported tokenizer is given in place of its own.
+    `aligned` maps each candidate to its folder. `sources` says where their models are (path, revision), for the card.
+    `end_id`: the target's token at the end of documents. `chat_template`: what the exported tokenizer is given in place
+    of its own.
     """
 
     method_name: str
@@ -339,7 +315,6 @@ class TrainJob(Config):
     corpus: Operational[str] = ""
     tokens: Operational[str]
     aligned: Operational[dict[str, str]]
-    logits: Operational[dict[str, str]] = {}
     end_id: Added[int | None] = None
     chat_template: Added[str | None] = None
     inputs: dict[str, str]
@@ -349,9 +324,4 @@ class TrainJob(Config):
     def _teacher_has_candidates(self) -> TrainJob:
         if self.method.teacher != "none" and not self.aligned:
             raise ValueError(f"teacher '{self.method.teacher}' needs aligned shards, and `aligned` is empty")
-        needed = set(self.aligned) if self.method.fuse == "likelihood" else set()
-        if set(self.logits) != needed:
-            raise ValueError(
-                f"fuse '{self.method.fuse}' needs logits of {sorted(needed) or 'none'}, found {sorted(self.logits)}"
-            )
         return self

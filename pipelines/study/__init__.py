@@ -6,7 +6,6 @@ STUDIES = {
     "tau": "the threshold of the selection",
     "selector": "what the selection network sees and what trains it",
     "align": "alignment, tail, and entries per position",
-    "objective": "fusion by next-token distributions or by the likelihood of the text",
     "data": "the gain over ct, by unique text and passes over it",
     "sources": "the number of candidates (Fig. 1)",
     "efficiency": "steps and tokens to the baselines' final perplexity (Fig. 4)",

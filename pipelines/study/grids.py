@@ -16,12 +16,6 @@ Figure = Literal["dots", "grid", "thresholds", "sources", "efficiency", "selecti
 
 _DEFAULT_METHOD = {"table1": "paper"}
 """What a study changes where it is not the default method."""
-FUSE_FORMS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
-    "distributions": ({"fuse": "distributions"}, (1.0, 3.0, 10.0)),
-    "likelihood, t = 100": ({"fuse": "likelihood", "temperature": 100.0}, (30.0, 100.0, 300.0)),
-    "likelihood, t = 10": ({"fuse": "likelihood", "temperature": 10.0}, (3.0, 10.0, 30.0)),
-}
-"""Forms of L_fuse, and lambda_fuse tried for each. A divergence of likelihoods is about 1 / t of a plain one."""
 FUSE_WEIGHTS = (0.1, 0.5, 1.0, 3.0, 10.0)
 """Values of lambda_fuse; the first is the paper's and FuseLLM's."""
 FEWER_ENTRIES = 10
@@ -159,26 +153,6 @@ def alignments(config: FusionConfig, method: str) -> Study:
     return Study("align", ("Alignment", "Tail", "k"), cells, "dots")
 
 
-def objectives(config: FusionConfig, method: str) -> Study:
-    """L_fuse on next-token distributions against likelihood matching, each under the gate and under MinCE alone.
-
-    Their scales differ, so each is tried at weights of its own. The method as it is configured is a row, too.
-    """
-    own = config.train.method(method)
-    teachers: dict[str, dict[str, Any]] = {
-        "network": {"teacher": "asn"},
-        "min_ce": {"teacher": "min_ce", "lambda_feed": 0, "lambda_select": 0},
-    }
-    against = ("as configured", "network", f"{own.lambda_fuse:g}")
-    cells = [Cell(("ct", "none", "0"), "ct", against=against), Cell(against, method, against=against)]
-    for form, (changes, weights) in FUSE_FORMS.items():
-        cells += [
-            Cell((form, name, f"{weight:g}"), method, {**changes, "lambda_fuse": weight, **teacher}, against=against)
-            for (name, teacher), weight in product(teachers.items(), weights)
-        ]
-    return Study("objective", ("L_fuse", "Teacher", "lambda_fuse"), cells, "dots")
-
-
 def efficiency(config: FusionConfig) -> Study:
     """Fig. 4: the run's methods, and how soon each has the perplexity that `ct` and `fusellm` end with."""
     methods = dict.fromkeys(["ct", "fusellm", *config.train.methods])
@@ -246,7 +220,6 @@ OF_ONE_METHOD: dict[str, Callable[[FusionConfig, str], Study]] = {
     "tau": thresholds,
     "align": alignments,
     "selector": selectors,
-    "objective": objectives,
     "data": amounts,
 }
 OF_METHODS: dict[str, Callable[[FusionConfig], Study]] = {

@@ -242,15 +242,10 @@ def make_job(config: FusionConfig, layout: Layout, method_name: str, seed: int, 
     target = config.target
     tokens = layout.tokens(target.id)
     inputs = {"tokens": read_manifest(tokens, "tokens", "align").digest}
-    aligned, logits = {}, {}
+    aligned = {}
     if method.teacher != "none":
         aligned = {model.id: layout.aligned(target.id, method.alignment, model.id) for model in config.models}
         inputs |= {name: read_manifest(folder, "aligned", "align").digest for name, folder in aligned.items()}
-    if method.fuse == "likelihood":
-        logits = {model.id: layout.logits(model.id) for model in config.models}
-        inputs |= {
-            f"logits/{name}": read_manifest(folder, "logits", "precompute").digest for name, folder in logits.items()
-        }
     return TrainJob(
         method_name=method_name,
         method=method,
@@ -266,7 +261,6 @@ def make_job(config: FusionConfig, layout: Layout, method_name: str, seed: int, 
         corpus=config.corpus.dataset or config.corpus.path or "",
         tokens=tokens,
         aligned=aligned,
-        logits=logits,
         end_id=_end_id(config, layout),
         inputs=inputs,
         output=layout.training(method_name, learning_rate, seed),

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from shard_builder import corpus_parts, make_job, write_logits, write_set, write_tiny_model
+from shard_builder import corpus_parts, make_job, write_set, write_tiny_model
 from training_process import finish, said, start, write_job
 from transformers import AutoConfig
 
@@ -40,11 +40,10 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     plain.save_pretrained(model)
     parts = corpus_parts(model, CANDIDATES)
     tokens, aligned = write_set(folder / "shards", parts, CANDIDATES)
-    logits = {name: write_logits(folder / "logits" / name, parts, name) for name in CANDIDATES}
 
     def job(output: Path, method: str | MethodConfig = "fusionx", **changed: Any) -> TrainJob:
         optimizer = {"batch_size": 4, "learning_rate": 3e-3, **changed.pop("optimizer", {})}
-        return make_job(model, tokens, aligned, output, method, optimizer=optimizer, logits=logits, **changed)
+        return make_job(model, tokens, aligned, output, method, optimizer=optimizer, **changed)
 
     return job
 
@@ -102,7 +101,6 @@ def assert_close(ours: Path, theirs: Path) -> None:
         ("fusionx", "none", 1),
         ("fusionx", "fsdp", 1),
         ("paper", "fsdp", None),
-        pytest.param(MethodConfig(fuse="likelihood", lambda_fuse=100), "fsdp", 1, id="likelihood-fsdp-1"),
     ],
 )
 def test_two_processes_are_one(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,6 @@ from fusionx.train.objective.selection_network import FEATURE_WIDTHS, SelectionN
 from fusionx.train.objective.teacher import Candidates
 
 EPS = 1e-9
-ByteSpan = tuple[int, int]
 
 
 class DenseLosses(NamedTuple):
@@ -193,8 +192,6 @@ def feature_rows(candidates: Candidates, wanted: Sequence[Feature]) -> Tensor:
                 row += [*(0.25 * log for log in (logs + [-12.0] * 8)[:8]), entropy, tail, 1.0]
             else:
                 row += [0.0] * 11
-            trust = [math.log(share) for share in candidates.shares[position].tolist()]
-            row.append(trust[j] - sum(trust) / len(trust))
             row.append(4 * (nlls[j] - sum(nlls) / len(nlls)))
         rows.append(row)
     starts = dict(zip(FEATURE_WIDTHS, itertools.accumulate(FEATURE_WIDTHS.values(), initial=0), strict=False))
@@ -328,15 +325,3 @@ def _element_fusion(
             fused.append(fuse_at(w, chosen, method.selection, list(dense[position, token])))
         cross_entropies.append(-(torch.stack(fused) * log_q[position]).sum())
     return torch.stack(cross_entropies).mean()
-
-
-def byte_spans(source_ends: list[int], target_ends: list[int]) -> list[ByteSpan]:
-    """Neighbouring byte offsets at which both sides have just consumed a token."""
-    both = [byte for byte in range(1 + max(target_ends, default=0)) if byte in source_ends and byte in target_ends]
-    return list(itertools.pairwise(both))
-
-
-def nll_of(span: ByteSpan, ends: list[int], nll: list[Any]) -> Any:
-    """Summed over the tokens that consume the span's bytes; `nll[i]` is that of token i + 1."""
-    first, last = span
-    return sum(nll[token - 1] for token, end in enumerate(ends) if first < end <= last)

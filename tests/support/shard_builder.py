@@ -83,22 +83,14 @@ def write_aligned(folder: Path, parts: Parts, candidate: str, skip_part: int | N
     return str(folder)
 
 
-Scored = Callable[[Chunk], tuple[np.ndarray, np.ndarray]]
-"""A chunk's ends int32 [T] under a model's own tokenizer, and its NLLs [T] of the next tokens."""
-
-
-def write_logits(
-    folder: Path, parts: Parts, candidate: str, skip_part: int | None = None, scored: Scored | None = None
-) -> str:
-    """What a model says of its next tokens; None: one whose tokens are random cuts of the same bytes after a BOS.
+def write_logits(folder: Path, parts: Parts, candidate: str) -> str:
+    """What a model says of its next tokens, which are random cuts of the same bytes after a BOS.
 
     All of its distributions are certain of token 0, which never comes, so every NLL is stored as such.
     """
-    scored = scored or _random_scores(candidate)
+    scored = _random_scores(candidate)
     entries = []
     for index, (split, rows) in enumerate(parts):
-        if index == skip_part:
-            continue
         ends, nll = zip(*map(scored, rows), strict=True) if rows else ((), ())
         lengths = [len(row) for row in ends]
         n = sum(lengths)
@@ -111,7 +103,8 @@ def write_logits(
     return str(folder)
 
 
-def _random_scores(candidate: str) -> Scored:
+def _random_scores(candidate: str) -> Callable[[Chunk], tuple[np.ndarray, np.ndarray]]:
+    """Of a chunk: ends int32 [T] and the NLLs [T] of the next tokens."""
     rng = np.random.default_rng(list(candidate.encode()))
 
     def scored(chunk: Chunk) -> tuple[np.ndarray, np.ndarray]:
@@ -271,7 +264,6 @@ def make_job(
         target_weights="w",
         tokens=tokens,
         aligned={} if config.teacher == "none" else aligned,
-        logits=changed.pop("logits", {}) if config.fuse == "likelihood" else {},
         inputs=changed.pop("inputs", {"tokens": "t"}),
         output=str(output),
     )

@@ -22,10 +22,7 @@ STEPS = 10  # round(2.3 epochs x 13 chunks / 3)
 METHODS: dict[str, str | MethodConfig] = {
     **{name: name for name in PRESETS},
     "sequence": MethodConfig(selection=SelectionConfig(granularity="sequence")),
-    "likelihood": MethodConfig(fuse="likelihood", lambda_fuse=100),
-    "likelihood, MinCE": MethodConfig(
-        teacher="min_ce", fuse="likelihood", lambda_fuse=100, lambda_feed=0, lambda_select=0
-    ),
+    "fixed share": MethodConfig(teacher="fixed_share", lambda_feed=0, lambda_select=0),
     "gumbel": MethodConfig(selection=SelectionConfig(metric="gumbel")),
 }
 Make = Callable[..., TrainJob]

@@ -1,7 +1,7 @@
 """Samples -> tensors: right-padded rows of one chunk or several, and the flat positions that the losses run over.
 
-Everything in a batch has one of the few shapes that `contract.shapes` chooses for the device: rows, positions, chunks
-and spans are filled up with ones that have no part in any loss.
+Everything in a batch has one of the few shapes that `contract.shapes` chooses for the device: rows, positions and
+chunks are filled up with ones that have no part in any loss.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from fusionx.contract.shards.fixed_share import fixed_share_weights
 from fusionx.train.data.conversations import goes_on
 from fusionx.train.data.shard_stream import Sample
 from fusionx.train.objective.fused_head import IGNORED
-from fusionx.train.objective.spans import Spans, joined, shifted
 from fusionx.train.objective.teacher import Candidates
 
 _ALIGNMENT = 64
@@ -32,8 +31,7 @@ class Batch(NamedTuple):
     see itself only; else None. positions: int64 [N], places in the flattened rows. labels: int64 [N], `IGNORED` where a
     position only fills up. candidates: at the same N positions, None where the stream has none. domains: int64
     [chunks], each chunk's, -1 where it only fills up. keys: of the chunks, row after row. tokens: how many are no
-    padding. spans: over the N positions, None where the samples have none; empty ones fill up. buffer: uint8, the one
-    piece of memory that holds all tensors (`in_one_piece`), or None.
+    padding. buffer: uint8, the one piece of memory that holds all tensors (`in_one_piece`), or None.
     """
 
     input_ids: Tensor
@@ -44,7 +42,6 @@ class Batch(NamedTuple):
     domains: Tensor
     keys: list[tuple[int, int]]
     tokens: int
-    spans: Spans[Tensor] | None = None
     buffer: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
@@ -68,8 +65,6 @@ class Batch(NamedTuple):
         changed = {name: change(field) for name, field in fields.items() if isinstance(field, Tensor | np.ndarray)}
         if self.candidates is not None:
             changed["candidates"] = Candidates(*map(change, self.candidates))
-        if self.spans is not None:
-            changed["spans"] = Spans(*map(change, self.spans))
         return self._replace(**changed, buffer=None)
 
 
@@ -136,7 +131,6 @@ def collate_blocks(
         torch.from_numpy(_filled_up([np.array([names.index(sample.domain) for sample in samples])], chunks, -1)),
         [sample.key for sample in samples],
         sum(filled),
-        _spans(samples, shapes),
     )
 
 
@@ -183,18 +177,6 @@ def _candidates(samples: Sequence[Sample], labels: Tensor, chunks: int) -> Candi
         torch.from_numpy(_filled_up([sample.nll_per_byte[None] for sample in samples], chunks, np.nan)),
         torch.from_numpy(_filled_up([chunk_of.astype(np.int64)], size, len(samples))),
     )
-
-
-def _spans(samples: Sequence[Sample], shapes: Shapes) -> Spans[Tensor] | None:
-    moved, first = [], 0
-    for sample in samples:
-        if sample.spans is not None:
-            moved.append(shifted(sample.spans, first))
-        first += len(sample.next_ids)
-    if not moved:
-        return None
-    found = joined(moved)
-    return Spans(*(torch.from_numpy(_filled_up([of_all], shapes.length(len(of_all)), 0)) for of_all in found))
 
 
 def _filled_up(pieces: Sequence[np.ndarray], size: int, value: float) -> np.ndarray:

@@ -21,14 +21,12 @@ from fusionx.contract.shards.codec import (
     probabilities,
     read_context,
     read_distributions,
-    read_token_nll,
     read_tokens,
 )
 from fusionx.contract.shards.manifest import Manifest, read_manifest
 from fusionx.contract.shards.parts import PartEntry, Ragged, match_rows, read_part
 from fusionx.train.data.block_order import WINDOW_PARTS, BlockOrder, first_share, one_chunk_each, packed
 from fusionx.train.data.conversations import read_together, regrouped
-from fusionx.train.objective.spans import Spans, joined, spans_between
 
 _READERS = 8
 """Parts whose lengths are read at a time: a store answers slowly, but many at once."""
@@ -42,9 +40,9 @@ class Sample:
     to 1 is the tail as the source gave it and what the set's k cuts off; without one, k is the largest of the
     candidates'. label_probs: float32 [L, M], the stored probability of the next token, whatever k is; NaN where it is
     not stored. status: uint8 [L, M]. nll_per_byte: float32 [M], nats per byte, NaN where a candidate scored no byte of
-    the chunk (it is one token for its tokenizer); M is 0 for a stream without candidates. spans: of all candidates,
-    where the set reads the candidates' logits. end_id: the token that stands behind the chunk where its document ends.
-    context: int32 [C], of a chat what stands before `input_ids`: read by the target, neither predicted nor taught.
+    the chunk (it is one token for its tokenizer); M is 0 for a stream without candidates. end_id: the token that stands
+    behind the chunk where its document ends. context: int32 [C], of a chat what stands before `input_ids`: read by the
+    target, neither predicted nor taught.
     """
 
     key: tuple[int, int]
@@ -56,7 +54,6 @@ class Sample:
     label_probs: np.ndarray
     status: np.ndarray
     nll_per_byte: np.ndarray
-    spans: Spans[np.ndarray] | None = None
     end_id: int | None = None
     context: np.ndarray = field(default_factory=partial(np.zeros, 0, np.int32))
 
@@ -80,7 +77,6 @@ class ShardSet:
     Args:
         tokens: folder of the target's tokens. aligned: candidate id -> folder of its aligned shards; may be empty.
         k: entries of each candidate at a position; the rest joins the tail. None: all that are stored.
-        logits: candidate id -> folder of what the model itself said, for the samples' `spans`: of none or of all.
         end_id: what the last chunk of a document, and every answer of a chat, has as its next token; None: nothing.
 
     Raises:
@@ -94,14 +90,12 @@ class ShardSet:
         aligned: dict[str, str],
         split: str,
         k: int | None = None,
-        logits: dict[str, str] | None = None,
         end_id: int | None = None,
     ) -> None:
         self._end_id = end_id
-        self.tokens, self.aligned, self.logits = tokens, aligned, logits or {}
+        self.tokens, self.aligned = tokens, aligned
         self._tokens = read_manifest(tokens, "tokens", "align")
         self._manifests = {name: read_manifest(folder, "aligned", "align") for name, folder in aligned.items()}
-        self._logits = {name: read_manifest(folder, "logits", "precompute") for name, folder in self.logits.items()}
         self.parts = self._tokens.parts_of(split)
         if not sum(self.rows):
             raise DataError(
@@ -111,8 +105,7 @@ class ShardSet:
                 found=f"{len(self.parts)} parts without a chunk",
                 expected=f"chunks of '{split}'",
             )
-        self._check_complete("aligned", self.aligned, self._manifests)
-        self._check_complete("logits", self.logits, self._logits)
+        self._check_complete()
         stored = max((manifest.config["k"] for manifest in self._manifests.values()), default=0)
         self._k = stored if k is None or not aligned else k
         if self._k > stored:
@@ -132,7 +125,6 @@ class ShardSet:
     def digests(self) -> dict[str, str]:
         """Identity of every input, for checkpoints and reports."""
         manifests: dict[str, Manifest] = {"tokens": self._tokens, **self._manifests}
-        manifests |= {f"logits/{name}": manifest for name, manifest in self._logits.items()}
         return {name: manifest.digest for name, manifest in manifests.items()}
 
     @property
@@ -180,13 +172,13 @@ class ShardSet:
     def _part(self) -> Callable[[int], Future[_LoadedPart]]:
         return lru_cache(maxsize=2 * WINDOW_PARTS)(lambda part: self._reader.submit(self._load, self.parts[part]))
 
-    def _check_complete(self, kind: str, folders: dict[str, str], manifests: dict[str, Manifest]) -> None:
-        for name, manifest in manifests.items():
+    def _check_complete(self) -> None:
+        for name, manifest in self._manifests.items():
             missing = {part.name for part in self.parts} - {part.name for part in manifest.parts}
             if missing:
                 raise DataError(
-                    f"The {kind} shards of '{name}' do not cover the target's tokens.",
-                    file=folders[name],
+                    f"The aligned shards of '{name}' do not cover the target's tokens.",
+                    file=self.aligned[name],
                     found=f"{len(missing)} parts missing, among them {min(missing)}",
                     expected=f"the {len(self.parts)} parts of {self.tokens}",
                     remedy="run `fusionx precompute` and `fusionx align` for this source",
@@ -240,35 +232,20 @@ class ShardSet:
             input_ids=input_ids,
             ends=ends,
             candidates=[self._load_candidate(name, entry.name, tokens, path) for name in self.aligned],
-            spans=[self._load_spans(name, entry.name, tokens, path, ends) for name in self.aligned if self.logits],
             k=self._k,
             end_id=self._end_id,
             context=read_context(tokens),
         )
 
     def _load_candidate(self, name: str, part: str, tokens: pa.Table, tokens_path: str) -> _Candidate:
-        table = self._matched("aligned", self.aligned[name], self._manifests[name], part, tokens, tokens_path)
+        entry = next(found for found in self._manifests[name].parts if found.name == part)
+        path = join(self.aligned[name], part)
+        table, _ = read_part(path, "aligned", sha256=entry.sha256)
+        table = match_rows(tokens, table, tokens_path, path)
         covered = table.column("nll_bytes").to_numpy()
         nll = table.column("nll").to_numpy()
         nll_per_byte = np.where(covered > 0, nll / np.maximum(covered, 1), np.nan).astype(np.float32)
         return _Candidate(read_distributions(table), Ragged.from_column(table.column("status")), nll_per_byte)
-
-    def _load_spans(
-        self, name: str, part: str, tokens: pa.Table, tokens_path: str, target_ends: Ragged
-    ) -> list[Spans[np.ndarray]]:
-        table = self._matched("logits", self.logits[name], self._logits[name], part, tokens, tokens_path)
-        _, ends = read_tokens(table)
-        nll = Ragged(read_token_nll(table, read_distributions(table)), ends.offsets)
-        candidate = list(self.aligned).index(name)
-        return [spans_between(ends.row(row), target_ends.row(row), nll.row(row), candidate) for row in range(len(ends))]
-
-    @staticmethod
-    def _matched(kind: str, folder: str, manifest: Manifest, part: str, tokens: pa.Table, tokens_path: str) -> pa.Table:
-        """A part's rows of the chunks that `tokens` has, in that order."""
-        entry = next(found for found in manifest.parts if found.name == part)
-        path = join(folder, part)
-        table, _ = read_part(path, kind, sha256=entry.sha256)
-        return match_rows(tokens, table, tokens_path, path)
 
 
 _NOTHING_SAID = (np.zeros(0),) * 5
@@ -297,14 +274,13 @@ class _Candidate:
 
 @dataclass(frozen=True)
 class _LoadedPart:
-    """One part's columns, tokens and candidates row by row. spans: of every candidate and row, or of none."""
+    """One part's columns, tokens and candidates row by row."""
 
     keys: list[tuple[int, int]]
     domains: list[str]
     input_ids: Ragged
     ends: Ragged
     candidates: list[_Candidate]
-    spans: list[list[Spans[np.ndarray]]]
     k: int
     end_id: int | None
     context: Ragged | None
@@ -325,7 +301,4 @@ class _LoadedPart:
         for j, candidate in enumerate(self.candidates):
             ids[:, j], probs[:, j], label_probs[:, j] = candidate.row(row, self.k, bare.next_ids)
             status[:, j], nll_per_byte[j] = candidate.status.row(row), candidate.nll_per_byte[row]
-        spans = joined([of_candidate[row] for of_candidate in self.spans]) if self.spans else None
-        return replace(
-            bare, ids=ids, probs=probs, label_probs=label_probs, status=status, nll_per_byte=nll_per_byte, spans=spans
-        )
+        return replace(bare, ids=ids, probs=probs, label_probs=label_probs, status=status, nll_per_byte=nll_per_byte)

@@ -94,7 +94,7 @@ class Trainer:
         if job.method.teacher == "asn":
             self.asn = SelectionNetwork(len(aligned), job.method.selection).to(world.device)
         self.initial_asn = _copy(self.asn)
-        shards = ShardSet(job.tokens, aligned, "train", job.method.k, job.logits, job.end_id)
+        shards = ShardSet(job.tokens, aligned, "train", job.method.k, job.end_id)
         self._plan_data(shards)
         self.selection_log = SelectionLog(self.candidates, sorted(shards.domains))
         self.throughput = Throughput(flops_per_token(self.target.model, self.block_tokens), world.device, world.size)
@@ -221,7 +221,7 @@ class Trainer:
     def _select(self, batch: Batch) -> Selection | None:
         if batch.candidates is None:
             return None
-        selection = select(self.job.method, self.asn, batch.candidates, self.target.vocab_size, batch.spans)
+        selection = select(self.job.method, self.asn, batch.candidates, self.target.vocab_size)
         anywhere, chunk_of = batch.candidates.aligned.any(-1), batch.candidates.chunk_of
         self.selection_log.add(selection.weights, selection.entropy, anywhere, chunk_of, batch.domains)
         return selection

@@ -17,7 +17,6 @@ from fusionx.contract.weights import check_model_files
 from fusionx.train.config import LoraConfig
 from fusionx.train.model.lora import add_adapters, quantization_options
 from fusionx.train.objective.fused_head import HeadLosses, fused_head, label_nll
-from fusionx.train.objective.likelihood_matching import SpanTeacher
 from fusionx.train.objective.teacher import Teacher
 
 
@@ -62,7 +61,7 @@ class Target(nn.Module):
         labels: Tensor,
         block: int,
         scales: tuple[Tensor, Tensor] | None = None,
-        teacher: Teacher | SpanTeacher | None = None,
+        teacher: Teacher | None = None,
     ) -> HeadLosses | Tensor:
         """The losses of a micro-batch (`train.objective.fused_head`), or without `scales` its label NLLs [N].
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from fusionx.train.config import Tail
-from fusionx.train.objective.likelihood_matching import SpanTeacher, span_loss
 from fusionx.train.objective.teacher import Teacher
 
 IGNORED = -100
@@ -27,10 +26,7 @@ Head = Callable[[Tensor], Tensor]
 
 
 class HeadLosses(NamedTuple):
-    """lm, fuse: sums over the positions, nats, detached. loss: lm_scale * lm + fuse_scale * fuse, with its graph.
-
-    With a teacher of spans the loss is right in its gradient only.
-    """
+    """lm, fuse: sums over the positions, nats, detached. loss: lm_scale * lm + fuse_scale * fuse, with its graph."""
 
     loss: Tensor
     lm: Tensor
@@ -59,7 +55,7 @@ def fused_head(
     parameters: Sequence[Tensor],
     hidden: Tensor,
     labels: Tensor,
-    teacher: Teacher | SpanTeacher | None,
+    teacher: Teacher | None,
     lm_scale: float | Tensor,
     fuse_scale: float | Tensor,
     block: int,
@@ -69,21 +65,10 @@ def fused_head(
     The scales (1 / counts, times lambda) enter here because the gradients are made in the forward pass; `backward` may
     run once.
 
-    With a teacher of spans the second sum is that of their divergences. A span may lie in two blocks, and it is
-    nonlinear in its label NLLs: they are measured first, and how much each then counts is the derivative by it. So the
-    head runs twice, and the trunk once.
-
     Args:
         parameters: what `head` reads and is to get a gradient. hidden: [N, d]. labels: int64 [N], `IGNORED` fills up;
         there the teacher's weights have to be 0.
-        lm_scale: one for all positions, or [N].
     """
-    if isinstance(teacher, SpanTeacher):
-        nll = label_nll(head, hidden, labels, block)
-        divergence, slopes = span_loss(teacher, nll)
-        label_scales = (lm_scale + fuse_scale * slopes).to(nll.dtype)
-        made = fused_head(head, parameters, hidden, labels, None, label_scales, 0.0, block)
-        return made._replace(fuse=divergence)
     if teacher is None:
         ids = labels.new_zeros((len(labels), 0, 0))
         teacher = Teacher(ids, ids.float(), ids.float().sum(-1), "raw")
@@ -140,7 +125,7 @@ class _FusedHead(torch.autograd.Function):
                 ids[at],
                 probs[at],
                 weights[at],
-                (scales[0][at] if scales[0].dim() else scales[0], scales[1]),
+                scales,
                 tail,
             )
             sums += torch.stack(found[:3])

@@ -19,7 +19,7 @@ from fusionx.train.objective.teacher import Selection
 class Totals(NamedTuple):
     """What a step's means divide by, and eq. 9's sums; float64.
 
-    positions: with a next token. taught: with a teacher, or the spans' weights. scored: in the selector loss. places:
+    positions: with a next token. taught: with a teacher. scored: in the selector loss. places:
     in the variation. importances: [M].
     """
 

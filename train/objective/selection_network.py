@@ -13,7 +13,6 @@ FEATURE_WIDTHS: dict[Feature, int] = {
     "entropy": 1,
     "tail": 1,
     "aligned": 1,
-    "shares": 1,
     "nll_per_byte": 1,
 }
 _LOG_FLOOR = -12.0
@@ -78,18 +77,16 @@ def _layers(kind: str, candidates: int, features: int) -> nn.Sequential:
     return nn.Sequential(one, nn.GELU(), two, nn.GELU(), three)
 
 
-def candidate_features(
-    wanted: list[Feature], probs: Tensor, aligned: Tensor, shares: Tensor, nll_per_byte: Tensor
-) -> Tensor:
+def candidate_features(wanted: list[Feature], probs: Tensor, aligned: Tensor, nll_per_byte: Tensor) -> Tensor:
     """What the network sees of every candidate at one position: [N, M, f], float32, in the order of `wanted`.
 
     `logprobs`: the top 8 (times 0.25). `entropy`: nats, the tail as one symbol. `tail`: its mass. `aligned`: whether it
-    is, here. `shares`: the log of fixed share's weight, relative to the candidates' mean. `nll_per_byte`: the chunk's,
-    relative to the candidates' mean (times 4). The first four show confidence, the others who knows this text.
+    is, here. `nll_per_byte`: the chunk's, relative to the candidates' mean (times 4). The first four show confidence,
+    the last who knows this text.
 
     Args:
         probs: float32 [N, M, k], descending, 0 where nothing is stored.
-        aligned: bool [N, M]. shares: float32 [N, M], above 0.
+        aligned: bool [N, M].
         nll_per_byte: float32 [N, M], nats per byte of the chunk that holds the position; NaN (unknown) becomes 0.
     """
     k = probs.shape[-1]
@@ -104,7 +101,6 @@ def candidate_features(
         "entropy": (-(probs * logs).sum(-1) - torch.special.xlogy(tail, tail)) * here,
         "tail": tail * here,
         "aligned": here,
-        "shares": shares.log() - shares.log().mean(-1, keepdim=True),
         "nll_per_byte": _NLL_SCALE * (nll_per_byte - nll_per_byte.nanmean(-1, keepdim=True)).nan_to_num(nan=0.0),
     }
     return torch.cat([columns[name].reshape(*aligned.shape, FEATURE_WIDTHS[name]) for name in wanted], -1)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from fusionx.train.config import MethodConfig, SelectionConfig, Tail
-from fusionx.train.objective.likelihood_matching import SpanTeacher
 from fusionx.train.objective.selection_network import (
     SelectionNetwork,
     candidate_features,
@@ -23,7 +22,6 @@ from fusionx.train.objective.selection_network import (
     one_hot,
     pool_by_chunk,
 )
-from fusionx.train.objective.spans import Spans
 
 _TINY = 1e-9
 _BYTES_PER_TOKEN = 4.0
@@ -68,13 +66,13 @@ class Teacher(NamedTuple):
 class Selection(NamedTuple):
     """One micro-batch's teacher, and what the losses on the selection network need.
 
-    taught: what L_fuse's mean divides by, bool [N], positions with a teacher, or the weights [S] of a teacher of spans.
+    taught: bool [N], positions with a teacher, what L_fuse's mean divides by.
     importances: [M], eq. 9's sums. variation: sum over `places` of the weights' CV^2 (`feed_over: place`; else 0).
     text_nll: nats, -log sum_j p_j P_j(next token) summed over `scored` positions. weights [N, M] and entropy [N] (nats,
     of the gate) are for the log, detached.
     """
 
-    teacher: Teacher | SpanTeacher
+    teacher: Teacher
     taught: Tensor
     importances: Tensor
     variation: Tensor
@@ -85,33 +83,13 @@ class Selection(NamedTuple):
     entropy: Tensor
 
 
-def select(
-    method: MethodConfig,
-    asn: SelectionNetwork | None,
-    candidates: Candidates,
-    vocab_size: int,
-    spans: Spans[Tensor] | None = None,
-) -> Selection:
-    """Asks the method's selector (the network, or FuseLLM's rule) and fuses what it chose.
-
-    Args:
-        spans: over the same N positions; with them the teacher is the likelihoods of their texts.
-    """
+def select(method: MethodConfig, asn: SelectionNetwork | None, candidates: Candidates, vocab_size: int) -> Selection:
+    """Asks the method's selector (the network, or a rule without one) and fuses what it chose."""
     if asn is None:
-        selection = _by_rule(method, candidates)
-    elif method.selection.granularity == "element":
-        selection = _by_element(method, asn, candidates, vocab_size)
-    else:
-        selection = _by_position(method, asn, candidates, vocab_size)
-    return selection if spans is None else _on_spans(method, selection, spans)
-
-
-def _on_spans(method: MethodConfig, selection: Selection, spans: Spans[Tensor]) -> Selection:
-    """The weight of a span is that of its candidate at the position before its text."""
-    w = selection.teacher.weights[spans.starts, spans.candidates].detach()
-    w = w * (spans.stops > spans.starts)  # empty ones only fill up
-    teacher = SpanTeacher(spans.starts, spans.stops, spans.nll, w, method.temperature)
-    return selection._replace(teacher=teacher, taught=w)
+        return _by_rule(method, candidates)
+    if method.selection.granularity == "element":
+        return _by_element(method, asn, candidates, vocab_size)
+    return _by_position(method, asn, candidates, vocab_size)
 
 
 def _by_rule(method: MethodConfig, candidates: Candidates) -> Selection:
@@ -195,8 +173,7 @@ def selection_logits(asn: SelectionNetwork, candidates: Candidates) -> Tensor:
     """Selection logits [N, M] of the `token` or `sequence` granularity."""
     chunk_of = candidates.chunk_of
     nll_per_byte = candidates.nll_per_byte[chunk_of]
-    said = (candidates.probs, candidates.aligned, candidates.shares, nll_per_byte)
-    features = candidate_features(asn.config.features, *said)
+    features = candidate_features(asn.config.features, candidates.probs, candidates.aligned, nll_per_byte)
     if asn.config.granularity == "token":
         return asn(features)
     return asn(pool_by_chunk(features, chunk_of, len(candidates.nll_per_byte)))[chunk_of]

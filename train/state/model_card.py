@@ -148,8 +148,6 @@ def _method(job: TrainJob) -> dict[str, str]:
         cut = "" if method.k is None else f", {method.k} entries"
         facts["Distributions"] = f"alignment {method.alignment}, tail {method.tail}{cut}"
         lambdas["L_fuse"] = method.lambda_fuse
-    if method.fuse == "likelihood":
-        facts["L_fuse"] = f"likelihoods of the text between agreeing boundaries, temperature {method.temperature:g}"
     if method.teacher == "asn":
         facts["Selection"] = ", ".join(f"{name} {_said(value)}" for name, value in method.selection.content().items())
         lambdas |= {"L_feed": method.lambda_feed, "L_select": method.lambda_select}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shard_builder import Parts, corpus_parts, make_job, write_logits, write_set, write_tiny_model
+from shard_builder import Parts, corpus_parts, make_job, write_set, write_tiny_model
 from trainings import CANDIDATES, METHODS, Make
 
 from fusionx.train.config import TrainJob
@@ -29,10 +29,8 @@ def make(model: Path, parts: Parts, tmp_path_factory: pytest.TempPathFactory) ->
     """A job on the module's shards: make(output, method, **changed)."""
     folder = tmp_path_factory.mktemp("shards")
     tokens, aligned = write_set(folder, parts, CANDIDATES)
-    logits = {name: write_logits(folder / "logits" / name, parts, name) for name in CANDIDATES}
 
     def job(output: Path, method: str = "fusionx", **changed: Any) -> TrainJob:
-        changed = {"logits": logits, **changed}
         return make_job(model, tokens, changed.pop("aligned", aligned), output, METHODS[method], **changed)
 
     return job

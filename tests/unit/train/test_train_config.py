@@ -107,14 +107,6 @@ def test_a_preset_in_two_forms_beside_each_other() -> None:
         ({"optimizer": {"epochs": 0}}, "optimizer.epochs"),
         ({"optimiser": {}}, "did you mean 'optimizer'"),
         ({"overrides": {"fusionx": {"selection": {"granularity": "element"}}}}, "element"),
-        ({"overrides": {"ct": {"fuse": "likelihood"}}}, "needs a teacher"),
-        ({"overrides": {"paper": {"fuse": "likelihood"}}}, "weight per candidate"),
-        (
-            {"overrides": {"fusionx": {"fuse": "likelihood", "selection": {"fusion": "maximum"}}}},
-            "weight per candidate",
-        ),
-        ({"overrides": {"fusionx": {"fuse": "likelihood", "lambda_select": 0}}}, "lambda_select above 0"),
-        ({"overrides": {"fusellm": {"fuse": "likelihood", "temperature": 0}}}, "temperature"),
     ],
 )
 def test_refused(raw: dict[str, Any], named: str) -> None:
@@ -142,15 +134,6 @@ def test_a_teacher_needs_candidates(tmp_path: Path) -> None:
         parse_config(TrainJob, {**job.model_dump(), "aligned": {}}, "job.json")
 
 
-def test_likelihood_needs_the_logits_of_all_candidates_and_nothing_else_does(tmp_path: Path) -> None:
-    job = make_job(
-        tmp_path, "tokens", {"a": "b"}, tmp_path, MethodConfig(fuse="likelihood"), logits={"a": "logits of a"}
-    )
-    for wrong in ({"logits": {}}, {"method": PRESETS["fusionx"].model_dump()}):
-        with pytest.raises(ConfigError, match="needs logits"):
-            parse_config(TrainJob, {**job.model_dump(), **wrong}, "job.json")
-
-
 def test_where_the_work_is_done_is_no_content(tmp_path: Path) -> None:
     job = make_job(tmp_path, "tokens", {"a": "b"}, tmp_path)
     moved = make_job(tmp_path / "x", "other", {"a": "c"}, tmp_path / "y", run={"checkpoint_every": 99, "log_every": 7})
@@ -162,9 +145,8 @@ def test_where_the_work_is_done_is_no_content(tmp_path: Path) -> None:
         make_job(tmp_path, "tokens", {"a": "b"}, tmp_path, optimizer={"epochs": 9}),
         make_job(tmp_path, "tokens", {"a": "b"}, tmp_path, optimizer={"data_share": 0.5}),
         make_job(tmp_path, "tokens", {"a": "b"}, tmp_path, MethodConfig(k=4)),
-        make_job(tmp_path, "tokens", {"a": "b"}, tmp_path, MethodConfig(fuse="likelihood"), logits={"a": "c"}),
     ):
         assert other.digest() != job.digest()
     content = job.content()
-    assert not {"k", "fuse", "temperature"} & {*content["method"]}, "trainings of before the field was there stay valid"
+    assert "k" not in content["method"], "trainings of before the field was there stay valid"
     assert "data_share" not in content["optimizer"]

@@ -43,11 +43,10 @@ def job(demo: FusionConfig, tmp_path: Path) -> Callable[..., TrainJob]:
 
     def make(config: FusionConfig, _: Layout, method: str, seed: int, learning_rate: float) -> TrainJob:
         folders = {model.id: model.id for model in config.models}
-        reads_logits = config.train.method(method).fuse == "likelihood"
         return TrainJob(
             method_name=method, method=config.train.method(method), seed=seed, optimizer=config.train.optimizer,
             run=config.train.run, target="target", target_path="t", target_weights="w", tokens="tokens",
-            aligned=folders, logits=folders if reads_logits else {}, inputs={"tokens": "t"},
+            aligned=folders, inputs={"tokens": "t"},
             output=str(tmp_path / "train" / method / str(seed)),
         )  # fmt: skip
 
@@ -113,28 +112,6 @@ def test_both_baselines_stand_at_every_amount(demo: FusionConfig, job: Callable[
     (figure,) = figures(made(study, demo, job))
     for line in ("fusellm, 9 epochs", "fusionx, 9 epochs"):
         assert line in figure.svg
-
-
-@pytest.mark.parametrize("own", [2, 3])
-def test_objectives_are_compared_with_the_runs_own_method(
-    demo: FusionConfig, job: Callable[..., TrainJob], own: float
-) -> None:
-    config = demo.model_copy(
-        update={"train": demo.train.model_copy(update={"overrides": {"fusionx": {"lambda_fuse": own}}})}
-    )
-    study = make_study("objective", config)
-    (reference,) = {cell.against for cell in study.cells}
-    (same,) = [cell for cell in study.cells if cell.labels == reference]
-    mine = job(config, None, "fusionx", 0, 1e-3)
-    assert job(cell_config(config, study.name, same), None, "fusionx", 0, 1e-3).digest() == mine.digest()
-    ct, *methods = [cell_config(config, study.name, cell).train.method(cell.method) for cell in study.cells]
-    assert ct.teacher == "none"
-    assert {(one.fuse, one.teacher) for one in methods} == {
-        (fuse, teacher) for fuse in ("distributions", "likelihood") for teacher in ("asn", "min_ce")
-    }
-    for temperature in (10, 100):
-        tried = {one.lambda_fuse for one in methods if (one.fuse, one.temperature) == ("likelihood", temperature)}
-        assert min(tried) < temperature < max(tried), "its scale is bracketed"
 
 
 def test_entries_that_are_all_stored_are_no_limit(demo: FusionConfig) -> None:

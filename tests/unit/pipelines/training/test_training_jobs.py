@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shard_builder import random_parts, write_aligned, write_logits, write_tokens
+from shard_builder import random_parts, write_aligned, write_tokens
 
 from fusionx.contract.config import load_config
-from fusionx.contract.errors import DataError
-from fusionx.contract.shards.manifest import read_manifest
 from fusionx.pipelines.config import FusionConfig
 from fusionx.pipelines.layout import Layout
-from fusionx.pipelines.training.training_jobs import make_job, planned_jobs, tuning_jobs
+from fusionx.pipelines.training.training_jobs import planned_jobs, tuning_jobs
 
 
 @pytest.fixture
@@ -40,23 +38,6 @@ def config(root: Path, tmp_path: Path) -> FusionConfig:
     return config.model_copy(update={"target": models["target"], "sources": [models["prose"]], "train": train})
 
 
-def matching_likelihoods(config: FusionConfig) -> FusionConfig:
-    train = config.train.model_copy(update={"overrides": {"fusionx": {"fuse": "likelihood"}}})
-    return config.model_copy(update={"train": train})
-
-
-def test_only_likelihoods_read_the_logits(config: FusionConfig, layout: Layout) -> None:
-    parts = random_parts([2], ["target", "prose"])
-    for name in ("target", "prose"):
-        write_logits(Path(layout.logits(name)), parts, name)
-    plain, likelihood = (make_job(one, layout, "fusionx", 0, 1e-3) for one in (config, matching_likelihoods(config)))
-    assert plain.logits == {}
-    assert plain.inputs.keys() == {"tokens", "target", "prose"}
-    assert likelihood.logits == {name: layout.logits(name) for name in ("target", "prose")}
-    assert likelihood.inputs.keys() == {"tokens", "target", "prose", "logits/target", "logits/prose"}
-    assert likelihood.inputs["logits/prose"] == read_manifest(layout.logits("prose"), "logits", "precompute").digest
-
-
 def test_named_rates_and_passes_are_not_searched(config: FusionConfig, layout: Layout) -> None:
     own = {"methods": ["ct", "fusionx"], "overrides": {"fusionx": {"learning_rate": 1e-4, "epochs": 9}}}
     named = config.model_copy(update={"train": config.train.model_copy(update={**own, "tune": []})})
@@ -69,9 +50,3 @@ def test_named_rates_and_passes_are_not_searched(config: FusionConfig, layout: L
         ("ct", 1e-3),
         ("ct", 2e-3),
     ]
-
-
-def test_likelihoods_without_logits_are_refused(config: FusionConfig, layout: Layout) -> None:
-    make_job(config, layout, "fusionx", 0, 1e-3)
-    with pytest.raises(DataError, match="logits/target"):
-        make_job(matching_likelihoods(config), layout, "fusionx", 0, 1e-3)

@@ -61,7 +61,7 @@ def two_steps(trainer: Trainer, counting: Operations) -> Operations:
 
 
 @pytest.mark.parametrize("pack", [None, 128])
-@pytest.mark.parametrize("method", ["ct", "fusionx", "sequence", "fusellm", "fusellm-avgce", "likelihood"])
+@pytest.mark.parametrize("method", ["ct", "fusionx", "sequence", "fusellm", "fusellm-avgce", "fixed share"])
 def test_a_step_waits_for_nothing(method: str, pack: int | None, make: Make, tmp_path: Path, accelerator: None) -> None:
     job = make(tmp_path / "out", method, optimizer={"pack": pack}, run={"log_every": 1000})
     counted = two_steps(Trainer(job, ALONE), Operations())
@@ -120,7 +120,7 @@ def gradients(trainer: Trainer) -> Iterator[Tensor]:
 
 
 @pytest.mark.parametrize("pack", [None, 128])
-@pytest.mark.parametrize("method", ["ct", "fusionx", "sequence", "fusellm", "paper", "likelihood"])
+@pytest.mark.parametrize("method", ["ct", "fusionx", "sequence", "fusellm", "paper", "fixed share"])
 def test_padding_changes_no_loss_and_no_gradient(
     method: str, pack: int | None, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from fusionx.train.objective.fused_head import IGNORED, fused_head, label_nll
 from fusionx.train.objective.losses import head_scales, local_totals, selection_loss
-from fusionx.train.objective.spans import Spans
 from fusionx.train.objective.teacher import Candidates, select
 
 METHODS = {
@@ -24,7 +23,7 @@ METHODS = {
     "fusellm": variant("fusellm"),
     "fusellm-avgce": variant("fusellm-avgce"),
     "paper": variant("paper"),
-    "likelihood": variant("fusionx", fuse="likelihood"),
+    "fixed share": variant("fusionx", teacher="fixed_share", lambda_feed=0, lambda_select=0),
 }
 
 
@@ -46,10 +45,10 @@ def filled_up(candidates: Candidates, positions: int) -> Candidates:
     return joined
 
 
-def one_step(method: Any, candidates: Candidates, hidden: Tensor, weight: Tensor, spans: Any) -> tuple[Tensor, ...]:
+def one_step(method: Any, candidates: Candidates, hidden: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
     """Loss, its sums and gradients (hidden, head, selection network), weights and totals."""
     asn = network(method)
-    selection = None if method.teacher == "none" else select(method, asn, candidates, VOCAB, spans)
+    selection = None if method.teacher == "none" else select(method, asn, candidates, VOCAB)
     totals = local_totals([candidates.labels], [selection], 3)
     teacher = None if selection is None else selection.teacher
     scales = head_scales(method, totals)
@@ -67,15 +66,9 @@ def test_they_change_nothing(name: str, seed: int, positions: int) -> None:
     candidates = random_candidates(seed)
     hidden, weight = linear_head(seed)
     n = len(candidates.labels)
-    spans = more_spans = None
-    if method.fuse == "likelihood":
-        starts, stops = torch.tensor([0, 2, 3]), torch.tensor([2, 3, n])
-        spans = Spans(starts, stops, torch.tensor([0, 1, 2]), torch.tensor([2.0, 0.5, 3.0]))
-        zeros = torch.zeros(2, dtype=torch.int64)
-        more_spans = Spans(*(torch.cat([column, zeros.to(column.dtype)]) for column in spans))
-    plain = one_step(method, candidates, hidden, weight, spans)
+    plain = one_step(method, candidates, hidden, weight)
     longer = torch.cat([hidden.detach(), torch.randn(positions, hidden.shape[1]).double()]).requires_grad_()
-    found = one_step(method, filled_up(candidates, positions), longer, weight, more_spans)
+    found = one_step(method, filled_up(candidates, positions), longer, weight)
     of_hidden = found[4]
     assert not of_hidden[n:].any()
     for one, other in zip(plain, (*found[:4], of_hidden[:n], *found[5:]), strict=True):

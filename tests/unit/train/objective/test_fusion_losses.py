@@ -23,7 +23,7 @@ from fusionx.train.objective.losses import (
     selection_loss,
     squared_variation,
 )
-from fusionx.train.objective.selection_network import FEATURE_WIDTHS, SelectionNetwork
+from fusionx.train.objective.selection_network import SelectionNetwork
 from fusionx.train.objective.teacher import (
     Candidates,
     Selection,
@@ -45,7 +45,7 @@ METHODS: dict[str, MethodConfig] = {
     "sequence, gate through L_fuse": variant("fusionx", {"granularity": "sequence"}, **PAPERS_LOSSES),
     "MinCE with a bucket": variant("fusellm", tail="bucket"),
     "fixed share": variant("fusionx", teacher="fixed_share", lambda_feed=0, lambda_select=0),
-    "all features": variant("fusionx", {"features": list(FEATURE_WIDTHS)}),
+    "two features": variant("fusionx", {"features": ["nll_per_byte", "tail"]}),
     "AvgCE with a bucket": variant("fusellm-avgce", tail="bucket"),
     **{
         f"{base}, {option} {value}, {tail}": variant(base, {option: value}, tail=tail, **losses)

@@ -62,16 +62,16 @@ def test_shapes_and_initial_weights(granularity: Granularity) -> None:
 def test_features_are_the_documented_numbers(k: int, wanted: list[Feature]) -> None:
     candidates = random_candidates(k, k=k)
     nll = candidates.nll_per_byte[candidates.chunk_of]
-    found = candidate_features(wanted, candidates.probs, candidates.aligned, candidates.shares, nll)
+    found = candidate_features(wanted, candidates.probs, candidates.aligned, nll)
     torch.testing.assert_close(found, feature_rows(candidates, wanted), rtol=1e-9, atol=1e-9)
 
 
 def test_an_unknown_nll_becomes_the_mean() -> None:
     candidates = random_candidates(0, n=1)
     nll = torch.tensor([[0.5, float("nan"), 1.5]], dtype=torch.float64)
-    relative = candidate_features(["nll_per_byte"], candidates.probs, candidates.aligned, candidates.shares, nll)
+    relative = candidate_features(["nll_per_byte"], candidates.probs, candidates.aligned, nll)
     assert relative.flatten().tolist() == [-2.0, 0.0, 2.0]
-    nowhere = candidate_features(FEATURES, candidates.probs, candidates.aligned, candidates.shares, nll * float("nan"))
+    nowhere = candidate_features(FEATURES, candidates.probs, candidates.aligned, nll * float("nan"))
     assert torch.isfinite(nowhere).all()
 
 
