@@ -57,18 +57,18 @@ def figures(cases: Sequence[Case] | None = None, n: int = 3) -> Iterator[Figure]
     torch.set_num_threads(1)
     for case in default_cases() if cases is None else cases:
         work = _Work(case, LENGTH)
-        works = {name: partial(work.step, name) for name in ("ct", "fusionx", "fusellm", "paper")}
+        works = {name: partial(work.step, name) for name in ("ct", "fusionx-network", "fusellm", "paper")}
         seconds = interleaved_seconds({**works, "torch": work.torch_cross_entropy}, n, clock)
         plain = seconds["ct"]
-        yield Figure("fusion", case.name, "seconds", seconds["fusionx"], "s", n=n)
+        yield Figure("fusion", case.name, "seconds", seconds["fusionx-network"], "s", n=n)
         for name, metric in (
-            ("fusionx", "ratio_time_to_ce"),
+            ("fusionx-network", "ratio_time_to_ce"),
             ("paper", "paper_time_to_ce"),
             ("fusellm", "fusellm_time_to_ce"),
         ):
             ratio = seconds[name] / plain
             yield Figure("fusion", case.name, metric, ratio, "x", "blocked cross-entropy", ratio, n)
-        ratio = seconds["fusionx"] / seconds["torch"]
+        ratio = seconds["fusionx-network"] / seconds["torch"]
         yield Figure("fusion", case.name, "ratio_time_to_torch_ce", ratio, "x", "torch's cross-entropy", ratio, n)
         few = _Work(case, DENSE_POSITIONS)
         dense = interleaved_seconds({"dense": few.dense_fusion}, 1, clock)["dense"] * LENGTH / DENSE_POSITIONS
@@ -77,10 +77,10 @@ def figures(cases: Sequence[Case] | None = None, n: int = 3) -> Iterator[Figure]
             "fusion",
             case.name,
             metric,
-            seconds["fusionx"] / dense,
+            seconds["fusionx-network"] / dense,
             "x",
             f"dense fusion, of {DENSE_POSITIONS} positions",
-            seconds["fusionx"] / dense,
+            seconds["fusionx-network"] / dense,
         )
         yield from _memory(case)
     torch.set_num_threads(threads)
@@ -89,13 +89,15 @@ def figures(cases: Sequence[Case] | None = None, n: int = 3) -> Iterator[Figure]
 def _memory(case: Case) -> Iterator[Figure]:
     """Peaks over what the inputs take, each in a process of its own."""
     sizes = (case.vocab, case.width, case.candidates, case.k)
-    peaks = {name: peak_of_a_process(__name__, "peak_megabytes", name, *sizes) for name in ("fusionx", "ct", "torch")}
-    yield Figure("fusion", case.name, "peak_memory", peaks["fusionx"], "MB")
+    peaks = {
+        name: peak_of_a_process(__name__, "peak_megabytes", name, *sizes) for name in ("fusionx-network", "ct", "torch")
+    }
+    yield Figure("fusion", case.name, "peak_memory", peaks["fusionx-network"], "MB")
     for metric, other, against in (
         ("ratio_memory_to_ce", "ct", "blocked cross-entropy"),
         ("ratio_memory_to_torch_ce", "torch", "torch's cross-entropy"),
     ):
-        ratio = peaks["fusionx"] / peaks[other]
+        ratio = peaks["fusionx-network"] / peaks[other]
         yield Figure("fusion", case.name, metric, ratio, "x", against, ratio)
 
 
@@ -129,7 +131,7 @@ class _Work:
         self.candidates = _candidates(case, positions, self.device)
         self.networks = {
             name: SelectionNetwork(case.candidates, PRESETS[name].selection).to(self.device)
-            for name in ("fusionx", "paper")
+            for name in ("fusionx-network", "paper")
         }
 
     def step(self, name: str) -> None:

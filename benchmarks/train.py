@@ -31,7 +31,7 @@ from fusionx.train.loop.trainer import Trainer
 from fusionx.train.model.target import load_target
 from fusionx.train.objective.fused_head import IGNORED
 
-METHODS = ("ct", "fusionx", "fusellm", "paper")
+METHODS = ("ct", "fusionx-network", "fusellm", "paper")
 DEMO_TARGET = "data/demo/models/target"
 
 
@@ -90,7 +90,7 @@ def _figures_of(case: Case, folder: Path, n: int) -> Iterator[Figure]:
             trainer.step(batches)
             _finish(device)
             seconds[name].append(clock() - started)
-            waited += [(there - started) / seconds[name][-1]] if name == "fusionx" else []
+            waited += [(there - started) / seconds[name][-1]] if name == "fusionx-network" else []
     torch.set_num_threads(threads)
     median = {name: statistics.median(values[1:]) for name, values in seconds.items()}
     tokens //= n + 1
@@ -100,18 +100,18 @@ def _figures_of(case: Case, folder: Path, n: int) -> Iterator[Figure]:
         speed = median["bare"] / median[name]
         yield Figure("train", case.name, f"{name}_ratio_to_bare", speed, "x", "a bare loop's tokens/s", speed, n)
     for name in METHODS[1:]:
-        metric = "ratio_to_ct" if name == "fusionx" else f"{name}_ratio_to_ct"
+        metric = "ratio_to_ct" if name == "fusionx-network" else f"{name}_ratio_to_ct"
         ratio = median[name] / median["ct"]
         yield Figure("train", case.name, metric, ratio, "x", "a ct step", ratio, n)
     sizes = (str(folder), target, case.batch_size, astuple(case.shape), case.pack)
     peaks = {name: peak_of_a_process(__name__, "peak_megabytes", *sizes, name) for name in METHODS[:2]}
-    ratio = peaks["fusionx"] / peaks["ct"]
-    yield Figure("train", case.name, "peak_memory", peaks["fusionx"], "MB", "a ct step", ratio)
-    trainer = trainers["fusionx"]
+    ratio = peaks["fusionx-network"] / peaks["ct"]
+    yield Figure("train", case.name, "peak_memory", peaks["fusionx-network"], "MB", "a ct step", ratio)
+    trainer = trainers["fusionx-network"]
     yield Figure("train", case.name, "waiting_for_data", statistics.median(waited[1:]), "of the step", n=n)
     peak = peak_flops(torch.cuda.get_device_name()) if device.type == "cuda" else None
     if peak is not None:
-        mfu = tokens / median["fusionx"] * flops_per_token(trainer.target.model, case.shape.length) / peak
+        mfu = tokens / median["fusionx-network"] * flops_per_token(trainer.target.model, case.shape.length) / peak
         yield Figure("train", case.name, "mfu", mfu, "of peak", n=n)
 
 

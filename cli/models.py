@@ -75,7 +75,7 @@ def model(path: str, revision: str | None, as_json: bool) -> None:
     type=click.Choice(["walk", "mined", "exact"]),
     help="Whose result is shown; by default that which the method reads.",
 )
-@click.option("--method", metavar="NAME", help="Whose selection network is asked; by default the first trained one.")
+@click.option("--method", metavar="NAME", help="Whose teacher is asked; by default the first trained one's.")
 @click.option(
     "--positions",
     type=_Numbers("A:B", (0, 10**9)),
@@ -98,7 +98,7 @@ def shard(
     """A chunk of a run: its text, and at each of the target's tokens what every candidate says of the next one.
 
     Before alignment and after it, with the exact probability of the text's own next token and, once a method with a
-    selection network is trained, whom that network listens to. Reads finished shards; runs no model.
+    teacher is trained, whom that listens to. Reads finished shards; runs no model.
     """
     if what["key"] is not None and (part is not None or what["row"]):
         raise click.UsageError("--chunk names the chunk; --part and --row name one, too.")

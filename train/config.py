@@ -73,6 +73,11 @@ class MethodConfig(Config):
 
     @model_validator(mode="after")
     def _what_goes_together(self) -> MethodConfig:
+        if self.teacher != "asn" and (self.lambda_feed or self.lambda_select):
+            raise ValueError(
+                f"teacher '{self.teacher}' has no selection network to train: it needs lambda_feed 0 and lambda_select"
+                " 0, or teacher 'asn', as the preset fusionx-network has it"
+            )
         element = self.teacher == "asn" and self.selection.granularity == "element"
         if element and (self.tail == "bucket" or self.lambda_select):
             raise ValueError(
@@ -103,10 +108,11 @@ PRESETS: dict[str, MethodConfig] = {
         lambda_feed=0.5,
         lambda_select=0,
     ),
-    "fusionx": MethodConfig(),
+    "fusionx": MethodConfig(teacher="fixed_share", lambda_feed=0, lambda_select=0),
+    "fusionx-network": MethodConfig(),
 }
 """ct: continued training. fusellm, fusellm-avgce: FuseLLM's MinCE and AvgCE. paper: Fusion-X to the letter. fusionx:
-the default."""
+the default. fusionx-network: the same with a selection network for fixed share, which on real models is no better."""
 BASELINE = "ct"
 """The method whose best learning rate every method uses that was not tuned itself."""
 
@@ -274,6 +280,11 @@ class TrainConfig(Config):
                 f" {preset_name}-walk"
             )
         preset, selection = PRESETS[preset_name].model_dump(), changed.get("selection", {})
+        if selection and (teacher := changed.get("teacher", preset["teacher"])) != "asn":
+            raise ValueError(
+                f"overrides of '{name}' change `selection`, and teacher '{teacher}' has no selection network: take the"
+                " preset fusionx-network or paper"
+            )
         if isinstance(selection, dict):  # what is no mapping is for the validation to refuse
             changed["selection"] = {**preset["selection"], **selection}
         return MethodConfig.model_validate({**preset, **changed})

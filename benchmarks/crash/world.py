@@ -57,7 +57,7 @@ def _config(folder: Path) -> dict[str, Any]:
         "precompute": {"k": 8, "splits": ["train", "validation"], "batch_tokens": 1024},
         "align": {"methods": ["walk", "mined"]},
         "train": {
-            "methods": ["ct", "fusionx"],
+            "methods": ["ct", "fusionx-network"],
             "optimizer": {"learning_rate": 0.001, "batch_size": 16, "epochs": 1},
             "run": {"device": "cpu", "threads": 1, "validate_every": 3, "checkpoint_every": 2, "log_every": 1},
             "jobs": 1,

@@ -11,13 +11,14 @@ Step = Literal["best", "last"]
 STEPS: tuple[Step, ...] = ("best", "last")
 
 TARGET = "target"
-METHOD_ORDER = (TARGET, "ct", "fusellm", "fusellm-avgce", "paper", "fusionx")
+METHOD_ORDER = (TARGET, "ct", "fusellm", "fusellm-avgce", "paper", "fusionx-network", "fusionx")
 METHOD_LABELS = {
     TARGET: "Original target",
     "ct": "Continual training",
     "fusellm": "FuseLLM",
     "fusellm-avgce": "FuseLLM AvgCE",
     "paper": "Paper preset",
+    "fusionx-network": "Fusion-X, network",
     "fusionx": "Fusion-X",
 }
 

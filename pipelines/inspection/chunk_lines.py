@@ -19,7 +19,7 @@ HOW = {
 }
 LEGEND = (
     "At each token of the target: what comes next, and of each candidate how probable its aligned shard makes that, "
-    "what the selection network gives it, and its distribution before (own tokens) and after alignment (the target's)."
+    "what it weighs in the teacher, and its distribution before (own tokens) and after alignment (the target's)."
 )
 
 
@@ -62,7 +62,7 @@ def title(view: ChunkView) -> str:
 def facts(view: ChunkView) -> list[str]:
     """Where it lies, what it is, and whose weights are shown."""
     domain = visible(view.domain).replace("\n", " ")
-    gate = view.note if view.method is None else f"weights of the selection network of {view.method}, seed {view.seed}"
+    gate = view.note if view.method is None else f"weights in the teacher of {view.method}, seed {view.seed}"
     return [
         f"{view.part}, row {view.row}; split {view.split}; domain {domain}; {view.predicted + 1} tokens of the target",
         f"alignment {view.alignment}; {gate}",

@@ -25,7 +25,7 @@ from fusionx.contract.shards.parts import Ragged, match_rows, read_part
 from fusionx.contract.tokens.chat import CHAT, messages_of
 from fusionx.contract.tokens.encoder import load_encoder
 from fusionx.contract.tokens.token_table import TokenTable
-from fusionx.pipelines.inspection.gate import finished_training, fusion_weights, gated_methods, training_of
+from fusionx.pipelines.inspection.gate import finished_training, fusion_weights, taught_methods, training_of
 from fusionx.pipelines.pipeline import Pipeline
 from fusionx.precompute.config import ModelConfig
 from fusionx.train.config import TrainJob
@@ -57,7 +57,7 @@ class Opinion:
     ends just there. said: after it, over its own tokens. own_next: the text's next token of its own, with its exact
     probability. status: how the position was aligned. aligned: over the target's tokens, None where not aligned.
     label: the exact probability that this gives to the target's next token, None where it is not stored. weight: what
-    the selection network gives the candidate, None where no network was asked.
+    the candidate weighs in the teacher, None where no training was asked.
     """
 
     candidate: str
@@ -86,7 +86,7 @@ class Position:
 @dataclass(frozen=True)
 class ChunkView:
     """positions: those asked for, of `predicted`, the number that have a next token. method, seed: the training whose
-    selection network gave the weights. note: why there are none.
+    teacher gave the weights. note: why there are none.
     """
 
     part: str
@@ -144,7 +144,7 @@ def chunk_of(
     Args:
         part, row: where it is; without a part, the first that has a chunk. key: or its (doc_id, chunk).
         source: this candidate only. alignment: whose result; by default that which the method's training reads, or the
-            run's first. method: whose selection network is asked; by default the first that is trained.
+            run's first. method: whose teacher is asked; by default the first that is trained.
         positions: from, to (not included). top: entries shown of a distribution.
 
     Raises:
@@ -226,18 +226,18 @@ def _texts(stored: str, format_: str | None) -> tuple[str, str]:
 
 
 def _training(pipeline: Pipeline, method: str | None, alignment: AlignMethod | None) -> tuple[TrainJob | None, str]:
-    """The training whose selection network is asked, and if there is none, why."""
+    """The training whose teacher is asked, and if there is none, why."""
     config, layout = pipeline.config, pipeline.layout
     if method is not None:
         return training_of(config, layout, method, alignment), ""
-    known = gated_methods(config, alignment)
+    known = taught_methods(config, alignment)
     if not known:
-        return None, "no method of the run has a selection network"
+        return None, "no method of the run has a teacher"
     try:
         job = finished_training(config, layout, known)
     except FusionXError as error:  # the shards can be looked at without it
-        return None, f"no weights of a selection network: {error.problem}"
-    return job, "" if job is not None else f"no weights of a selection network: {known[0]} is not trained yet"
+        return None, f"no weights of a teacher: {error.problem}"
+    return job, "" if job is not None else f"no weights of a teacher: {known[0]} is not trained yet"
 
 
 def _place(folder: str, number: int | None, row: int, key: tuple[int, int] | None) -> Place:

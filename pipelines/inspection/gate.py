@@ -1,4 +1,4 @@
-"""Whom a trained selection network listens to at every position of a chunk, from what its training exported."""
+"""Whom a method listens to at every position of a chunk: its rule, or the network that its training exported."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from fusionx.train.objective.selection_network import SelectionNetwork
 
 
-def gated_methods(config: FusionConfig, alignment: str | None = None) -> list[str]:
-    """The run's methods with a selection network, in its order; of those, the ones that read this alignment."""
+def taught_methods(config: FusionConfig, alignment: str | None = None) -> list[str]:
+    """The run's methods with a teacher, in its order; of those, the ones that read this alignment."""
     methods = {name: config.train.method(name) for name in config.train.methods}
     return [
-        name for name, method in methods.items() if method.teacher == "asn" and alignment in (None, method.alignment)
+        name for name, method in methods.items() if method.teacher != "none" and alignment in (None, method.alignment)
     ]
 
 
@@ -44,14 +44,14 @@ def training_of(config: FusionConfig, layout: Layout, method: str, alignment: st
     """The finished training that a user names by its method.
 
     Raises:
-        ConfigError: the run has no such method, or that has no selection network or reads another alignment.
+        ConfigError: the run has no such method, or that has no teacher or reads another alignment.
         DataError: it has no finished training, or another's.
     """
-    known = gated_methods(config, alignment)
+    known = taught_methods(config, alignment)
     if method not in known:
         reads = "" if alignment is None else f" that reads the alignment '{alignment}'"
         raise ConfigError(
-            f"The run has no such method with a selection network{reads}.",
+            f"The run has no such method with a teacher{reads}.",
             field="--method",
             found=method,
             expected=", ".join(known) or "none: train.methods has none",
@@ -62,10 +62,13 @@ def training_of(config: FusionConfig, layout: Layout, method: str, alignment: st
     return job
 
 
-def _network(job: TrainJob) -> tuple[SelectionNetwork, list[str]]:
-    """As its best step has it; from an object store its two files alone are fetched."""
+def _network(job: TrainJob) -> tuple[SelectionNetwork | None, list[str]]:
+    """As its best step has it, and its candidates; None where a rule chooses. From an object store its two files alone
+    are fetched."""
     from fusionx.train.state.export import ASN_CONFIG, ASN_WEIGHTS, load_asn
 
+    if job.method.teacher != "asn":
+        return None, list(job.aligned)
     if is_local(job.output):
         return load_asn(Path(job.output, "best"))
     with TemporaryDirectory() as place:
@@ -77,7 +80,8 @@ def _network(job: TrainJob) -> tuple[SelectionNetwork, list[str]]:
 def fusion_weights(job: TrainJob, split: str, part: str, row: int) -> dict[str, npt.NDArray[np.floating]]:
     """What each candidate's distribution weighs at every position that has a next token: id -> float32 [L - 1].
 
-    The exported network of the training's best step is asked as a training asks it, without a training's randomness.
+    The rule, or the exported network of the training's best step, is asked as a training asks it, without a training's
+    randomness.
 
     Args:
         part: the file's name. row: of the chunk in it.
@@ -92,6 +96,8 @@ def fusion_weights(job: TrainJob, split: str, part: str, row: int) -> dict[str, 
     from fusionx.train.objective.teacher import select
 
     asn, candidates = _network(job)
+    if asn is not None:
+        asn.eval()
     shards = ShardSet(job.tokens, {name: job.aligned[name] for name in candidates}, split, job.method.k)
     index = next(number for number, entry in enumerate(shards.parts) if entry.name == part)
     sample = shards.sample(index, row)
@@ -101,5 +107,5 @@ def fusion_weights(job: TrainJob, split: str, part: str, row: int) -> dict[str, 
     assert said is not None
     with torch.inference_mode():
         # The vocabulary's size only matters to a loss.
-        weights = select(job.method, asn.eval(), said, vocab_size=int(sample.ids.max(initial=0)) + 1).weights
+        weights = select(job.method, asn, said, vocab_size=int(sample.ids.max(initial=0)) + 1).weights
     return dict(zip(candidates, weights.T.numpy(), strict=True))

@@ -14,8 +14,11 @@ from fusionx.train.config import PRESETS
 Labels = tuple[str, ...]
 Figure = Literal["dots", "grid", "thresholds", "sources", "efficiency", "selection", "data"]
 
-_DEFAULT_METHOD = {"table1": "paper"}
-"""What a study changes where it is not the default method."""
+_OF_THE_NETWORK = {
+    "table1": "paper",
+    **dict.fromkeys(("lambda", "tau", "selector"), "fusionx-network"),
+}
+"""Studies of a method with a selection network, and which that is unless another is named."""
 FUSE_WEIGHTS = (0.1, 0.5, 1.0, 3.0, 10.0)
 """Values of lambda_fuse; the first is the paper's and FuseLLM's."""
 FEWER_ENTRIES = 10
@@ -57,7 +60,8 @@ def make_study(name: str, config: FusionConfig, method: str | None = None) -> St
         name: one of `pipelines.study.STUDIES`. method: whose fields the study changes; None: the study's own choice.
 
     Raises:
-        ConfigError: the method has no selection network, the study changes no method, or the run has no source.
+        ConfigError: the method has no teacher, or no selection network where the study is of that; the study changes no
+            method, or the run has no source.
     """
     if name in OF_METHODS and method is None:
         return OF_METHODS[name](config)
@@ -65,15 +69,16 @@ def make_study(name: str, config: FusionConfig, method: str | None = None) -> St
         raise ConfigError(
             "This study compares methods and changes none.", field="--method", found=method, expected="no --method"
         )
-    method = method or _DEFAULT_METHOD.get(name, "fusionx")
-    known = dict.fromkeys([*PRESETS, *config.train.overrides])
-    selecting = [name for name in known if config.train.method(name).teacher == "asn"]
-    if method not in selecting:
+    method = method or _OF_THE_NETWORK.get(name, "fusionx")
+    of_the_network = name in _OF_THE_NETWORK
+    teachers = {known: config.train.method(known).teacher for known in (*PRESETS, *config.train.overrides)}
+    fit = [known for known, teacher in teachers.items() if (teacher == "asn" if of_the_network else teacher != "none")]
+    if method not in fit:
         raise ConfigError(
-            "Only a method with a selection network can be studied so.",
+            f"Only a method with a {'selection network' if of_the_network else 'teacher'} can be studied so.",
             field="--method",
             found=method,
-            expected=", ".join(selecting),
+            expected=", ".join(fit),
         )
     return OF_ONE_METHOD[name](config, method)
 
@@ -162,7 +167,8 @@ def efficiency(config: FusionConfig) -> Study:
 
 def selection(config: FusionConfig) -> Study:
     """Fig. 6: the weight of every candidate while the run's methods with a selection network train."""
-    methods = [name for name in config.train.methods if config.train.method(name).teacher == "asn"] or ["fusionx"]
+    gated = [name for name in config.train.methods if config.train.method(name).teacher == "asn"]
+    methods = gated or ["fusionx-network"]
     cells = [Cell((method,), method) for method in methods]
     return Study("selection", ("Method",), cells, "selection")
 

@@ -41,7 +41,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     parts = corpus_parts(model, CANDIDATES)
     tokens, aligned = write_set(folder / "shards", parts, CANDIDATES)
 
-    def job(output: Path, method: str | MethodConfig = "fusionx", **changed: Any) -> TrainJob:
+    def job(output: Path, method: str | MethodConfig = "fusionx-network", **changed: Any) -> TrainJob:
         optimizer = {"batch_size": 4, "learning_rate": 3e-3, **changed.pop("optimizer", {})}
         return make_job(model, tokens, aligned, output, method, optimizer=optimizer, **changed)
 
@@ -62,7 +62,7 @@ def alone(make: Make, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
     """alone(method, **changed): the output of one process, made once for each."""
     outputs: dict[str, Path] = {}
 
-    def output(method: str | MethodConfig = "fusionx", **changed: Any) -> Path:
+    def output(method: str | MethodConfig = "fusionx-network", **changed: Any) -> Path:
         job = make(tmp_path_factory.mktemp("alone") / "out", method, **changed)
         if job.digest() not in outputs:
             outputs[job.digest()] = finish(job)
@@ -98,8 +98,8 @@ def assert_close(ours: Path, theirs: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "shards", "micro_batch"),
     [
-        ("fusionx", "none", 1),
-        ("fusionx", "fsdp", 1),
+        ("fusionx-network", "none", 1),
+        ("fusionx-network", "fsdp", 1),
         ("paper", "fsdp", None),
     ],
 )
@@ -129,7 +129,7 @@ def test_fsdp_in_bf16(alone: Callable[..., Path], make: Make, tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("shards", ["none", "fsdp"])
 def test_every_option_in_two_processes(shards: str, alone: Callable[..., Path], make: Make, tmp_path: Path) -> None:
-    method = PRESETS["fusionx"].model_copy(
+    method = PRESETS["fusionx-network"].model_copy(
         update={"selection": SelectionConfig(feed_over="place", choice="top_n", fusion="maximum", layers="linear1")}
     )
     options = {"pack": 160, "batch_size": 2, "lora": {"r": 4}}

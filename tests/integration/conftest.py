@@ -128,7 +128,7 @@ def write_config(root: Path) -> None:
         "precompute": {"k": 8, "splits": ["train", "validation"], "batch_tokens": 512},
         "align": {"methods": ["walk", "mined"]},
         "train": {
-            "methods": ["ct", "fusellm", "paper", "fusionx"],
+            "methods": ["ct", "fusellm", "paper", "fusionx-network", "fusionx"],
             "optimizer": {"learning_rate": 0.001, "batch_size": 16, "epochs": 2},
             "run": {"validate_every": 4},
             "jobs": 2,

@@ -35,7 +35,7 @@ def row_of(folder: Path, doc_id: int, chunk: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def found(world: Any, finished: Path) -> dict[str, Any]:
-    return shown(world, finished, "--part 0 --row 1 --positions : --top 100 --method fusionx")
+    return shown(world, finished, "--part 0 --row 1 --positions : --top 100 --method fusionx-network")
 
 
 def test_what_is_shown_is_what_the_parts_hold(found: dict[str, Any], finished: Path) -> None:
@@ -98,8 +98,8 @@ def test_the_weights_are_those_of_the_trained_network(found: dict[str, Any], fin
 
     from fusionx.train.state.export import load_asn
 
-    assert (found["method"], found["seed"], found["note"]) == ("fusionx", 0, "")
-    (training,) = (finished / "train" / "fusionx").glob("lr-*/seed-0")
+    assert (found["method"], found["seed"], found["note"]) == ("fusionx-network", 0, "")
+    (training,) = (finished / "train" / "fusionx-network").glob("lr-*/seed-0")
     asn, candidates = load_asn(training / "best")
     assert sorted(candidates) == sorted(CANDIDATES)
     key = found["doc_id"], found["chunk"]
@@ -130,22 +130,43 @@ def test_the_weights_are_those_of_the_trained_network(found: dict[str, Any], fin
         assert [weights[name] for name in candidates] == pytest.approx(expected, abs=2e-3)
 
 
+def test_the_weights_of_a_rule_are_those_of_the_rule(world: Any, finished: Path) -> None:
+    """Fixed share, step by step: trust grows with the probability that a candidate gave each token before."""
+    found = shown(world, finished, "--part 0 --row 1 --positions : --top 100 --method fusionx")
+    assert (found["method"], found["seed"], found["note"]) == ("fusionx", 0, "")
+    trust = dict.fromkeys(CANDIDATES, 1 / len(CANDIDATES))
+    for place in found["positions"]:
+        of = {one["candidate"]: one for one in place["opinions"]}
+        there = {name: share for name, share in trust.items() if (of[name]["aligned"] or {"entries": []})["entries"]}
+        expected = {name: there.get(name, 0) / sum(there.values()) if there else 0 for name in CANDIDATES}
+        assert {name: one["weight"] for name, one in of.items()} == pytest.approx(expected, abs=2e-3), place["index"]
+        labels = {name: one["label"] for name, one in of.items()}
+        known = [label for label in labels.values() if label is not None]
+        for name, label in labels.items():
+            said = sum(known) / max(len(known), 1) if label is None else label
+            trust[name] *= max(said, 1e-6) ** 0.25
+        whole = sum(trust.values())
+        trust = {name: 0.98 * share / whole + 0.02 / len(trust) for name, share in trust.items()}
+
+
 def test_a_chunk_is_found_by_its_numbers_and_one_source_is_enough(
     found: dict[str, Any], world: Any, finished: Path
 ) -> None:
-    chosen = f"--chunk {found['doc_id']}:{found['chunk']} --source coder --positions 2:4 --top 100 --method fusionx"
+    chosen = (
+        f"--chunk {found['doc_id']}:{found['chunk']} --source coder --positions 2:4 --top 100 --method fusionx-network"
+    )
     again = shown(world, finished, chosen)
-    assert (again["part"], again["row"], again["method"]) == (found["part"], 1, "fusionx")
+    assert (again["part"], again["row"], again["method"]) == (found["part"], 1, "fusionx-network")
     assert [place["index"] for place in again["positions"]] == [2, 3]
     for place in again["positions"]:
         (one,) = place["opinions"]
         of_all = found["positions"][place["index"]]["opinions"][1]
         assert {**one, "weight": None} == {**of_all, "weight": None}
     mined = shown(world, finished, "--alignment mined --positions 2:3")
-    assert (mined["alignment"], mined["method"]) == ("mined", "paper")
+    assert (mined["alignment"], mined["method"]) == ("mined", "fusellm")
     bare = shown(world, finished, "--positions 2:3 --set train.methods=[ct]")
     assert (bare["alignment"], bare["method"]) == ("walk", None)
-    assert bare["note"] == "no method of the run has a selection network"
+    assert bare["note"] == "no method of the run has a teacher"
 
 
 def test_a_terminal_has_colours_and_a_pipe_has_none(world: Any, finished: Path) -> None:
@@ -178,7 +199,7 @@ def test_the_page_is_written_whole(world: Any, finished: Path, tmp_path: Path) -
         ("--chunk 0:0 --part 0", 2, "--chunk names the chunk"),
         ("--json --html page.html", 2, "not both"),
         ("--source nobody", 2, "There is no such source."),
-        ("--method ct", 2, "no such method with a selection network"),
+        ("--method ct", 2, "no such method with a teacher"),
         ("--method fusionx --alignment mined", 2, "that reads the alignment 'mined'"),
         ("--alignment exact", 2, "The run makes no such alignment."),
     ],
@@ -191,7 +212,7 @@ def test_missing_and_damaged_files_are_named(world: Any, finished: Path, tmp_pat
     output = tmp_path / "out"
     for name in ("chunks", "logits", "aligned"):
         shutil.copytree(finished / name, output / name)
-    assert "no weights of a selection network" in shown(world, output, "--positions 0:1")["note"]
+    assert "no weights of a teacher" in shown(world, output, "--positions 0:1")["note"]
     assert "A training has no result." in refused(world, output, "--method fusionx", 1)
     for folder in ("logits/coder", "aligned/target/walk/coder", "aligned/target/tokens", "chunks"):
         part = output / folder / "part-00000.parquet"

@@ -19,7 +19,7 @@ from forked import ForkedCommand
 from fusionx.cli.main import main
 from fusionx.contract.tokens.encoder import load_encoder
 
-METHODS = ("ct", "fusellm", "paper", "fusionx")
+METHODS = ("ct", "fusellm", "paper", "fusionx-network", "fusionx")
 DATA_STAGES = ("chunk", "precompute", "align")
 
 
@@ -84,7 +84,7 @@ def test_every_exported_model_is_an_ordinary_model(finished: Path) -> None:
             tokenizer = AutoTokenizer.from_pretrained(folder)
             logits = model(**tokenizer("def f", return_tensors="pt")).logits
             assert logits.isfinite().all()
-            assert (folder / "asn.safetensors").exists() == (method in ("paper", "fusionx"))
+            assert (folder / "asn.safetensors").exists() == (method in ("paper", "fusionx-network"))
 
 
 def test_a_second_run_makes_nothing(world: Any, finished: Path) -> None:

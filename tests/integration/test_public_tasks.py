@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-METHODS = ("ct", "fusellm", "paper", "fusionx")
+METHODS = ("ct", "fusellm", "paper", "fusionx-network", "fusionx")
 
 
 def test_benchmarks_stand_among_the_tasks_of_the_report(

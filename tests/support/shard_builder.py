@@ -246,7 +246,7 @@ def make_job(
     tokens: str,
     aligned: dict[str, str],
     output: Path,
-    method: str | MethodConfig = "fusionx",
+    method: str | MethodConfig = "fusionx-network",
     **changed: Any,
 ) -> TrainJob:
     """A job of a dozen steps."""

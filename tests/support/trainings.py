@@ -22,7 +22,6 @@ STEPS = 10  # round(2.3 epochs x 13 chunks / 3)
 METHODS: dict[str, str | MethodConfig] = {
     **{name: name for name in PRESETS},
     "sequence": MethodConfig(selection=SelectionConfig(granularity="sequence")),
-    "fixed share": MethodConfig(teacher="fixed_share", lambda_feed=0, lambda_select=0),
     "gumbel": MethodConfig(selection=SelectionConfig(metric="gumbel")),
 }
 Make = Callable[..., TrainJob]

@@ -22,11 +22,15 @@ METHOD_COLOURS = {
     "fusellm": "#009E73",
     "fusellm-avgce": "#8C6D31",
     "paper": "#CC79A7",
+    "fusionx-network": "#56B4E9",
     "fusionx": "#0072B2",
 }
-OTHER_COLOURS = ("#56B4E9", "#D55E00", "#000000")
+OTHER_COLOURS = ("#D55E00", "#000000", "#7F3C8D")
 SOURCE_COLOURS = ("#332288", "#88CCEE", "#117733", "#DDCC77", "#CC6677", "#44AA99", "#882255", "#999933")
-METHOD_MARKERS = {TARGET: "|", "ct": "s", "fusellm": "^", "fusellm-avgce": "v", "paper": "D", "fusionx": "o"}
+METHOD_MARKERS = {
+    **{TARGET: "|", "ct": "s", "fusellm": "^", "fusellm-avgce": "v", "paper": "D"},
+    **{"fusionx-network": "h", "fusionx": "o"},
+}
 """Forms and dashes tell methods apart where colours do not: in print, and to every eye."""
 OTHER_MARKERS = ("P", "X", "*")
 METHOD_DASHES: Mapping[str, Any] = {"ct": (0, (5, 2)), "fusellm": (0, (1, 1.2)), "paper": (0, (4, 1.5, 1, 1.5))}

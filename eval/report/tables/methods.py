@@ -161,5 +161,5 @@ def selection(results: Mapping[str, Any]) -> Section | None:
         ]
         rows.append([Cell("Mean"), *(Cell(percent(found["mean"][name], 0)) for name in ids)])
         tables.append(Table(f"{method_label(method)}: fusion weight by domain", ["Domain", *ids], rows, folded=True))
-    notes = ["How the selection network shares its weight among the sources: mean fusion weight per position."]
+    notes = ["How the teacher shares its weight among the candidates: mean fusion weight per position."]
     return Section("selection", "Whom the target listened to", notes, tables)

@@ -30,7 +30,7 @@ def make(model: Path, parts: Parts, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("shards")
     tokens, aligned = write_set(folder, parts, CANDIDATES)
 
-    def job(output: Path, method: str = "fusionx", **changed: Any) -> TrainJob:
+    def job(output: Path, method: str = "fusionx-network", **changed: Any) -> TrainJob:
         return make_job(model, tokens, changed.pop("aligned", aligned), output, METHODS[method], **changed)
 
     return job

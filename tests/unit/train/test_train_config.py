@@ -18,7 +18,7 @@ def fields(name: str, *names: str) -> tuple[Any, ...]:
 
 
 def test_presets_are_the_designs() -> None:
-    assert set(PRESETS) == {"ct", "fusellm", "fusellm-avgce", "paper", "fusionx"}
+    assert set(PRESETS) == {"ct", "fusellm", "fusellm-avgce", "paper", "fusionx", "fusionx-network"}
     losses = ("lambda_lm", "lambda_fuse", "lambda_feed", "lambda_select")
     assert fields("ct", "teacher", *losses) == ("none", 1, 0, 0, 0)
     assert fields("fusellm", "teacher", "alignment", "tail", *losses) == (
@@ -32,8 +32,10 @@ def test_presets_are_the_designs() -> None:
     )
     assert PRESETS["fusellm-avgce"] == PRESETS["fusellm"].model_copy(update={"teacher": "avg_ce"})
     assert fields("paper", "teacher", "alignment", "tail", *losses) == ("asn", "mined", "renormalise", 1, 0.1, 0.5, 0)
-    assert fields("fusionx", "teacher", "alignment", "tail", *losses[2:]) == ("asn", "walk", "bucket", 0.05, 0.5)
-    for name, granularity in (("paper", "element"), ("fusionx", "token")):
+    shared = ("alignment", "tail", "lambda_lm", "lambda_fuse")
+    assert fields("fusionx", "teacher", *shared, *losses[2:]) == ("fixed_share", "walk", "bucket", 1, 1, 0, 0)
+    assert fields("fusionx-network", "teacher", *shared, *losses[2:]) == ("asn", "walk", "bucket", 1, 1, 0.05, 0.5)
+    for name, granularity in (("paper", "element"), ("fusionx-network", "token")):
         assert PRESETS[name].selection == SelectionConfig(granularity=granularity)
     choices = SelectionConfig()
     assert (choices.layers, choices.metric, choices.choice, choices.tau, choices.fusion, choices.feed_over) == (
@@ -96,9 +98,9 @@ def test_a_preset_in_two_forms_beside_each_other() -> None:
         ({"methods": ["fusionx", "fuzion"]}, "fuzion"),
         ({"overrides": {"nobody": {}}}, "nobody"),
         ({"overrides": {"fusionx": {"lamda_fuse": 3}}}, "lamda_fuse"),
-        ({"overrides": {"fusionx": {"selection": {"tau": 1.5}}}}, "tau"),
-        ({"overrides": {"fusionx": {"selection": {"features": []}}}}, "features"),
-        ({"overrides": {"fusionx": {"selection": {"features": ["tail", "tail"]}}}}, "features"),
+        ({"overrides": {"fusionx-network": {"selection": {"tau": 1.5}}}}, "tau"),
+        ({"overrides": {"fusionx-network": {"selection": {"features": []}}}}, "features"),
+        ({"overrides": {"fusionx-network": {"selection": {"features": ["tail", "tail"]}}}}, "features"),
         ({"optimizer": {"lora": {"quantization": "4bit"}}, "run": {"shards": "fsdp"}}, "fsdp"),
         ({"seeds": [0, 1, 0]}, "twice"),
         ({"methods": ["ct", "ct"]}, "twice"),
@@ -106,7 +108,11 @@ def test_a_preset_in_two_forms_beside_each_other() -> None:
         ({"seeds": []}, "seeds"),
         ({"optimizer": {"epochs": 0}}, "optimizer.epochs"),
         ({"optimiser": {}}, "did you mean 'optimizer'"),
-        ({"overrides": {"fusionx": {"selection": {"granularity": "element"}}}}, "element"),
+        ({"overrides": {"fusionx-network": {"selection": {"granularity": "element"}}}}, "element"),
+        ({"overrides": {"fusionx": {"selection": {"tau": 0.2}}}}, "has no selection network: take the preset"),
+        ({"overrides": {"fusionx": {"lambda_feed": 0.5}}}, "has no selection network to train"),
+        ({"overrides": {"fusellm": {"lambda_select": 0.5}}}, "has no selection network to train"),
+        ({"overrides": {"mine": {"preset": "paper", "teacher": "min_ce"}}}, "has no selection network to train"),
     ],
 )
 def test_refused(raw: dict[str, Any], named: str) -> None:

@@ -33,7 +33,7 @@ def job_of(folder: Path, parts: Parts, method: MethodConfig) -> TrainJob:
 
 def test_a_gate_that_knows_nothing_is_the_uniform_ensemble(tmp_path: Path, parts: Parts) -> None:
     """So the network is read from the export, and its candidates stand in the training's order."""
-    method = PRESETS["fusionx"]
+    method = PRESETS["fusionx-network"]
     job = job_of(tmp_path, parts, method)
     asn = SelectionNetwork(len(NAMES), method.selection)
     torch.nn.init.zeros_(asn.layers[-1].weight)  # type: ignore[arg-type]
@@ -64,7 +64,7 @@ def test_min_ce_is_each_chunks_best_candidate_where_it_is_aligned(tmp_path: Path
 
 def test_fixed_share_is_the_ensemble_of_that_name_where_labels_are_kept(tmp_path: Path, parts: Parts) -> None:
     """As the walk keeps them; where one is not stored, the two fill it in differently."""
-    method = PRESETS["fusionx"].model_copy(update={"teacher": "fixed_share", "lambda_select": 0.0, "lambda_feed": 0.0})
+    method = PRESETS["fusionx"]
     kept = [(split, [_with_labels(chunk) for chunk in rows]) for split, rows in parts]
     job = job_of(tmp_path, kept, method)
     found = teacher_figures(job, VOCAB, "validation")

@@ -39,7 +39,7 @@ def printed(view: ChunkView) -> str:
 def test_lines_say_what_each_candidate_says() -> None:
     found = printed(view_of("a text"))
     assert "Document 5, chunk 1" in found
-    assert "weights of the selection network of fusionx, seed 0" in found
+    assert "weights in the teacher of fusionx, seed 0" in found
     assert re.search(r"7  'x' -> ' b'", found)
     assert re.search(r"coder +25.0%  weight 0.75  boundaries agree", found)
     assert re.search(r"writer +not stored  weight 0.25  inside a source token, after 'y'", found)

@@ -70,11 +70,11 @@ def test_cells_are_told_apart_compared_with_a_cell_and_possible(demo: FusionConf
 
 
 def test_a_cell_changes_its_own_fields_and_keeps_the_runs(demo: FusionConfig) -> None:
-    """The run overrides fusionx's lambda_fuse."""
-    overrides = {"fusionx": {"lambda_fuse": 3, "selection": {"metric": "noise"}}}
+    """The run overrides the method's lambda_fuse."""
+    overrides = {"fusionx-network": {"lambda_fuse": 3, "selection": {"metric": "noise"}}}
     config = demo.model_copy(update={"train": demo.train.model_copy(update={"overrides": overrides})})
     study = make_study("tau", config)
-    method = cell_config(config, study.name, study.cells[0]).train.method("fusionx")
+    method = cell_config(config, study.name, study.cells[0]).train.method("fusionx-network")
     assert (method.lambda_fuse, method.selection.metric, method.selection.tau) == (3, "noise", 0.05)
 
 
@@ -121,7 +121,13 @@ def test_entries_that_are_all_stored_are_no_limit(demo: FusionConfig) -> None:
 
 @pytest.mark.parametrize(
     ("name", "method", "said"),
-    [("tau", "ct", "--method"), ("efficiency", "fusionx", "changes none"), ("align", "paper", "study align, cell")],
+    [
+        ("tau", "ct", "--method"),
+        ("tau", "fusionx", "a method with a selection network"),
+        ("data", "ct", "a method with a teacher"),
+        ("efficiency", "fusionx", "changes none"),
+        ("align", "paper", "study align, cell"),
+    ],
 )
 def test_what_cannot_be_studied_is_refused(demo: FusionConfig, name: str, method: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):

@@ -61,7 +61,7 @@ def two_steps(trainer: Trainer, counting: Operations) -> Operations:
 
 
 @pytest.mark.parametrize("pack", [None, 128])
-@pytest.mark.parametrize("method", ["ct", "fusionx", "sequence", "fusellm", "fusellm-avgce", "fixed share"])
+@pytest.mark.parametrize("method", ["ct", "fusionx-network", "sequence", "fusellm", "fusellm-avgce", "fusionx"])
 def test_a_step_waits_for_nothing(method: str, pack: int | None, make: Make, tmp_path: Path, accelerator: None) -> None:
     job = make(tmp_path / "out", method, optimizer={"pack": pack}, run={"log_every": 1000})
     counted = two_steps(Trainer(job, ALONE), Operations())
@@ -74,11 +74,11 @@ def test_a_step_does_little_beside_a_bare_one(make: Make, tmp_path: Path, accele
     """Operations beyond those of a loop with torch's cross-entropy: fixed numbers, whatever the model's depth."""
     bare = bare_step(Trainer(make(tmp_path / "bare", "ct", run={"log_every": 1000}), ALONE))
     beyond = {}
-    for method in ("ct", "fusionx"):
+    for method in ("ct", "fusionx-network"):
         job = make(tmp_path / method, method, run={"log_every": 1000, "head_block": 4096})
         beyond[method] = sum((two_steps(Trainer(job, ALONE), Operations()).seen - bare.seen).values())
     assert beyond["ct"] <= 130, beyond
-    assert beyond["fusionx"] <= 360, beyond
+    assert beyond["fusionx-network"] <= 360, beyond
 
 
 def bare_step(trainer: Trainer) -> Operations:
@@ -120,7 +120,7 @@ def gradients(trainer: Trainer) -> Iterator[Tensor]:
 
 
 @pytest.mark.parametrize("pack", [None, 128])
-@pytest.mark.parametrize("method", ["ct", "fusionx", "sequence", "fusellm", "paper", "fixed share"])
+@pytest.mark.parametrize("method", ["ct", "fusionx-network", "sequence", "fusellm", "paper", "fusionx"])
 def test_padding_changes_no_loss_and_no_gradient(
     method: str, pack: int | None, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,7 +146,7 @@ def test_validation_waits_for_nothing_between_its_batches(make: Make, tmp_path: 
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("method", ["ct", "fusionx"])
+@pytest.mark.parametrize("method", ["ct", "fusionx-network"])
 def test_a_step_on_a_gpu_never_synchronises(method: str, make: Make, tmp_path: Path) -> None:
     job = make(tmp_path / "out", method, run={"log_every": 1000, "device": "cuda"})
     trainer = Trainer(job, World(0, 1, torch.device("cuda")))

@@ -46,7 +46,7 @@ def kill_before(monkeypatch: pytest.MonkeyPatch, job: TrainJob, step: int, metho
 
 @pytest.mark.parametrize(
     ("method", "step"),
-    [*((method, 5) for method in METHODS), *(("fusionx", step) for step in (0, 2, 3, 4, 8, 9))],
+    [*((method, 5) for method in METHODS), *(("fusionx-network", step) for step in (0, 2, 3, 4, 8, 9))],
 )
 def test_killed_and_resumed(
     method: str, step: int, finished: Callable[[str], Path], make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -63,16 +63,16 @@ def test_killed_and_resumed(
 def test_killed_elsewhere(
     where: str, step: int, finished: Callable[[str], Path], make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = make(tmp_path / "out", "fusionx")
+    job = make(tmp_path / "out", "fusionx-network")
     kill_before(monkeypatch, job, step, where)
     run_job(job)
-    assert_same_training(tmp_path / "out", finished("fusionx"))
+    assert_same_training(tmp_path / "out", finished("fusionx-network"))
 
 
 def test_killed_twice_and_while_writing_a_checkpoint(
     finished: Callable[[str], Path], make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = make(tmp_path / "out", "fusionx")
+    job = make(tmp_path / "out", "fusionx-network")
     kill_before(monkeypatch, job, 4)
     with monkeypatch.context() as patch:
 
@@ -84,7 +84,7 @@ def test_killed_twice_and_while_writing_a_checkpoint(
             run_job(job)
     assert [path.name for path in sorted((tmp_path / "out" / "checkpoints").glob("step-*"))] == ["step-00000003"]
     run_job(job)
-    assert_same_training(tmp_path / "out", finished("fusionx"))
+    assert_same_training(tmp_path / "out", finished("fusionx-network"))
     assert not (tmp_path / "out" / "checkpoints").exists()  # a finished job never resumes
 
 
@@ -92,18 +92,18 @@ def test_the_order_in_which_sources_are_listed_decides_nothing(
     finished: Callable[[str], Path], make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a checkpoint resumed after a reordering would give each candidate another one's gate."""
-    job = make(tmp_path / "out", "fusionx")
+    job = make(tmp_path / "out", "fusionx-network")
     kill_before(monkeypatch, job, 4)
-    turned = make(tmp_path / "out", "fusionx", aligned=dict(reversed(job.aligned.items())))
+    turned = make(tmp_path / "out", "fusionx-network", aligned=dict(reversed(job.aligned.items())))
     assert list(turned.aligned) != list(job.aligned)
     run_job(turned)
-    assert_same_training(tmp_path / "out", finished("fusionx"))
+    assert_same_training(tmp_path / "out", finished("fusionx-network"))
 
 
 def test_a_checkpoint_of_another_job_is_refused(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kill_before(monkeypatch, make(tmp_path / "out", "fusionx"), 4)
+    kill_before(monkeypatch, make(tmp_path / "out", "fusionx-network"), 4)
     with pytest.raises(DataError, match="another training") as caught:
-        run_job(make(tmp_path / "out", "fusionx", seed=1, run={"log_every": 1}))
+        run_job(make(tmp_path / "out", "fusionx-network", seed=1, run={"log_every": 1}))
     assert (caught.value.details["field"], caught.value.details["found"]) == ("seed", "seed: found 0, expected 1")
     assert caught.value.details["file"].endswith("step-00000003")
 
@@ -111,14 +111,14 @@ def test_a_checkpoint_of_another_job_is_refused(make: Make, tmp_path: Path, monk
 def test_going_on_from_an_earlier_checkpoint(
     finished: Callable[[str], Path], make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = make(tmp_path / "out", "fusionx")
+    job = make(tmp_path / "out", "fusionx-network")
     kill_before(monkeypatch, job, 8)
     run_job(job, resume=tmp_path / "out" / "checkpoints" / "step-00000003")
-    assert_same_training(tmp_path / "out", finished("fusionx"))
+    assert_same_training(tmp_path / "out", finished("fusionx-network"))
 
 
 def test_a_log_that_lost_lines_is_refused(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = make(tmp_path / "out", "fusionx")
+    job = make(tmp_path / "out", "fusionx-network")
     kill_before(monkeypatch, job, 4)
     (tmp_path / "out" / "log.jsonl").unlink()
     with pytest.raises(DataError, match=r"log.jsonl"):
@@ -171,7 +171,7 @@ def test_a_step_that_is_not_finite_is_skipped(
     factor: Callable[[torch.Tensor], torch.Tensor], make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It changes no weight, is counted, and the log names its chunks."""
-    job = make(tmp_path / "out", "fusionx")
+    job = make(tmp_path / "out", "fusionx-network")
     poison(monkeypatch, {4, 6}, factor)
     result = run_job(job)
     assert result["skipped"] == 2
@@ -186,7 +186,7 @@ def test_a_step_that_is_not_finite_is_skipped(
 
 def test_too_many_skipped_steps_stop_the_run(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those before a kill count; mended, the run goes on from the checkpoint."""
-    job = make(tmp_path / "out", "fusionx", run={"skip_limit": 2})
+    job = make(tmp_path / "out", "fusionx-network", run={"skip_limit": 2})
     with monkeypatch.context() as patch:
         poison(patch, {2, 5}, lambda loss: loss * math.nan)
         with pytest.raises(DataError, match="2 steps") as caught:
@@ -210,7 +210,7 @@ def test_told_to_stop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The step is finished and saved, the exit code says so, and the run goes on to the same end."""
-    job = make(tmp_path / "out", "fusionx")
+    job = make(tmp_path / "out", "fusionx-network")
     original = Trainer.step
 
     def told(self: Trainer, batches: Any) -> None:
@@ -228,4 +228,4 @@ def test_told_to_stop(
     assert signal.getsignal(number) == before
     assert (tmp_path / "out" / "checkpoints" / "step-00000005" / "state.json").exists()
     run_job(job)
-    assert_same_training(tmp_path / "out", finished("fusionx"))
+    assert_same_training(tmp_path / "out", finished("fusionx-network"))

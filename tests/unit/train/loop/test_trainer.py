@@ -73,7 +73,7 @@ def test_what_a_job_leaves(method: str, finished: Callable[[str], Path], model: 
         assert not (output / "last" / "asn.safetensors").exists()
 
 
-@pytest.mark.parametrize("method", ["fusionx", "paper"])
+@pytest.mark.parametrize("method", ["fusionx-network", "paper"])
 def test_exports_load(method: str, make: Make, tmp_path: Path) -> None:
     job = make(tmp_path / "out", method).model_copy(update={"chat_template": "{{ messages[0].content }}"})
     trainer = Trainer(job, ALONE)
@@ -115,7 +115,7 @@ def test_best_is_the_target_at_its_best_step(make: Make, tmp_path: Path) -> None
 def test_a_bf16_target_is_exported_in_bf16(parts: Parts, tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "model", "bfloat16")
     tokens, aligned = write_set(tmp_path / "shards", parts, CANDIDATES)
-    run_job(make_job(model, tokens, aligned, tmp_path / "out", "fusionx", optimizer={"epochs": 0.5}))
+    run_job(make_job(model, tokens, aligned, tmp_path / "out", "fusionx-network", optimizer={"epochs": 0.5}))
     folder = tmp_path / "out" / "last"
     assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}
     assert AutoConfig.from_pretrained(folder).dtype == torch.bfloat16
@@ -123,9 +123,9 @@ def test_a_bf16_target_is_exported_in_bf16(parts: Parts, tmp_path: Path) -> None
 
 
 def test_seeds_differ(finished: Callable[[str], Path], make: Make, tmp_path: Path) -> None:
-    run_job(make(tmp_path / "out", "fusionx", seed=1))
+    run_job(make(tmp_path / "out", "fusionx-network", seed=1))
     ours = load_file(tmp_path / "out" / "last" / "model.safetensors")
-    theirs = load_file(finished("fusionx") / "last" / "model.safetensors")
+    theirs = load_file(finished("fusionx-network") / "last" / "model.safetensors")
     assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
 
 
@@ -140,7 +140,7 @@ def quiet_jobs(folder: Path, model: Path, parts: Parts) -> Make:
     return lambda output, method, **changed: make_job(quiet, tokens, aligned, output, method, **changed)
 
 
-@pytest.mark.parametrize("method", ["ct", "fusellm", "fusionx", "paper"])
+@pytest.mark.parametrize("method", ["ct", "fusellm", "fusionx-network", "paper"])
 def test_accumulation_is_exact(method: str, tmp_path: Path, model: Path, parts: Parts) -> None:
     """Micro-batches of 1, 2 or 3 chunks give the same step, whose means are over the step and not over its parts."""
     make_quiet = quiet_jobs(tmp_path, model, parts)
@@ -159,9 +159,9 @@ def test_accumulation_is_exact(method: str, tmp_path: Path, model: Path, parts: 
 @pytest.mark.parametrize("document_mask", [True, False])
 def test_packed_blocks(document_mask: bool, make: Make, tmp_path: Path) -> None:
     pack = {"pack": 128, "document_mask": document_mask}
-    result = run_job(make(tmp_path / "out", "fusionx", optimizer={**pack, "batch_size": 2, "epochs": 4}))
-    unpacked = Trainer(make(tmp_path / "other", "fusionx"), ALONE)
-    blocks = Trainer(make(tmp_path / "third", "fusionx", optimizer=pack), ALONE).blocks_per_epoch
+    result = run_job(make(tmp_path / "out", "fusionx-network", optimizer={**pack, "batch_size": 2, "epochs": 4}))
+    unpacked = Trainer(make(tmp_path / "other", "fusionx-network"), ALONE)
+    blocks = Trainer(make(tmp_path / "third", "fusionx-network", optimizer=pack), ALONE).blocks_per_epoch
     assert result["steps"] == round(4 * blocks / 2)
     assert blocks < unpacked.blocks_per_epoch
     assert result["last_bits_per_byte"] < json.loads(json.dumps(read_log(tmp_path / "out")[0]))["bits_per_byte"]
@@ -169,11 +169,11 @@ def test_packed_blocks(document_mask: bool, make: Make, tmp_path: Path) -> None:
 
 def test_adapters(make: Make, tmp_path: Path) -> None:
     """LoRA: the export is a plain model, which the training improved."""
-    result = run_job(make(tmp_path / "out", "fusionx", optimizer={"lora": {"r": 4}}))
+    result = run_job(make(tmp_path / "out", "fusionx-network", optimizer={"lora": {"r": 4}}))
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "last")
     assert not [name for name in plain.state_dict() if "lora" in name]
     target = load_target(str(tmp_path / "out" / "last"), None, torch.device("cpu"))
-    job = make(tmp_path / "out", "fusionx")
+    job = make(tmp_path / "out", "fusionx-network")
     validation = Validation(job.tokens, 128, 0, ShardSet(job.tokens, {}, "train").domains)
     measured = validation(target, ALONE, None, 32)
     assert measured["trained_bits_per_byte"] == pytest.approx(result["last_bits_per_byte"], rel=1e-4)
@@ -185,7 +185,7 @@ def test_compiled_blocks(tmp_path: Path, model: Path, parts: Parts) -> None:
     make_quiet = quiet_jobs(tmp_path, model, parts)
     outputs = [tmp_path / name for name in ("compiled", "eager")]
     for output in outputs:
-        run_job(make_quiet(output, "fusionx", run={"compile": output.name == "compiled"}))
+        run_job(make_quiet(output, "fusionx-network", run={"compile": output.name == "compiled"}))
     ours, theirs = (load_file(output / "last" / "model.safetensors") for output in outputs)
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
@@ -195,9 +195,9 @@ def test_compiled_blocks(tmp_path: Path, model: Path, parts: Parts) -> None:
 def test_how_it_is_carried_out_changes_nothing(
     changed: dict[str, Any], finished: Callable[[str], Path], make: Make, tmp_path: Path
 ) -> None:
-    run_job(make(tmp_path / "out", "fusionx", run=changed))
+    run_job(make(tmp_path / "out", "fusionx-network", run=changed))
     ours = load_file(tmp_path / "out" / "last" / "model.safetensors")
-    theirs = load_file(finished("fusionx") / "last" / "model.safetensors")
+    theirs = load_file(finished("fusionx-network") / "last" / "model.safetensors")
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name])
 
@@ -211,7 +211,7 @@ def test_a_chunk_of_one_token_is_no_reason_to_stop(model: Path, parts: Parts, tm
     short = replace(first, input_ids=first.input_ids[:1], ends=first.ends[:1], said=said)
     changed = [("train", [short, *parts[0][1][1:3]]), parts[-1]]
     tokens, aligned = write_set(tmp_path / "shards", changed, CANDIDATES)
-    for method in ("ct", "fusellm", "paper", "fusionx"):
+    for method in ("ct", "fusellm", "paper", "fusionx-network"):
         job = make_job(model, tokens, aligned, tmp_path / method, method, optimizer={"batch_size": 1, "epochs": 1})
         result = run_job(job)
         assert result["steps"] == 3
@@ -220,9 +220,9 @@ def test_a_chunk_of_one_token_is_no_reason_to_stop(model: Path, parts: Parts, tm
 
 def test_bf16_autocast_and_head_blocks(make: Make, tmp_path: Path) -> None:
     """Runs in bf16; in fp32 the block size changes rounding only."""
-    result = run_job(make(tmp_path / "bf16", "fusionx", run={"precision": "bf16"}))
+    result = run_job(make(tmp_path / "bf16", "fusionx-network", run={"precision": "bf16"}))
     assert math.isfinite(result["last_bits_per_byte"])
-    runs = [run_job(make(tmp_path / str(b), "fusionx", run={"head_block": b})) for b in (8, 512)]
+    runs = [run_job(make(tmp_path / str(b), "fusionx-network", run={"head_block": b})) for b in (8, 512)]
     assert runs[0]["last_bits_per_byte"] == pytest.approx(runs[1]["last_bits_per_byte"], rel=1e-2)
 
 

@@ -18,12 +18,12 @@ from fusionx.train.objective.teacher import Candidates, select
 
 METHODS = {
     "ct": variant("ct"),
-    "fusionx": variant("fusionx"),
-    "sequence": variant("fusionx", {"granularity": "sequence"}),
+    "fusionx-network": variant("fusionx-network"),
+    "sequence": variant("fusionx-network", {"granularity": "sequence"}),
     "fusellm": variant("fusellm"),
     "fusellm-avgce": variant("fusellm-avgce"),
     "paper": variant("paper"),
-    "fixed share": variant("fusionx", teacher="fixed_share", lambda_feed=0, lambda_select=0),
+    "fusionx": variant("fusionx"),
 }
 
 

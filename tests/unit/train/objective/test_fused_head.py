@@ -90,7 +90,7 @@ def saved_sizes(compute: Callable[[], Tensor]) -> list[int]:
     return sizes
 
 
-@pytest.mark.parametrize("name", ["ct", "fusellm", "fusionx", "paper"])
+@pytest.mark.parametrize("name", ["ct", "fusellm", "fusionx-network", "paper"])
 def test_no_logits_are_kept_for_backward(name: str) -> None:
     n, vocab, width, block = 96, 512, 8, 16
     method = PRESETS[name]

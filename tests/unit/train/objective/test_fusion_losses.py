@@ -38,20 +38,19 @@ PAPERS_LOSSES: dict[str, Any] = {"lambda_select": 0, "lambda_feed": 0.5, "lambda
 
 METHODS: dict[str, MethodConfig] = {
     **PRESETS,
-    "fusionx, tau high": variant("fusionx", {"tau": 0.6}),
-    "fusionx, tau 0": variant("fusionx", {"tau": 0.0}),
-    "sequence": variant("fusionx", {"granularity": "sequence"}),
-    "token, the paper's losses": variant("fusionx", tail="renormalise", **PAPERS_LOSSES),
-    "sequence, gate through L_fuse": variant("fusionx", {"granularity": "sequence"}, **PAPERS_LOSSES),
+    "fusionx, tau high": variant("fusionx-network", {"tau": 0.6}),
+    "fusionx, tau 0": variant("fusionx-network", {"tau": 0.0}),
+    "sequence": variant("fusionx-network", {"granularity": "sequence"}),
+    "token, the paper's losses": variant("fusionx-network", tail="renormalise", **PAPERS_LOSSES),
+    "sequence, gate through L_fuse": variant("fusionx-network", {"granularity": "sequence"}, **PAPERS_LOSSES),
     "MinCE with a bucket": variant("fusellm", tail="bucket"),
-    "fixed share": variant("fusionx", teacher="fixed_share", lambda_feed=0, lambda_select=0),
-    "two features": variant("fusionx", {"features": ["nll_per_byte", "tail"]}),
+    "two features": variant("fusionx-network", {"features": ["nll_per_byte", "tail"]}),
     "AvgCE with a bucket": variant("fusellm-avgce", tail="bucket"),
     **{
         f"{base}, {option} {value}, {tail}": variant(base, {option: value}, tail=tail, **losses)
         for base, losses, tails in (
-            ("fusionx", {}, ("bucket",)),
-            ("fusionx", PAPERS_LOSSES, ("renormalise", "raw", "bucket")),
+            ("fusionx-network", {}, ("bucket",)),
+            ("fusionx-network", PAPERS_LOSSES, ("renormalise", "raw", "bucket")),
             ("paper", {}, ("renormalise", "raw")),
         )
         for option, values in (
@@ -169,7 +168,7 @@ def test_objective_equals_the_dense_one(name: str, seed: int) -> None:
 
 @pytest.mark.parametrize("metric", ["gumbel", "noise"])
 def test_random_metrics_draw_in_training_only(metric: str) -> None:
-    method = variant("fusionx", {"metric": metric}, **PAPERS_LOSSES)
+    method = variant("fusionx-network", {"metric": metric}, **PAPERS_LOSSES)
     candidates = random_candidates(0)
     asn = network(method)
     assert asn is not None
@@ -210,7 +209,7 @@ def test_random_metrics_by_element(metric: str) -> None:
 def test_batch_without_any_aligned_position(granularity: Granularity, feed_over: str) -> None:
     """L_fuse and L_feed are 0 there, and no gradient is NaN."""
     method = variant(
-        "paper" if granularity == "element" else "fusionx", {"granularity": granularity, "feed_over": feed_over}
+        "paper" if granularity == "element" else "fusionx-network", {"granularity": granularity, "feed_over": feed_over}
     )
     candidates = random_candidates(1)
     candidates = candidates._replace(
@@ -318,7 +317,7 @@ def test_selector_loss_by_hand() -> None:
         aligned=torch.tensor([[True], [False], [True]]),
         labels=torch.tensor([5, 4, 7]),
     )
-    method = PRESETS["fusionx"]
+    method = PRESETS["fusionx-network"]
     found = select(method, network(method, candidates=1), candidates, VOCAB)
     assert int(found.scored) == 2
     assert_close(found.text_nll.detach(), -torch.tensor([0.2, 0.5], dtype=torch.float64).log().sum())

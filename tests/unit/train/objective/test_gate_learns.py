@@ -75,7 +75,7 @@ def weights_by_domain(method: MethodConfig, asn: SelectionNetwork, batches: list
     "selection", [{}, {"granularity": "sequence"}, {"layers": "linear1"}, {"features": ["nll_per_byte"]}]
 )
 def test_it_finds_each_domains_expert(selection: dict[str, Any], batches: list[Batch]) -> None:
-    method = PRESETS["fusionx"].model_copy(update={"selection": SelectionConfig(**selection)})
+    method = PRESETS["fusionx-network"].model_copy(update={"selection": SelectionConfig(**selection)})
     untrained = weights_by_domain(method, learn(method, []), batches)
     found = weights_by_domain(method, learn(method, batches), batches)
     for expert, domain in enumerate(sorted(found)):
@@ -85,7 +85,7 @@ def test_it_finds_each_domains_expert(selection: dict[str, Any], batches: list[B
 
 def test_without_the_text_it_does_not(batches: list[Batch]) -> None:
     """What L_feed alone teaches is to treat all alike: no domain has an expert."""
-    method = PRESETS["fusionx"].model_copy(update={"lambda_select": 0.0, "lambda_feed": 1.0})
+    method = PRESETS["fusionx-network"].model_copy(update={"lambda_select": 0.0, "lambda_feed": 1.0})
     found = weights_by_domain(method, learn(method, batches), batches)
     assert max(float(weights.max()) for weights in found.values()) < 0.5
 
@@ -96,7 +96,7 @@ def test_feed_evens_out_the_importances(feed_over: str, of_one_domain: list[Batc
     spread = {}
     for weight in (0.0, 20.0):
         selection = SelectionConfig(feed_over=feed_over, tau=0.05)  # type: ignore[arg-type]
-        method = PRESETS["fusionx"].model_copy(update={"lambda_feed": weight, "selection": selection})
+        method = PRESETS["fusionx-network"].model_copy(update={"lambda_feed": weight, "selection": selection})
         asn = learn(method, of_one_domain)
         spread[weight] = _spread(method, asn, of_one_domain)
     assert spread[20.0] < 0.5 * spread[0.0]

@@ -77,7 +77,7 @@ def test_an_unknown_nll_becomes_the_mean() -> None:
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_what_an_unaligned_candidate_stores_is_never_read(granularity: Granularity) -> None:
-    base = PRESETS["paper" if granularity == "element" else "fusionx"]
+    base = PRESETS["paper" if granularity == "element" else "fusionx-network"]
     method = base.model_copy(update={"selection": SelectionConfig(granularity=granularity)})
     clean = random_candidates(5)
     dirty = random_candidates(5, garbage_where_unaligned=True)

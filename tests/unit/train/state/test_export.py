@@ -199,7 +199,7 @@ def front_matter(card: str) -> dict[str, Any]:
 def test_the_card_says_what_was_done(folder: Path) -> None:
     state_licence(folder, license="other", license_name="own-licence", license_link="https://example.org")
     state_licence(folder.parent / "prose", license="apache-2.0")
-    card = model_card(job_of(folder, PRESETS["fusionx"].model_copy(update={"lambda_fuse": 2.0})), OUTCOME)
+    card = model_card(job_of(folder, PRESETS["fusionx-network"].model_copy(update={"lambda_fuse": 2.0})), OUTCOME)
     assert front_matter(card) == {
         "license": "other",
         "license_name": "own-licence",
