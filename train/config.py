@@ -282,7 +282,7 @@ class TrainConfig(Config):
         preset, selection = PRESETS[preset_name].model_dump(), changed.get("selection", {})
         if selection and (teacher := changed.get("teacher", preset["teacher"])) != "asn":
             raise ValueError(
-                f"overrides of '{name}' change `selection`, and teacher '{teacher}' has no selection network: take the"
+                f"overrides.{name}: selection: teacher '{teacher}' has no selection network: take the"
                 " preset fusionx-network or paper"
             )
         if isinstance(selection, dict):  # what is no mapping is for the validation to refuse

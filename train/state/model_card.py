@@ -158,10 +158,10 @@ def _method(job: TrainJob) -> dict[str, str]:
 def _optimizer(job: TrainJob) -> dict[str, str]:
     config = job.optimizer
     unit = "chunks" if config.pack is None else f"blocks of {config.pack} tokens"
+    network = f" (selection network {config.asn_learning_rate:g})" if job.method.teacher == "asn" else ""
     facts = {
         "Optimizer": f"AdamW {config.betas}, weight decay {config.weight_decay:g}, clipped at {config.clip:g}",
-        "Learning rate": f"{config.learning_rate:g} (selection network {config.asn_learning_rate:g}), cosine with "
-        f"warm-up ratio {config.warmup_ratio:g}",
+        "Learning rate": f"{config.learning_rate:g}{network}, cosine with warm-up ratio {config.warmup_ratio:g}",
         "Batches": f"{config.batch_size} {unit}, {config.epochs:g} epochs",
     }
     if config.data_share < 1:
