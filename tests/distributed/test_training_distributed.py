@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from shard_builder import corpus_parts, make_job, write_set, write_tiny_model
+from torch.distributed import TCPStore
 from training_process import finish, said, start, write_job
 from transformers import AutoConfig
 
@@ -233,7 +232,7 @@ def refused_in_two_processes(job: TrainJob) -> str:
 
 
 PARTING = """
-import os, sys
+import os
 import torch
 from fusionx.train.distributed.collectives import by_first_rank, process_group, parallelize
 
@@ -243,23 +242,19 @@ def meet_and_part():
         module(torch.ones(1, 4)).sum().backward()
         by_first_rank(lambda: None)
 
-for port in sys.argv[1:]:
-    os.environ["MASTER_PORT"] = port
+for number in range(30):
+    os.environ["FUSIONX_MEETING"] = str(number)
     meet_and_part()
 """
 
 
 def test_processes_part_before_what_averaged_their_gradients_is_freed() -> None:
     """Gloo's thread and DistributedDataParallel's end could wait for each other: here at every third parting or so."""
-    with ExitStack() as probes:
-        sockets = [probes.enter_context(socket.socket()) for _ in range(30)]
-        for probe in sockets:
-            probe.bind(("127.0.0.1", 0))
-        ports = [str(probe.getsockname()[1]) for probe in sockets]
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as a launcher serves one
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": "2"}
     pair = [
         subprocess.Popen(
-            [sys.executable, "-c", PARTING, *ports],
-            env=environment() | {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank},
+            [sys.executable, "-c", PARTING], env=environment() | place | {"RANK": rank, "LOCAL_RANK": rank}
         )
         for rank in "01"
     ]
