@@ -109,7 +109,7 @@ class Writer:
         """The tokens behind the first byte of every text, None where no token ends there."""
         if not texts:
             return []
-        rows = plain_ids(self.encoder.tokenizer, texts)
+        rows = plain_ids(self.encoder.reader, texts)
         counts = np.array([len(row) for row in rows])
         flat = np.fromiter((token for row in rows for token in row), np.int32, int(counts.sum()))
         stops = np.cumsum(counts)
@@ -125,7 +125,7 @@ class Writer:
             for first, stop, known in zip(behind.tolist(), stops.tolist(), plain.tolist(), strict=True)
         ]
         rest = np.flatnonzero(~plain).tolist()
-        encoded = encode_batch(self.encoder.tokenizer, self.encoder.table, [texts[index] for index in rest], False)
+        encoded = encode_batch(self.encoder.reader, self.encoder.table, [texts[index] for index in rest], False)
         for index, encoding in zip(rest, encoded, strict=True):
             behind_anchor = int(np.searchsorted(encoding.ends, 1, side="right"))
             if behind_anchor and encoding.ends[behind_anchor - 1] == 1:

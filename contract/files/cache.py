@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionx.contract.errors import DamageError
-from fusionx.contract.files.sealed import read_sealed
+from fusionx.contract.files.sealed import FILES, check_files, read_sealed
 
 
 def cache_folder(kind: str) -> Path:
@@ -22,13 +22,18 @@ def cache_folder(kind: str) -> Path:
 
 
 def remembered(path: Path) -> dict[str, Any] | None:
-    """The content of a sealed file; None where there is none, or it is damaged, which is said.
+    """The content of a sealed file; None where there is none, or it or a file that it lists is damaged, which is said.
 
     Raises:
         DataError: it cannot be read.
     """
+    remedy = "nothing: it is made anew"
     try:
-        return read_sealed(path, "nothing: it is made anew") if path.is_file() else None
+        if not path.is_file():
+            return None
+        found = read_sealed(path, remedy)
+        check_files(found.get(FILES, {}), path.parent, remedy)
+        return found
     except DamageError as error:
         print(f"[cache] {error}", file=sys.stderr, flush=True)
         return None

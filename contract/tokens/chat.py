@@ -86,6 +86,10 @@ class ChatEncoder:
         return self.encoder.add_bos
 
     @property
+    def bos(self) -> int | None:
+        return self.encoder.bos
+
+    @property
     def vocab_size(self) -> int:
         return self.encoder.vocab_size
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from fusionx.contract.models.place import loadable
 from fusionx.contract.tokens.encoding import Encoding, encode_batch
-from fusionx.contract.tokens.table_cache import Known, cache_file, keep, kept
+from fusionx.contract.tokens.table_cache import KeptBackend, Known, cache_file, keep, kept
 from fusionx.contract.tokens.token_table import TokenTable, token_table
 from fusionx.contract.tokens.tokenizer import adds_bos, count_tokens, load_tokenizer
 
@@ -20,14 +20,15 @@ from fusionx.contract.tokens.tokenizer import adds_bos, count_tokens, load_token
 class Encoder:
     """`encode` adds BOS exactly where the tokenizer itself would.
 
-    `load` gives the tokenizer, which only encoding needs. `head_size`: ids that the model's config knows; what
-    tokenizers have beyond them stands for nothing in `table`.
+    `load` gives the tokenizer, `kept` as much of it as encoding needs, where that is on this machine. `head_size`: ids
+    that the model's config knows; what tokenizers have beyond them stands for nothing in `table`.
     """
 
     load: Callable[[], Any]
     table: TokenTable
     add_bos: bool
     head_size: int | None = None
+    kept: KeptBackend | None = None
 
     @classmethod
     def of(cls, tokenizer: Any, table: TokenTable, add_bos: bool) -> Encoder:
@@ -37,6 +38,18 @@ class Encoder:
     @cached_property
     def tokenizer(self) -> Any:
         return self.load()
+
+    @cached_property
+    def reader(self) -> Any:
+        """What encodes: the tokenizer, or a `Backend`, which is there sooner."""
+        kept = self.kept.load() if self.kept is not None and "tokenizer" not in vars(self) else None
+        return kept or self.tokenizer
+
+    @property
+    def bos(self) -> int | None:
+        """The id that `encode` puts before a text."""
+        bos: int | None = self.reader.bos_token_id if self.add_bos else None
+        return bos
 
     @property
     def fingerprint(self) -> str:
@@ -48,11 +61,11 @@ class Encoder:
         return self.table.size if self.head_size is None else min(self.table.size, self.head_size)
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
-        return encode_batch(self.tokenizer, self.table, texts, self.add_bos)
+        return encode_batch(self.reader, self.table, texts, self.add_bos)
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Number of tokens of each text, BOS included: the lengths of what `encode` gives, much cheaper."""
-        return [tokens + self.add_bos for tokens in count_tokens(self.tokenizer, texts)]
+        return [tokens + self.add_bos for tokens in count_tokens(self.reader, texts)]
 
 
 @lru_cache(maxsize=16)
@@ -75,8 +88,8 @@ def load_encoder(path: str, revision: str | None = None) -> Encoder:
             table = table.known_to(head_size)
         known = Known(table, adds_bos(tokenizer), head_size)
         if file is not None:
-            keep(file, known)
-    return Encoder(load, known.table, known.add_bos, known.head_size)
+            keep(file, known, tokenizer)
+    return Encoder(load, *known)
 
 
 def _load(place: str, revision: str | None) -> Any:

@@ -1,11 +1,14 @@
 """What a large tokenizer's table says, kept on this machine under the hash of the files that it was read from.
 
 Reading a vocabulary of 262,000 tokens takes seconds, and most commands want no more of it than what its ids stand for.
+Whoever encodes wants its backend, too, which is kept beside the table: by itself it is read in a second or two, without
+transformers and torch, whose import takes longer than that.
 """
 
 from __future__ import annotations
 
 import base64
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate, pairwise
@@ -17,16 +20,37 @@ import numpy as np
 from fusionx.contract.config import digest_of
 from fusionx.contract.errors import DataError
 from fusionx.contract.files.cache import cache_folder, remembered
-from fusionx.contract.files.sealed import file_hash, write_sealed
+from fusionx.contract.files.sealed import FILES, check_files, file_hash, write_sealed
+from fusionx.contract.files.storage import write_bytes
 from fusionx.contract.tokens.token_table import TokenTable
+from fusionx.contract.tokens.tokenizer import Backend
 
-_SMALL = 1 << 15
-"""A vocabulary below this is read in less than half a second."""
+_SMALL = 1 << 14
+"""A vocabulary below this is read in a fraction of a second."""
 _READERS = ("transformers", "tokenizers", "sentencepiece", "tiktoken", "mistral-common")
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ckpt"}
 _LARGEST_FILE = 1 << 28
 """Bytes. No tokenizer's file is larger, and a folder that holds such a file for whatever reason is not hashed."""
 _HOLE = -1
+
+
+@dataclass(frozen=True)
+class KeptBackend:
+    """The backend of a fast tokenizer in a file of this machine."""
+
+    file: Path
+    hash: str
+    bos_token_id: int | None
+
+    def load(self) -> Backend | None:
+        """None where it is not there as it was kept, as on another machine."""
+        from tokenizers import Tokenizer
+
+        try:
+            check_files({self.file.name: self.hash}, self.file.parent, "nothing: the tokenizer is read instead")
+        except DataError:
+            return None
+        return Backend(Tokenizer.from_file(str(self.file)), self.bos_token_id)
 
 
 class Known(NamedTuple):
@@ -35,6 +59,7 @@ class Known(NamedTuple):
     table: TokenTable
     add_bos: bool
     head_size: int | None
+    backend: KeptBackend | None = None
 
 
 def cache_file(place: str, revision: str | None) -> Path | None:
@@ -76,11 +101,15 @@ def kept(file: Path) -> Known | None:
         frozenset(found["word_ends"]),
         found["components"],
     )
-    return Known(table, found["add_bos"], found["head_size"])
+    backend = [KeptBackend(file.parent / name, hash, found["bos"]) for name, hash in found[FILES].items()]
+    return Known(table, found["add_bos"], found["head_size"], *backend)
 
 
-def keep(file: Path, known: Known) -> None:
-    """Keeps it, unless it is small or the place cannot be written: what is not kept is read again."""
+def keep(file: Path, known: Known, tokenizer: Any = None) -> None:
+    """Keeps it, unless it is small or the place cannot be written: what is not kept is read again.
+
+    `tokenizer`: whose backend is kept with it.
+    """
     table = known.table
     if table.size < _SMALL:
         return
@@ -89,6 +118,8 @@ def keep(file: Path, known: Known) -> None:
         write_sealed(
             file,
             {
+                FILES: _keep_backend(file.with_suffix(".tokenizer.json"), tokenizer),
+                "bos": getattr(tokenizer, "bos_token_id", None),
                 "bytes": base64.b64encode(b"".join(table.filled_bytes)).decode(),
                 "lengths": base64.b64encode(np.array(lengths, np.int32).tobytes()).decode(),
                 "special_role": table.special_role,
@@ -102,6 +133,20 @@ def keep(file: Path, known: Known) -> None:
         )
     except DataError:
         return
+
+
+def _keep_backend(file: Path, tokenizer: Any) -> dict[str, str]:
+    """Name and hash of what was kept; nothing of a slow tokenizer, nor where its state does not make it again."""
+    from tokenizers import Tokenizer
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return {}
+    state = backend.to_str()
+    if Tokenizer.from_str(state).to_str() != state:
+        return {}
+    write_bytes(file, state.encode())
+    return {file.name: file_hash(file)}
 
 
 def _folder(place: str, revision: str | None) -> Path | None:

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -18,6 +19,14 @@ from fusionx.contract.models.place import loadable
 
 # Where one id plays several roles (GPT-2's <|endoftext|> is bos, eos and unk), the one a model can *predict* wins.
 ROLES = ("eos", "bos", "unk", "pad")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """As much of a fast tokenizer as encoding asks for."""
+
+    backend_tokenizer: Any
+    bos_token_id: int | None
 
 
 def load_tokenizer(folder_or_hub_id: str | Path, revision: str | None = None) -> Any:

@@ -32,9 +32,11 @@ def why_skipped(text: str) -> str | None:
 def special_spellings(encoders: Iterable[Encoder]) -> frozenset[str]:
     """How the special tokens of all these tokenizers are written, as far as it is markup."""
     spellings: set[str] = set()
-    for tokenizer in (encoder.tokenizer for encoder in encoders):
-        added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-        spellings |= {str(token) for token in added if token.special} | set(tokenizer.all_special_tokens)
+    for reader in (encoder.reader for encoder in encoders):
+        fast = getattr(reader, "backend_tokenizer", None)
+        added = reader.added_tokens_decoder if fast is None else fast.get_added_tokens_decoder()
+        spellings |= {token.content for token in added.values() if token.special}
+        spellings.update(reader.all_special_tokens if fast is None else [])
     return frozenset(filter(_MARKUP.fullmatch, spellings))
 
 

@@ -76,8 +76,8 @@ def split_points(encoder: Encoder) -> Pairs | None:
         joined = _joined_by_vocabulary(state, encoder) | _joined_by_components(state)
     except _UnknownError:
         return None
-    anchor = encoder.tokenizer.convert_ids_to_tokens(encoder.encode([ANCHOR])[0].ids[-1:].tolist())
-    if not anchor or not anchor[0].endswith(ANCHOR):
+    anchor = encoder.encode([ANCHOR])[0].ids[-1:].tolist()
+    if not anchor or not encoder.reader.backend_tokenizer.id_to_token(anchor[0]).endswith(ANCHOR):
         return None  # an unknown anchor may be fused with an unknown character after it
     joined[_CONTROLS] = joined[:, _CONTROLS] = joined[:, LETTER:] = joined[OTHER] = True
     joined[LETTER] |= joined[_LETTERS].any(axis=0)  # normalizers turn some letters into ASCII ones

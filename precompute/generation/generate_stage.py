@@ -149,8 +149,8 @@ class GenerateWorker:
         return write_part(join(self.stage.output, unit.part), table, self.stage.provenance(unit), tokens)
 
     def _prompts(self, rows: list[dict[str, Any]]) -> Iterator[_Prompt]:
-        config, table = self.stage.config, self.encoder.table
-        bos = self.encoder.tokenizer.bos_token_id if self.encoder.add_bos else None
+        config, table, bos = self.stage.config, self.encoder.table, self.encoder.bos
+        before = () if bos is None else (bos,)
         for row, encoding in zip(rows, self.encoder.encode([row["text"] for row in rows]), strict=True):
             ids = [token for token in encoding.ids.tolist() if token not in table.special_role]
             length = min(config.prompt_tokens, len(ids) // 2)
@@ -161,7 +161,7 @@ class GenerateWorker:
                 # Beginnings of documents come first, which places drawn evenly would hardly meet.
                 start = 0 if number == 0 else int(places.integers(len(ids) - length + 1))
                 prompt = ids[start : start + length]
-                yield _Prompt(row["doc_id"], row["chunk"], row["domain"], tuple([bos] * (bos is not None) + prompt))
+                yield _Prompt(row["doc_id"], row["chunk"], row["domain"], (*before, *prompt))
 
     def _batches(self, prompts: Iterator[_Prompt]) -> Iterator[list[_Prompt]]:
         """Of prompts of one length, as many as `batch_tokens` hold with what is written to them."""

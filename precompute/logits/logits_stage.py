@@ -215,12 +215,12 @@ class LogitsWorker:
 
     def plan(self, tokens: UnitTokens) -> Plan:
         """How the model goes through a unit."""
-        source, config, bos = self.source, self.stage.config, self.encoder.add_bos
+        source, config, bos = self.source, self.stage.config, self.encoder.bos
         lengths = np.diff(tokens.offsets).tolist()
-        windows = list(windows_of(lengths, self.context, self.stage.model.window_overlap, bos))
+        windows = list(windows_of(lengths, self.context, self.stage.model.window_overlap, bos is not None))
         batch_tokens = 1 if source.by_rows else config.batch_tokens
         batches = batches_of(windows, batch_tokens, source.shapes, self.context, self.rotary_switch)
-        return Plan.of(tokens, batches, self.encoder.tokenizer.bos_token_id if bos else None)
+        return Plan.of(tokens, batches, bos)
 
     def _results(self, plan: Plan) -> torch.Tensor:
         """The unit's statistics where its head is, as `shared_memory`."""

@@ -5,19 +5,26 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizer_builder import MAKERS, made
 
+from fusionx.benchmarks.documents.texts import document
 from fusionx.contract.errors import ConfigError
 from fusionx.contract.files.cache import cache_folder
 from fusionx.contract.tokens import encoder, table_cache
 from fusionx.contract.tokens.encoder import Encoder
+from fusionx.contract.tokens.encoding import valid_text
 from fusionx.contract.tokens.table_cache import Known, cache_file, keep, kept
 from fusionx.contract.tokens.token_table import TokenTable
+from fusionx.precompute.chunks.corpus_findings import special_spellings
 
 TEXTS = ["The quick brown fox: naïve 你好", "<s>def add(left, right):\n", ""]
 
@@ -50,18 +57,58 @@ def never(*_: Any) -> Any:
 
 def test_what_is_kept_is_what_was_read(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = read(folder)
-    assert [file.suffix for file in cache.iterdir()] == [".json"]
-    with monkeypatch.context() as patched:
-        patched.setattr(encoder, "load_tokenizer", never)
-        again = read(folder)
-        assert (again.table, again.add_bos, again.head_size) == (first.table, True, 290)
-        assert (again.fingerprint, again.vocab_size) == (first.fingerprint, 290)
-        with pytest.raises(AssertionError, match="was loaded"):
-            again.encode(TEXTS)
-    later = pickle.loads(pickle.dumps(read(folder)))  # as it goes to a worker
-    for found, expected in zip(later.encode(TEXTS), first.encode(TEXTS), strict=True):
+    assert sorted("".join(file.suffixes) for file in cache.iterdir()) == [".json", ".tokenizer.json"]
+    monkeypatch.setattr(encoder, "load_tokenizer", never)
+    again = read(folder)
+    assert (again.table, again.add_bos, again.head_size) == (first.table, True, 290)
+    assert (again.fingerprint, again.vocab_size) == (first.fingerprint, 290)
+    with pytest.raises(AssertionError, match="was loaded"):
+        _ = again.tokenizer
+    for each in (again, pickle.loads(pickle.dumps(read(folder))), pickle.loads(pickle.dumps(again))):  # to a worker
+        assert_alike(each, first)
+    assert special_spellings([again]) == special_spellings([first]) > set()
+
+
+def assert_alike(one: Encoder, other: Encoder, texts: Sequence[str] = TEXTS) -> None:
+    assert one.bos == other.bos
+    assert one.count(texts) == other.count(texts)
+    for found, expected in zip(one.encode(texts), other.encode(texts), strict=True):
         assert found.ids.tolist() == expected.ids.tolist()
         assert found.ends.tolist() == expected.ends.tolist()
+        assert found.lossy == expected.lossy
+
+
+def test_a_worker_elsewhere_reads_the_tokenizer(folder: Path, cache: Path) -> None:
+    first = read(folder)
+    sent = pickle.dumps(read(folder))
+    shutil.rmtree(cache)
+    assert_alike(pickle.loads(sent), first)
+
+
+@pytest.mark.parametrize("name", [name for name in MAKERS if name != "slow-sentencepiece"])
+def test_what_is_kept_reads_hostile_texts_as_the_tokenizer(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(name)[0].save_pretrained(tmp_path / name)
+    first = read(tmp_path / name)
+    monkeypatch.setattr(encoder, "load_tokenizer", never)
+    hostile = [document(7, number).text for number in range(300)]
+    assert_alike(read(tmp_path / name), first, [*TEXTS, *filter(valid_text, hostile)])
+
+
+def test_what_is_kept_is_read_without_transformers_and_torch(folder: Path, cache: Path) -> None:
+    read(folder)
+    program = f"""
+import sys
+from fusionx.contract.tokens import table_cache
+from fusionx.contract.tokens.encoder import load_encoder
+from fusionx.precompute.chunks.chunker import chunker_of
+table_cache._SMALL = 0
+print("".join(chunker_of([load_encoder({str(folder)!r})], 8).cut("A text that is cut into pieces.")))
+print([name for name in ("transformers", "torch") if name in sys.modules])
+"""
+    printed = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert printed.splitlines() == ["A text that is cut into pieces.", "[]"]
 
 
 PIECES = st.one_of(st.none(), st.binary(max_size=6))
@@ -116,7 +163,7 @@ def test_a_tokenizer_that_changed_is_read_anew(folder: Path, make_tokenizer: Any
     changed = read(folder)
     assert changed.fingerprint != former.fingerprint
     assert changed.table.size == 400
-    assert len(list(cache.iterdir())) == 2
+    assert len(list(cache.iterdir())) == 4
 
 
 def test_another_version_of_a_reader_reads_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,14 +174,16 @@ def test_another_version_of_a_reader_reads_anew(folder: Path, monkeypatch: pytes
 
 def test_damage_is_said_and_made_good(folder: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = read(folder)
-    (file,) = cache.iterdir()
-    good = file.read_bytes()
-    file.write_bytes(good.replace(b'"add_bos": true', b'"add_bos": false'))
-    again = read(folder)
-    assert again.add_bos
-    assert again.table == whole.table
-    assert file.name in capsys.readouterr().err
-    assert file.read_bytes() == good
+    changes = ((b'"add_bos": true', b'"add_bos": false'), (b'"content":"<s>"', b'"content":"<S>"'))
+    for file, change in zip(sorted(cache.iterdir()), changes, strict=True):
+        good = file.read_bytes()
+        file.write_bytes(good.replace(*change))
+        assert file.read_bytes() != good
+        again = read(folder)
+        assert again.add_bos
+        assert again.table == whole.table
+        assert file.name in capsys.readouterr().err
+        assert file.read_bytes() == good
 
 
 def test_what_cannot_be_kept_is_read_each_time(folder: Path, cache: Path) -> None:
