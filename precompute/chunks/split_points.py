@@ -63,7 +63,7 @@ def classes_of(text: str) -> npt.NDArray[np.uint8]:
 def _class_of_code() -> npt.NDArray[np.uint8]:
     classes = np.full(0x110000, OTHER, np.uint8)
     classes[:128] = np.arange(128)
-    classes[128:][[chr(code).isalpha() for code in range(128, 0x110000)]] = LETTER
+    classes[128:][np.char.isalpha(np.arange(128, 0x110000, dtype="<u4").view("<U1"))] = LETTER
     return classes
 
 
