@@ -81,6 +81,7 @@ bench: setup demo-inputs
 chaos: setup
 	$(FUSIONX) bench damage
 	$(FUSIONX) bench crash --set points=400 --set losses=400 --set instants=200
+	$(FUSIONX) bench configs --set mutations=10000 --set checked=500 --set runs=80
 	$(FUSIONX) bench documents --set documents=1000 --set cut_only=89000 --set files=10000
 
 # Of what `pip install .` brings, on every system; extras and tools are pinned in constraints.txt alone.

@@ -11,12 +11,32 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from fusionx.benchmarks.crash.points import Points
 from fusionx.contract.errors import FusionXError
+
+_IMPORTED = (
+    "fusionx.align.walk.part",
+    "fusionx.align.vocabulary.nearest_token",
+    "fusionx.pipelines.evaluation.ensembles",
+    "fusionx.pipelines.evaluation.recommended_model",
+    "fusionx.pipelines.evaluation.reporting",
+    "fusionx.pipelines.evaluation.run_result",
+    "fusionx.pipelines.pipeline",
+    "fusionx.train.loop.trainer",
+    "transformers.models.llama.modeling_llama",
+)
+
+
+def prepare() -> None:
+    """Imports what a run needs, for all processes that are forked from this one; each computes in one thread."""
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    for module in _IMPORTED:
+        import_module(module)
 
 
 def start(config: Path, points: Points, printed: Path) -> int:
@@ -32,7 +52,7 @@ def start(config: Path, points: Points, printed: Path) -> int:
         points.watch()
         return _run(config)
 
-    return _forked(command)
+    return forked(command)
 
 
 def ended(process: int) -> int:
@@ -40,13 +60,19 @@ def ended(process: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def _run(config: Path) -> int:
+def fork_trainings() -> None:
+    """From now on, in this process: trainings are forked from it, and reports have no pictures, a third of the time."""
     from fusionx.eval.report import pages
-    from fusionx.pipelines.pipeline import open_pipeline
     from fusionx.pipelines.training import launcher
 
     vars(launcher)["subprocess"] = SimpleNamespace(Popen=_ForkedTraining)
-    vars(pages)["plots"] = lambda *_: []  # a third of the time; they are written as the pages are
+    vars(pages)["plots"] = lambda *_: []  # they are written as the pages are
+
+
+def _run(config: Path) -> int:
+    from fusionx.pipelines.pipeline import open_pipeline
+
+    fork_trainings()
     try:
         with open_pipeline(config) as pipeline:
             pipeline.run()
@@ -75,7 +101,7 @@ class _ForkedTraining:
 
             return main(arguments)
 
-        self._processes = [_forked(partial(training, ranks)) for ranks in _ranks(command)]
+        self._processes = [forked(partial(training, ranks)) for ranks in _ranks(command)]
 
     def send_signal(self, number: int) -> None:
         for process in self._processes:
@@ -99,7 +125,8 @@ def _ranks(command: list[str]) -> Iterator[dict[str, str]]:
         yield {**place, "LOCAL_WORLD_SIZE": sizes[0], "RANK": rank, "LOCAL_RANK": rank}
 
 
-def _forked(work: Callable[[], int]) -> int:
+def forked(work: Callable[[], int]) -> int:
+    """The id of a process that does the work and ends with its exit code; 1 where it raises."""
     process = os.fork()
     if process:
         return process

@@ -14,14 +14,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from fusionx.benchmarks.crash.points import Points
 from fusionx.benchmarks.crash.power import lose_power
-from fusionx.benchmarks.crash.process import ended, start
+from fusionx.benchmarks.crash.process import ended, prepare, start
 from fusionx.benchmarks.crash.world import make_world
 from fusionx.benchmarks.measuring.figure import Figure
 from fusionx.contract.errors import IncompleteError
@@ -30,17 +29,6 @@ MODES = ("crash point", "power loss", "instant", "instant, command only")
 """Killed before a durable call, the whole process group; the same, and what was not flushed is lost; killed at a random
 instant, the group; so killed, the command alone, whose training then has to end by itself while the next call waits."""
 OUTCOMES = ("identical", "different", "left over", "done twice", "refused")
-_IMPORTED = (
-    "fusionx.align.walk.part",
-    "fusionx.align.vocabulary.nearest_token",
-    "fusionx.pipelines.evaluation.ensembles",
-    "fusionx.pipelines.evaluation.recommended_model",
-    "fusionx.pipelines.evaluation.reporting",
-    "fusionx.pipelines.evaluation.run_result",
-    "fusionx.pipelines.pipeline",
-    "fusionx.train.loop.trainer",
-    "transformers.models.llama.modeling_llama",
-)
 _TIMED = ("seconds", "tokens_per_s", "waiting_for_data", "mfu", "peak_memory_gb")
 _UNCOMPARED = (
     "timings.json", ".lock", "report/report.md", "report/report.html", "report/results.json",
@@ -81,9 +69,7 @@ def figures(
     Raises:
         IncompleteError: at the end, if any run was not what an uninterrupted one is.
     """
-    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    for module in _IMPORTED:
-        import_module(module)
+    prepare()
     with TemporaryDirectory(prefix="fusionx-crash-") as folder:
         training: dict[str, Any] = {"run": {"devices": processes, "shards": "fsdp" if fsdp else "none"}}
         if lora:
