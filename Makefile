@@ -20,7 +20,7 @@ help:
 	@echo "make lint | docs      style, types, who may import whom; the pictures and tables in docs/"
 	@echo "make docs-site        the documentation as a site, in site/"
 	@echo "make bench            every benchmark, written to benchmarks/results/"
-	@echo "make chaos            kills, losses of power, damage and hostile documents: docs/reliability.md"
+	@echo "make chaos            kills, losses of power, damage, load, hostile configs and documents: docs/reliability.md"
 	@echo "make lock | audit     the hashes of all packages anew; known weaknesses of these packages (needs a network)"
 	@echo "make plan | status | chunk | precompute | align | train | eval | run   CONFIG=configs/....yaml [ARGS=...]"
 
@@ -78,9 +78,10 @@ docs-site: setup
 bench: setup demo-inputs
 	$(FUSIONX) bench all --output benchmarks/results
 
-chaos: setup
+chaos: setup demo-inputs
 	$(FUSIONX) bench damage
 	$(FUSIONX) bench crash --set points=400 --set losses=400 --set instants=200
+	$(FUSIONX) bench load --set times=20
 	$(FUSIONX) bench configs --set mutations=10000 --set checked=500 --set runs=80
 	$(FUSIONX) bench documents --set documents=1000 --set cut_only=89000 --set files=10000
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fusionx.benchmarks import BENCHMARKS, CONFIGS, CRASH, DAMAGE, DOCUMENTS, GPU
+from fusionx.benchmarks import BENCHMARKS, CONFIGS, CRASH, DAMAGE, DOCUMENTS, GPU, LOAD
 from fusionx.cli.options import config_argument, examples, opened_pipeline
 from fusionx.pipelines.study import STUDIES
 
@@ -92,7 +92,7 @@ def study(name: str, config: str, overrides: tuple[str, ...], method: str | None
         "bench crash --set points=200 --set losses=200 --set instants=100",
     )
 )
-@click.argument("name", type=click.Choice(["all", *BENCHMARKS, GPU, DAMAGE, CRASH, CONFIGS, DOCUMENTS]))
+@click.argument("name", type=click.Choice(["all", *BENCHMARKS, GPU, DAMAGE, CRASH, CONFIGS, DOCUMENTS, LOAD]))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line instead of a table.")
 @click.option("--output", type=click.Path(file_okay=False), help="Also write its NAME.jsonl (gpu: add to it).")
 @click.option("--set", "sizes", multiple=True, metavar="NAME=NUMBER", help="How much is measured; not with `all`.")

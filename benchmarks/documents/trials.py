@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,14 +20,12 @@ from fusionx.benchmarks.documents.texts import document, endless, why_lost
 from fusionx.benchmarks.documents.world import Tokenizers, make_models, real_tokenizers, stages_of
 from fusionx.benchmarks.measuring.figure import Figure
 from fusionx.benchmarks.measuring.memory import resident
+from fusionx.benchmarks.measuring.watched_executor import WatchedExecutor
 from fusionx.contract.errors import FusionXError, IncompleteError
 from fusionx.contract.shards.codec import read_distributions
 from fusionx.contract.shards.manifest import read_manifest
 from fusionx.contract.shards.parts import read_part
-from fusionx.contract.stage import Stage
-from fusionx.pipelines.execution.executor import InlineExecutor
 from fusionx.pipelines.execution.stage_runner import run_stages
-from fusionx.pipelines.execution.worker_host import Job, JobOutcome
 from fusionx.precompute.chunks.chunker import chunker_of
 from fusionx.precompute.config import CorpusConfig
 from fusionx.precompute.corpus.documents import Document, read_corpus
@@ -86,14 +84,14 @@ def _through_the_stages(
     yield Figure("documents", "fuzzed", "through every stage", documents, "documents", "tried", documents / tried)
     yield Figure("documents", "fuzzed", "memory before", resident("VmRSS"), "MB")
     for name, group in stages.items():
-        executor = _Watched()
+        executor = WatchedExecutor()
         try:
             run_stages(group(), executor)
         except FusionXError as error:
             problems.append(f"{name}: {error}")
             return
         executor.close()
-        yield from executor.figures(name, megabytes if name == "chunk" else walked)
+        yield from executor.figures("documents", name, 2, megabytes if name == "chunk" else walked)
     found = _account(outputs["chunk"], tried, seed, problems)
     for outcome, count in sorted(found.items()):
         yield Figure("documents", "fuzzed", outcome, count, "documents", "tried", count / tried, tried)
@@ -121,34 +119,6 @@ def _write_files(folder: Path, split: str, firsts: range, seed: int) -> int:
 def _ending(number: int) -> str:
     """Of the file that holds the document."""
     return ENDINGS[number // FILE_ROWS % len(ENDINGS)]
-
-
-class _Watched(InlineExecutor):
-    """Looks at this process's memory and CPU time whenever a part is done."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._memory: list[float] = []
-        self._seconds: list[float] = []
-
-    def map(self, stages: Sequence[Stage], jobs: Iterable[Job]) -> Iterator[JobOutcome]:
-        for outcome in super().map(stages, jobs):
-            self._memory.append(resident("VmRSS"))
-            self._seconds.append(time.process_time())
-            yield outcome
-
-    def figures(self, name: str, megabytes: float) -> Iterator[Figure]:
-        """Its peak, and in the second half against the first; time from the first part on, which loads what it needs.
-
-        megabytes: of text, in parts of equal size.
-        """
-        parts, middle = len(self._memory), len(self._memory) // 2
-        yield Figure("documents", name, "memory", max(self._memory), "MB", n=parts)
-        if middle:
-            first, second = max(self._memory[:middle]), max(self._memory[middle:])
-            yield Figure("documents", name, "memory, second half", second, "MB", "first half", second / first, middle)
-            seconds = (self._seconds[-1] - self._seconds[0]) / (megabytes * (parts - 1) / parts)
-            yield Figure("documents", name, "time", seconds, "s of a core per MB", n=parts - 1)
 
 
 def _account(output: Path, tried: int, seed: int, problems: list[str]) -> Counter[str]:
