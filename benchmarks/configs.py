@@ -193,13 +193,13 @@ def _command(options: list[str], file: Path) -> tuple[str, str]:
     printed = file.with_suffix(".printed")
 
     def command() -> int:
-        from fusionx.cli.main import main
-
         os.setpgid(0, 0)
-        fork_trainings()
         descriptor = os.open(printed, os.O_WRONLY | os.O_TRUNC | os.O_CREAT, 0o644)
         for stream in (1, 2):
             os.dup2(descriptor, stream)
+        from fusionx.cli.main import main
+
+        fork_trainings()
         main([*options, str(file)], prog_name="fusionx")
         return 0
 

@@ -100,6 +100,8 @@ ConfigType = TypeVar("ConfigType", bound=Config)
 
 
 _MOST_BYTES, _MOST_LEVELS, _MOST_NODES = 1 << 20, 50, 100_000
+_LONGEST_LINE = 1000
+"""Characters of an error about one field; a value in it may be a whole document."""
 _MOST = 2**63
 """Numbers are smaller, as in every library that they are handed to."""
 
@@ -217,7 +219,8 @@ def _has_surrogate(text: str) -> bool:
 
 def problems_of(cls: type[Config], error: ValidationError) -> list[str]:
     """Every problem of values for `cls`, as `a.b: what is wrong (found what)`."""
-    return [line for problem in error.errors() for line in _describe(cls, problem)]
+    lines = (line for problem in error.errors() for line in _describe(cls, problem))
+    return [line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}..." for line in lines]
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:

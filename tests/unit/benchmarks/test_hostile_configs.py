@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,17 @@ def dying_command(file: Path) -> tuple[str, str]:
     return configs._command(["run"], file)
 
 
-def test_a_command_that_dies_is_no_error_of_ours(tmp_path: Path) -> None:
-    outcome, shown = in_a_fork(dying_command, tmp_path / "config.yaml")
+def command_without_a_module(file: Path) -> tuple[str, str]:
+    sys.modules["fusionx.cli.main"] = None  # type: ignore[assignment]
+    return configs._command(["run"], file)
+
+
+@pytest.mark.parametrize(
+    ("command", "error"), [(dying_command, "ZeroDivision"), (command_without_a_module, "NotFound")]
+)
+def test_a_command_that_dies_is_no_error_of_ours(
+    command: Callable[[Path], tuple[str, str]], error: str, tmp_path: Path
+) -> None:
+    outcome, shown = in_a_fork(command, tmp_path / "config.yaml")
     assert outcome == "traceback"
-    assert "ZeroDivisionError" in shown
+    assert error in shown

@@ -133,6 +133,12 @@ def test_what_concerns_several_fields_is_told_line_by_line_without_the_whole_con
     ]
 
 
+def test_a_value_as_long_as_a_document_is_not_told_whole() -> None:
+    with pytest.raises(ConfigError, match="low: 7 is not below 3") as refused:
+        parse_config(Outer, {"n" * 3000: 1, "pair": {"low": 7, "high": 3}}, "run.yaml")
+    assert len(str(refused.value)) < 1500
+
+
 def test_an_unknown_override_is_an_unknown_key(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"inner\.worker: unknown key; did you mean 'workers'\?"):
         load_config(Outer, write(tmp_path, "name: a"), ["inner.worker=2"])
