@@ -78,9 +78,10 @@ docs-site: setup
 bench: setup demo-inputs
 	$(FUSIONX) bench all --output benchmarks/results
 
+# Some five hours of two cores, most of them for the kills: at every durable call, of which there are 781.
 chaos: setup demo-inputs
 	$(FUSIONX) bench damage
-	$(FUSIONX) bench crash --set points=400 --set losses=400 --set instants=200
+	$(FUSIONX) bench crash --set points=1000 --set losses=1000 --set instants=200
 	$(FUSIONX) bench load --set times=20
 	$(FUSIONX) bench configs --set mutations=10000 --set checked=500 --set runs=80
 	$(FUSIONX) bench documents --set documents=1000 --set cut_only=89000 --set files=10000
