@@ -78,7 +78,7 @@ docs-site: setup
 bench: setup demo-inputs
 	$(FUSIONX) bench all --output benchmarks/results
 
-# Some five hours of two cores, most of them for the kills: at every durable call, of which there are 781.
+# Some four hours, three of them for the kills: at every durable call, of which there are 781.
 chaos: setup demo-inputs
 	$(FUSIONX) bench damage
 	$(FUSIONX) bench crash --set points=1000 --set losses=1000 --set instants=200
