@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from fusionx.benchmarks.crash.process import ended, fork_trainings, forked, prepare
+from fusionx.benchmarks.crash.process import ended, forked, prepare, run
 from fusionx.benchmarks.crash.world import make_world
 from fusionx.benchmarks.measuring.figure import Figure
 from fusionx.contract.config import load_config
@@ -90,8 +90,8 @@ def figures(mutations: int = 2000, checked: int = 200, runs: int = 40, seed: int
                 yield Figure("configs", case, outcome, times, "configs", "tried", times / count, count)
 
         yield from tried("read", mutations, [*shipped, tiny], _read)
-        yield from tried("checked", checked, [tiny], partial(_command, ["run", "--dry-run"]))
-        yield from tried("run", runs, [tiny], partial(_command, ["run"]))
+        yield from tried("checked", checked, [tiny], partial(_run, dry=True))
+        yield from tried("run", runs, [tiny], partial(_run, dry=False))
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
@@ -188,8 +188,8 @@ def _read(file: Path) -> tuple[str, str]:
     return "valid", ""
 
 
-def _command(options: list[str], file: Path) -> tuple[str, str]:
-    """Of a command of `fusionx` on the config, in a process of its own."""
+def _run(file: Path, dry: bool) -> tuple[str, str]:
+    """Likewise, of a run of the config in a process of its own."""
     printed = file.with_suffix(".printed")
 
     def command() -> int:
@@ -197,11 +197,7 @@ def _command(options: list[str], file: Path) -> tuple[str, str]:
         descriptor = os.open(printed, os.O_WRONLY | os.O_TRUNC | os.O_CREAT, 0o644)
         for stream in (1, 2):
             os.dup2(descriptor, stream)
-        from fusionx.cli.main import main
-
-        fork_trainings()
-        main([*options, str(file)], prog_name="fusionx")
-        return 0
+        return run(file, dry)
 
     process = forked(command)
     timer = threading.Timer(_PATIENCE, os.killpg, (process, signal.SIGKILL))

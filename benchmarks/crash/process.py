@@ -18,6 +18,7 @@ from typing import Any
 
 from fusionx.benchmarks.crash.points import Points
 from fusionx.contract.errors import FusionXError
+from fusionx.contract.files.storage import told_by_the_system
 
 _IMPORTED = (
     "fusionx.align.walk.part",
@@ -50,7 +51,7 @@ def start(config: Path, points: Points, printed: Path) -> int:
         for stream in (1, 2):
             os.dup2(descriptor, stream)
         points.watch()
-        return _run(config)
+        return run(config)
 
     return forked(command)
 
@@ -60,25 +61,24 @@ def ended(process: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def fork_trainings() -> None:
-    """From now on, in this process: trainings are forked from it, and reports have no pictures, a third of the time."""
+def run(config: Path, dry: bool = False) -> int:
+    """What `fusionx run` does (`dry`: `--dry-run`), and its exit code; trainings are forked from this process."""
     from fusionx.eval.report import pages
+    from fusionx.pipelines.dry_run import dry_run
+    from fusionx.pipelines.pipeline import open_pipeline
     from fusionx.pipelines.training import launcher
 
     vars(launcher)["subprocess"] = SimpleNamespace(Popen=_ForkedTraining)
-    vars(pages)["plots"] = lambda *_: []  # they are written as the pages are
-
-
-def _run(config: Path) -> int:
-    from fusionx.pipelines.pipeline import open_pipeline
-
-    fork_trainings()
+    vars(pages)["plots"] = lambda *_: []  # a third of the time; they are written as the pages are
     try:
-        with open_pipeline(config) as pipeline:
-            pipeline.run()
-    except FusionXError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        with open_pipeline(config, read_only=dry) as pipeline:
+            print("\n".join(dry_run(pipeline)) if dry else pipeline.run())
+    except (FusionXError, OSError) as error:
+        told = told_by_the_system(error) if isinstance(error, OSError) else error
+        if told is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
+        return told.exit_code
     return 0
 
 

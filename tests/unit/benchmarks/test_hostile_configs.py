@@ -60,24 +60,20 @@ def test_changes_are_many_and_the_same_for_a_seed() -> None:
     assert config["train"] == {"epochs": 2}, "the given one stays"
 
 
-def dying_command(file: Path) -> tuple[str, str]:
-    from fusionx.cli import main
-
-    main.main = lambda *_, **__: 1 / 0  # type: ignore[assignment]
-    return configs._command(["run"], file)
+def dying_run(file: Path) -> tuple[str, str]:
+    configs.run = lambda *_: 1 // 0  # type: ignore[assignment]
+    return configs._run(file, dry=False)
 
 
-def command_without_a_module(file: Path) -> tuple[str, str]:
-    sys.modules["fusionx.cli.main"] = None  # type: ignore[assignment]
-    return configs._command(["run"], file)
+def run_without_a_module(file: Path) -> tuple[str, str]:
+    sys.modules["fusionx.pipelines.dry_run"] = None  # type: ignore[assignment]
+    return configs._run(file, dry=True)
 
 
-@pytest.mark.parametrize(
-    ("command", "error"), [(dying_command, "ZeroDivision"), (command_without_a_module, "NotFound")]
-)
-def test_a_command_that_dies_is_no_error_of_ours(
-    command: Callable[[Path], tuple[str, str]], error: str, tmp_path: Path
+@pytest.mark.parametrize(("trial", "error"), [(dying_run, "ZeroDivision"), (run_without_a_module, "ModuleNotFound")])
+def test_a_run_that_dies_is_no_error_of_ours(
+    trial: Callable[[Path], tuple[str, str]], error: str, tmp_path: Path
 ) -> None:
-    outcome, shown = in_a_fork(command, tmp_path / "config.yaml")
+    outcome, shown = in_a_fork(trial, tmp_path / "config.yaml")
     assert outcome == "traceback"
     assert error in shown
