@@ -12,8 +12,8 @@ import pytest
 import yaml
 from forked import in_a_fork
 
-from fusionx.benchmarks import configs
-from fusionx.benchmarks.configs import figures, mutated
+from fusionx.benchmarks.configs import trials
+from fusionx.benchmarks.configs.trials import figures, mutated
 from fusionx.contract.errors import ConfigError, IncompleteError
 
 SIZES = {"mutations": 120, "checked": 8, "runs": 2}
@@ -41,8 +41,8 @@ def test_a_traceback_and_a_poor_error_are_told(
     def careless(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(configs, "load_config", careless)
-    monkeypatch.setattr(configs, "prepare", lambda: None)
+    monkeypatch.setattr(trials, "load_config", careless)
+    monkeypatch.setattr(trials, "prepare", lambda: None)
     with pytest.raises(IncompleteError, match="traceback"):
         list(figures(mutations=3, checked=0, runs=0))
     said = capsys.readouterr().err
@@ -61,13 +61,13 @@ def test_changes_are_many_and_the_same_for_a_seed() -> None:
 
 
 def dying_run(file: Path) -> tuple[str, str]:
-    configs.run = lambda *_: 1 // 0  # type: ignore[assignment]
-    return configs._run(file, dry=False)
+    trials.run = lambda *_: 1 // 0  # type: ignore[assignment]
+    return trials._run(file, dry=False)
 
 
 def run_without_a_module(file: Path) -> tuple[str, str]:
     sys.modules["fusionx.pipelines.dry_run"] = None  # type: ignore[assignment]
-    return configs._run(file, dry=True)
+    return trials._run(file, dry=True)
 
 
 @pytest.mark.parametrize(("trial", "error"), [(dying_run, "ZeroDivision"), (run_without_a_module, "ModuleNotFound")])

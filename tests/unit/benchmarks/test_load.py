@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fusionx.benchmarks import load
-from fusionx.benchmarks.load import figures
+from fusionx.benchmarks.load import stages
+from fusionx.benchmarks.load.stages import figures
 from fusionx.benchmarks.measuring.watched_executor import WatchedExecutor
 from fusionx.contract.errors import DataError
 
@@ -21,8 +21,8 @@ STAGES = ["chunk", "precompute target", "precompute coder", "tokens", "align cod
 def test_every_stage_is_compared_with_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_model: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(load, "_MODELS", ("target", "coder"))
-    monkeypatch.setattr(load, "_BLOCK", 96)
+    monkeypatch.setattr(stages, "_MODELS", ("target", "coder"))
+    monkeypatch.setattr(stages, "_BLOCK", 96)
     for seed, name in enumerate(("target", "coder")):
         make_model(tmp_path / "models" / name, "llama", 300 + 20 * seed, seed=seed)
     (tmp_path / "corpus").mkdir()

@@ -1,5 +1,5 @@
 """Hostile configs: the shipped ones and one of tiny models, changed at random, are read, checked as a run checks them,
-and some of them run. Each has to end in an error of ours or be used; in a traceback none. `fusionx bench configs`.
+and some of them run. Each has to end in an error of ours or be used; in a traceback none.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+import fusionx
 from fusionx.benchmarks.crash.process import ended, forked, prepare, run
 from fusionx.benchmarks.crash.world import make_world
 from fusionx.benchmarks.measuring.figure import Figure
@@ -27,7 +28,7 @@ from fusionx.contract.config import load_config
 from fusionx.contract.errors import FusionXError, IncompleteError
 from fusionx.pipelines.config import FusionConfig
 
-_SHIPPED = Path(__file__).resolve().parent.parent / "configs"
+_SHIPPED = Path(fusionx.__file__).parent / "configs"
 _LONGEST_ERROR = 4000
 """Characters; a config has some hundred fields, each of which may be wrong."""
 _PATIENCE = 120
