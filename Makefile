@@ -84,7 +84,7 @@ chaos: setup demo-inputs
 	$(FUSIONX) bench crash --set points=1000 --set losses=1000 --set instants=200
 	$(FUSIONX) bench load --set times=20
 	$(FUSIONX) bench configs --set mutations=10000 --set checked=500 --set runs=80
-	$(FUSIONX) bench documents --set documents=1000 --set cut_only=89000 --set files=10000
+	$(FUSIONX) bench documents --set documents=2000 --set cut_only=98000 --set files=10000
 
 # Of what `pip install .` brings, on every system; extras and tools are pinned in constraints.txt alone.
 lock:
