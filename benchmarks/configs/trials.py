@@ -33,7 +33,9 @@ _LONGEST_ERROR = 4000
 """Characters; a config has some hundred fields, each of which may be wrong."""
 _PATIENCE = 120
 """Seconds. A config may ask for a run of any length."""
-Node = dict[Any, Any] | list[Any]
+_Node = dict[Any, Any] | list[Any]
+_Judge = Callable[[Path], tuple[str, str]]
+"""A config file's outcome, and what is wrong with that, if anything."""
 _VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 3, 2**31, 2**63 - 1, -(2**70), 0.0, 0.5, -0.5, 1e-300, 1e308, float("inf"),
     float("nan"), "", " ", "0", "1e5", "true", "null", "a", "ct", "fusionx", "target", "nowhere", "../nowhere", "a/b",
@@ -41,19 +43,8 @@ _VALUES: tuple[Any, ...] = (
     {"a": 1}, {"": None}, {1: 2}, {"id": "x"},
 )  # fmt: skip
 _PIECES = (
-    b"\t",
-    b"\0",
-    b": ",
-    b"- ",
-    b"&a ",
-    b"*a",
-    b"!!binary ",
-    b"!!python/none ",
-    b"'",
-    b"{",
-    b"\xff",
-    b"2026-11-31",
-)
+    b"\t", b"\0", b": ", b"- ", b"&a ", b"*a", b"!!binary ", b"!!python/none ", b"'", b"{", b"\xff", b"2026-11-31",
+)  # fmt: skip
 
 
 def figures(mutations: int = 2000, checked: int = 200, runs: int = 40, seed: int = 0) -> Iterator[Figure]:
@@ -74,7 +65,7 @@ def figures(mutations: int = 2000, checked: int = 200, runs: int = 40, seed: int
         tiny |= {"output": str(output), "executor": {"kind": "inline"}}
         shipped = [yaml.safe_load(path.read_text()) for path in sorted(_SHIPPED.glob("*.yaml"))]
 
-        def tried(case: str, count: int, configs: Sequence[Any], judged: Callable[[Path], tuple[str, str]]) -> Any:
+        def tried(case: str, count: int, configs: Sequence[Any], judged: _Judge) -> Iterator[Figure]:
             found: Counter[str] = Counter()
             for number in range(count):
                 rng = random.Random(f"{seed}:{case}:{number}")
@@ -119,7 +110,7 @@ def mutated(config: Any, rng: random.Random) -> bytes:
     return bytes(data)
 
 
-def _places(node: Any) -> Iterator[tuple[Node, Any]]:
+def _places(node: Any) -> Iterator[tuple[_Node, Any]]:
     """Every mapping or list with each of its keys or places."""
     keys = list(node) if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
     for key in keys:
@@ -176,7 +167,7 @@ def _damage(data: bytearray, rng: random.Random) -> None:
 
 
 def _read(file: Path) -> tuple[str, str]:
-    """Outcome, and what is wrong with it, if anything."""
+    """Of `load_config`."""
     try:
         load_config(FusionConfig, file)
     except FusionXError as error:
@@ -190,7 +181,7 @@ def _read(file: Path) -> tuple[str, str]:
 
 
 def _run(file: Path, dry: bool) -> tuple[str, str]:
-    """Likewise, of a run of the config in a process of its own."""
+    """Of a run, in a process of its own."""
     printed = file.with_suffix(".printed")
 
     def command() -> int:
