@@ -20,7 +20,7 @@ from fusionx.benchmarks.documents.texts import document, endless, why_lost
 from fusionx.benchmarks.documents.world import Tokenizers, make_models, real_tokenizers, stages_of
 from fusionx.benchmarks.measuring.figure import Figure
 from fusionx.benchmarks.measuring.memory import resident
-from fusionx.benchmarks.measuring.watched_executor import WatchedExecutor
+from fusionx.benchmarks.measuring.watch import WatchedExecutor
 from fusionx.contract.errors import FusionXError, IncompleteError
 from fusionx.contract.shards.codec import read_distributions
 from fusionx.contract.shards.manifest import read_manifest
@@ -91,7 +91,7 @@ def _through_the_stages(
             problems.append(f"{name}: {error}")
             return
         executor.close()
-        yield from executor.figures("documents", name, 2, megabytes if name == "chunk" else walked)
+        yield from executor.watch.figures("documents", name, 2, megabytes if name == "chunk" else walked)
     found = _account(outputs["chunk"], tried, seed, problems)
     for outcome, count in sorted(found.items()):
         yield Figure("documents", "fuzzed", outcome, count, "documents", "tried", count / tried, tried)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -57,9 +57,16 @@ def make_models(folder: Path, tokenizers: Tokenizers) -> dict[str, Path]:
 
 
 def stages_of(
-    folder: Path, models: Mapping[str, Path], block: int, splits: list[Split]
+    folder: Path,
+    models: Mapping[str, Path],
+    block: int,
+    splits: list[Split],
+    tokens_of: Sequence[Split] = ("train",),
 ) -> tuple[dict[str, Callable[[], list[Stage]]], dict[str, Path]]:
-    """Groups of stages in their order, made when their inputs are there; and outputs, by kind and source."""
+    """Groups of stages in their order, made when their inputs are there; and outputs, by kind and source.
+
+    splits: that are cut. tokens_of: of which the target's tokens are kept; sources read the training text.
+    """
     target, *sources = (ModelConfig(id=name, path=str(path)) for name, path in models.items())
     outputs = {"chunk": folder / "chunks", "tokens": folder / "tokens"}
     outputs |= {f"logits/{model.id}": folder / "logits" / model.id for model in (target, *sources)}
@@ -75,7 +82,9 @@ def stages_of(
         return [LogitsStage(model, config, str(outputs["chunk"]), str(outputs[f"logits/{model.id}"]))]
 
     def tokens() -> list[Stage]:
-        return [TokensStage(target.id, target.path, None, ["train"], str(outputs["chunk"]), str(outputs["tokens"]))]
+        return [
+            TokensStage(target.id, target.path, None, list(tokens_of), str(outputs["chunk"]), str(outputs["tokens"]))
+        ]
 
     def align(source: ModelConfig) -> list[Stage]:
         shards = (str(outputs[name]) for name in (f"logits/{source.id}", f"logits/{target.id}", "tokens"))

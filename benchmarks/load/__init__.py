@@ -1,4 +1,4 @@
-"""Many times the demo's text through the data stages; `fusionx bench load`."""
+"""Many times the demo's text through all stages; `fusionx bench load`."""
 
 from fusionx.benchmarks.load.stages import figures
 

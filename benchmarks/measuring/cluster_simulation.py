@@ -1,9 +1,9 @@
 """Precompute on many GPUs, simulated from the seconds that the steps of one unit were measured to take.
 
-A worker per GPU has some units in its hands at once. Each is dispatched by the one driver, prepared on a core of its
-host, computed while it has the GPU to itself, and finished (encoded, compressed, written) on a core again. Hosts may be
-slow, and may be taken away: what was in their hands goes to whoever asks next. What is not simulated: storage that is
-slower than the bytes asked of it.
+A worker per GPU has some units in its hands at once, fewer to the end (`pipelines.execution.job_queue`). Each is
+dispatched by the one driver, prepared on a core of its host, computed while it has the GPU to itself, and finished
+(encoded, compressed, written) on a core again. Hosts may be slow, and may be taken away: what was in their hands goes
+to whoever asks next. What is not simulated: storage that is slower than the bytes asked of it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+
+from fusionx.pipelines.execution.job_queue import units_at_once
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,14 @@ class _Servers:
         self._begin()
 
 
+class _Gpu(_Servers):
+    """One, and how many units its worker has in hand."""
+
+    def __init__(self, clock: _Clock) -> None:
+        super().__init__(1, clock)
+        self.in_hand = 0
+
+
 class _Clock:
     def __init__(self) -> None:
         self.now = 0.0
@@ -132,7 +142,7 @@ class _Host:
         self._in_hand: set[int] = set()
         cores = _Servers(run.cluster.cores, run.clock)
         for _ in range(run.cluster.gpus):
-            gpu = _Servers(1, run.clock)
+            gpu = _Gpu(run.clock)
             for _ in range(run.cluster.units_at_once):
                 self._next_unit(life, cores, gpu)
         if run.trouble.losses:
@@ -152,20 +162,23 @@ class _Host:
         self._run.absent -= 1
         self._come()
 
-    def _next_unit(self, life: int, cores: _Servers, gpu: _Servers) -> None:
+    def _next_unit(self, life: int, cores: _Servers, gpu: _Gpu) -> None:
         """One of the units in a worker's hands, and when it is done the next in its place."""
-        run, unit = self._run, self._run.unit
+        run, unit, cluster = self._run, self._run.unit, self._run.cluster
         if life != self._life:
             return
-        if not run.left:
+        most = units_at_once(cluster.units_at_once, len(run.left), cluster.hosts * cluster.gpus)
+        if not run.left or gpu.in_hand >= most:
             run.clock.after(unit.device, partial(self._next_unit, life, cores, gpu)) if run.to_do else None
             return
         number = run.left.popleft()
         self._in_hand.add(number)
+        gpu.in_hand += 1
 
         def done() -> None:
             if life == self._life:
                 self._in_hand.remove(number)
+                gpu.in_hand -= 1
                 run.to_do -= 1
                 run.computed += unit.device * self._slowness
                 self._next_unit(life, cores, gpu)

@@ -26,18 +26,18 @@ import numpy as np
 import fusionx
 from fusionx.contract.errors import ConfigError, FusionXError, IncompleteError
 from fusionx.contract.shards.parts import PartEntry
-from fusionx.contract.stage import Resources, Stage, Worker
+from fusionx.contract.stage import Resources, Stage, Unit, Worker
 from fusionx.pipelines.config import ExecutorConfig
 from fusionx.pipelines.execution.job_queue import JobQueue, unit_name
 from fusionx.pipelines.execution.watchdog import Watchdog
-from fusionx.pipelines.execution.worker_host import Job, JobOutcome, WorkerHost, attempt, load_worker
+from fusionx.pipelines.execution.worker_host import Hands, Job, JobOutcome, WorkerHost, attempt, load_worker
 
 _AHEAD = 4
 """Jobs that Ray knows per place in the pool: bounds what is held of a corpus that is read as it is needed."""
 _PATIENCE = 0.5
 """Seconds that a replica keeps a source's model for units that another of its threads has just taken."""
-_LATE = 30.0
-"""Seconds that a replica waits for units of its source that Ray has sent and nobody has taken yet."""
+_NO_JOB = -1
+"""In the place of a job's number: a ticket that nothing was left for."""
 _RAY_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 """No calls home; and a worker that reserves no GPU still sees the machine's, as it would in this process."""
 
@@ -45,9 +45,9 @@ _RAY_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_
 class RayExecutor:
     """Ray Data's actor pool; hand-out, back-pressure, restarts and repeats are Ray's.
 
-    What Ray Data maps is a stream of tickets, numbers that cost nothing; the job behind a ticket is fetched from a
-    `JobQueue` on the driver's machine. So the jobs may come from a generator of unknown length, no more than a bounded
-    number of them exist at once, and each is counted however often Ray repeats it.
+    What Ray Data maps is a stream of tickets, numbers that cost nothing; who has one and is free fetches a job for it
+    from a `JobQueue` on the driver's machine. So the jobs may come from a generator of unknown length, no more than a
+    bounded number of them exist at once, and each is counted however often Ray repeats it.
     """
 
     def __init__(self, config: ExecutorConfig) -> None:
@@ -64,12 +64,13 @@ class RayExecutor:
         import ray
 
         self._check_room(stages[0].name, needs)
-        queue = self._queue(len(first))
+        queue = self._queue(len(first), needs.concurrency)
         feed = _Feed(queue, chain(first, jobs), room=_AHEAD * len(first) * needs.concurrency)
         try:
             for batch in self._outcomes(stages, queue, len(first)):
-                for ticket, packed in zip(batch["ticket"], batch["outcome"], strict=True):
-                    yield feed.finished(int(ticket)), pickle.loads(packed)
+                for number, packed in zip(batch["job"], batch["outcome"], strict=True):
+                    if number != _NO_JOB:
+                        yield feed.finished(int(number)), pickle.loads(packed)
         except (ray.exceptions.RayError, RuntimeError) as error:
             cause = (str(error).strip() or type(error).__name__).splitlines()[-1]
             feed.close()
@@ -79,13 +80,14 @@ class RayExecutor:
             feed.close()
         feed.reraise()
 
-    def _queue(self, workers: int) -> Any:
+    def _queue(self, workers: int, at_once: int) -> Any:
         """On the driver's machine: if that is lost, so is the run; any other may go."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        return ray.remote(JobQueue).options(num_cpus=0, scheduling_strategy=here).remote(self._config.retries, workers)
+        actor = ray.remote(JobQueue).options(num_cpus=0, scheduling_strategy=here)
+        return actor.remote(self._config.retries, workers, at_once)
 
     def _outcomes(self, stages: Sequence[Stage], queue: Any, workers: int) -> Iterable[dict[str, Any]]:
         import ray
@@ -247,23 +249,23 @@ class _Feed:
 
     def _run(self, jobs: Iterator[Job]) -> None:
         try:
-            for ticket, job in enumerate(jobs):
+            for number, job in enumerate(jobs):
                 self._room.acquire()
                 if self._closed:
                     return
-                self._under_way[ticket] = job
-                _answer(self._queue.add.remote(ticket, pickle.dumps(job)))
+                self._under_way[number] = job
+                _answer(self._queue.add.remote(pickle.dumps(job)))
         except Exception as error:  # of reading the corpus or checking a part; raised again in the driver's own thread
             self._error = error
         finally:
             if not self._closed:
                 self._queue.close.remote()
 
-    def finished(self, ticket: int) -> Job:
-        """The job behind a ticket whose outcome is here."""
-        self._queue.forget.remote(ticket)
+    def finished(self, number: int) -> Job:
+        """The job whose outcome is here."""
+        self._queue.forget.remote(number)
         self._room.release()
-        return self._under_way.pop(ticket)
+        return self._under_way.pop(number)
 
     def under_way(self) -> list[Job]:
         """What has no outcome yet."""
@@ -280,7 +282,7 @@ class _Feed:
 
 
 def _tickets(_: dict[str, np.ndarray], queue: Any) -> Iterator[dict[str, np.ndarray]]:
-    """Counts the queue's jobs as they come. Ray may start it anew at any time; it says the same again."""
+    """Counts the queue's tickets as its jobs come. Ray may start it anew at any time; it says the same again."""
     for ticket in takewhile(lambda ticket: _answer(queue.has.remote(ticket)), count()):
         yield {"ticket": np.array([ticket])}
 
@@ -301,33 +303,38 @@ class _StageActor:
         self._stages = stages
         self._queue = queue
         self._watchdog = Watchdog(deadline)
-        # Only where several threads fetch units may one of them be ahead of the others.
-        self._overtaking = stages[0].resources.concurrency > 1
-        self._host = WorkerHost(self._load, _PATIENCE if self._overtaking else 0.0)
+        at_once = stages[0].resources.concurrency
+        self._hands = Hands(at_once)
+        self._host = WorkerHost(self._load, _PATIENCE if at_once > 1 else 0.0)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        tickets = [int(ticket) for ticket in batch["ticket"]]
-        return {"ticket": tickets, "outcome": [pickle.dumps(self._outcome(ticket)) for ticket in tickets]}
+        outcomes = [self._outcome(int(ticket)) for ticket in batch["ticket"]]
+        return {
+            "job": [number for number, _ in outcomes],
+            "outcome": [pickle.dumps(outcome) for _, outcome in outcomes],
+        }
 
-    def _outcome(self, ticket: int) -> PartEntry | FusionXError | None:
-        job, lost = _answer(self._queue.take.remote(ticket))
-        if job is None:
-            return None
-        number, unit = pickle.loads(job)
-        if self._overtaking and self._host.would_change(number):
-            _answer(self._queue.earlier_are_taken.remote(ticket, _LATE))
-        # A unit that lost its worker goes alone the next time, so that no neighbour dies of it twice.
-        with self._host.hold(number, alone=lost > 0) as worker:
-            if isinstance(worker, FusionXError):
-                return worker
-            name = unit_name(ticket)
-            refused = self._begin(name, False, "The worker was lost while making this unit")
-            if refused is not None:
-                return refused
-            with self._watchdog.watching():
-                outcome = attempt(worker, unit)
-            self._queue.end.remote(name)
-            return outcome
+    def _outcome(self, ticket: int) -> tuple[int, PartEntry | FusionXError | None]:
+        with self._hands.free():
+            dealt = _answer(self._queue.take.remote(ticket))
+            if dealt is None:
+                return _NO_JOB, None
+            self._hands.keep(dealt.at_once)
+            stage, unit = pickle.loads(dealt.job)
+            # A unit that lost its worker goes alone the next time, so that no neighbour dies of it twice.
+            with self._host.hold(stage, alone=dealt.lost > 0) as worker:
+                return dealt.number, self._attempt(worker, unit, unit_name(dealt.number))
+
+    def _attempt(self, worker: Worker | FusionXError, unit: Unit, name: str) -> PartEntry | FusionXError:
+        if isinstance(worker, FusionXError):
+            return worker
+        refused = self._begin(name, False, "The worker was lost while making this unit")
+        if refused is not None:
+            return refused
+        with self._watchdog.watching():
+            outcome = attempt(worker, unit)
+        self._queue.end.remote(name)
+        return outcome
 
     def _load(self, number: int) -> Worker | FusionXError:
         stage = self._stages[number]

@@ -22,6 +22,34 @@ Job = tuple[int, Unit]
 JobOutcome = tuple[Job, PartEntry | FusionXError]
 
 
+class Hands:
+    """Of one process: so many units may its threads have in hand at once."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._full = 0
+        self._change = threading.Condition()
+
+    @contextmanager
+    def free(self) -> Iterator[None]:
+        """One of them, once there is one."""
+        with self._change:
+            self._change.wait_for(lambda: self._full < self._most)
+            self._full += 1
+        try:
+            yield
+        finally:
+            with self._change:
+                self._full -= 1
+                self._change.notify_all()
+
+    def keep(self, most: int) -> None:
+        """From now on `most` are used; those that are full are not emptied for it."""
+        with self._change:
+            self._most = most
+            self._change.notify_all()
+
+
 class WorkerHost:
     """The workers of one process: of one stage at a time, for as many threads as share them."""
 
@@ -40,10 +68,6 @@ class WorkerHost:
         self._worker: Worker | FusionXError | None = None
         self._inside = 0
         self._alone = False
-
-    def would_change(self, number: int) -> bool:
-        """Whether the worker of another stage than `number` is there."""
-        return self._worker is not None and number != self._number
 
     @contextmanager
     def hold(self, number: int, alone: bool = False) -> Iterator[Worker | FusionXError]:

@@ -11,11 +11,11 @@ import pytest
 
 from fusionx.benchmarks.load import stages
 from fusionx.benchmarks.load.stages import figures
-from fusionx.benchmarks.measuring.watched_executor import WatchedExecutor
+from fusionx.benchmarks.measuring.watch import Watch
 from fusionx.contract.errors import DataError
 
 LINES = [f"The {number}th fox jumps over the lazy dog, and café number {number} is open. " for number in range(40)]
-STAGES = ["chunk", "precompute target", "precompute coder", "tokens", "align coder"]
+STAGES = ["chunk", "precompute target", "precompute coder", "tokens", "align coder", "train", "evaluate"]
 
 
 def test_every_stage_is_compared_with_itself(
@@ -27,11 +27,12 @@ def test_every_stage_is_compared_with_itself(
         make_model(tmp_path / "models" / name, "llama", 300 + 20 * seed, seed=seed)
     (tmp_path / "corpus").mkdir()
     table = pa.table({"text": ["".join(LINES)] * 4, "domain": ["prose"] * 4})
-    pq.write_table(table, tmp_path / "corpus" / "train.parquet")
+    for split in ("train", "validation"):
+        pq.write_table(table, tmp_path / "corpus" / f"{split}.parquet")
     found = {(figure.case, figure.metric): figure for figure in figures(20, str(tmp_path))}
     assert found["all", "text"].value == pytest.approx(20 * 4 * len("".join(LINES).encode()) / 1e6)
     for stage in STAGES:
-        assert found[stage, "memory"].n >= 20, "parts"
+        assert found[stage, "memory"].n >= 20, "parts, or every tenth step"
         for metric in ("memory", "open files", "time"):
             compared = found[stage, f"{metric}, last of 10 shares"]
             assert compared.ratio is not None
@@ -40,10 +41,10 @@ def test_every_stage_is_compared_with_itself(
 
 
 def test_what_grows_is_seen() -> None:
-    executor = WatchedExecutor()
-    executor.memory, executor.handles = [100.0 + part for part in range(20)], [7] * 18 + [8, 9]
-    executor.seconds = [0.5 * part**2 for part in range(20)]
-    found = {figure.metric: figure for figure in executor.figures("load", "chunk", 10, 2.0)}
+    watch = Watch()
+    watch.memory, watch.handles = [100.0 + part for part in range(20)], [7] * 18 + [8, 9]
+    watch.seconds = [0.5 * part**2 for part in range(20)]
+    found = {figure.metric: figure for figure in watch.figures("load", "chunk", 10, 2.0)}
     assert found["memory"].value == 119
     assert found["memory, last of 10 shares"].ratio == pytest.approx(119 / 101)
     assert found["open files, last of 10 shares"].ratio == pytest.approx(9 / 7)
