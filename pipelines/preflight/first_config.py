@@ -55,6 +55,7 @@ def first_config(target: str, sources: Sequence[str], corpus: str, output: str) 
             "  methods: [ct, fusionx]  # ct, training on the text alone, shows what the sources add",
             "  seeds: [0]",
             "  optimizer: {learning_rate: 3.0e-5, batch_size: 8, epochs: 1}",
+            "  # tune: [3.0e-5, 1.0e-4, 3.0e-4]  # rates to try first, with ct: they decide more than the method",
             "# executor: {address: auto}  # join a running Ray cluster instead of a Ray of this machine's own",
             "",
         ]

@@ -42,6 +42,17 @@ def test_a_first_config_runs_as_it_is(world: Any, tmp_path: Path) -> None:
     assert (output / "report" / "report.html").is_file()
 
 
+def test_what_it_comments_out_can_be_taken_in(world: Any, tmp_path: Path) -> None:
+    file = tmp_path / "first.yaml"
+    called("init", file, *options(world.root), "--yes")
+    first = file.read_text()
+    for key, read in (("tune", lambda config: len(config.train.tune) == 3), ("executor", lambda _: True)):
+        text = first.replace(f"# {key}: ", f"{key}: ")
+        assert text != first
+        file.write_text(text)
+        assert read(load_config(FusionConfig, file))
+
+
 def test_it_asks_for_what_is_not_given(world: Any, tmp_path: Path) -> None:
     answers = f"{world.root}/target\n{world.root}/coder {world.root}/writer\n{world.root}/corpus\n\n"
     asked, given = tmp_path / "asked.yaml", tmp_path / "given.yaml"
