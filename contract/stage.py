@@ -6,9 +6,15 @@ workers wherever it likes, and the manifest is written when every part is there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from statistics import median
+from typing import Any, Protocol, runtime_checkable
 
 from fusionx.contract.files.storage import join
 from fusionx.contract.shards.manifest import Manifest
@@ -60,6 +66,56 @@ class Resources:
 
 
 Worker = Callable[[Unit], PartEntry]
+
+_RECENT_UNITS = 15
+
+
+class Occupancy:
+    """How many units in hand keep in use what a worker's units use one at a time, such as its device.
+
+    Each unit needs it for some seconds, and some without it: where the others take three times as long, there must be
+    three more units in hand. Of the last units; threads may share it.
+    """
+
+    def __init__(self) -> None:
+        self._unit = threading.local()
+        self._free_since = 0.0
+        self._without: deque[float] = deque(maxlen=_RECENT_UNITS)
+        """Of the last units: seconds without it per second with it."""
+
+    @contextmanager
+    def unit(self) -> Iterator[None]:
+        """One unit, from its first step to its last."""
+        begun = time.monotonic()
+        self._unit.used = self._unit.waited = 0.0
+        yield
+        if self._unit.used:
+            self._without.append((time.monotonic() - begun - self._unit.waited) / self._unit.used)
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """From where a unit asks for it to where it is free again, or the results that it gave are there."""
+        asked = time.monotonic()
+        yield
+        ended = time.monotonic()
+        self._unit.used = ended - max(asked, self._free_since)
+        self._unit.waited = ended - asked
+        self._free_since = ended
+
+    @property
+    def units_needed(self) -> int:
+        """Two until it is known, and at the least."""
+        return 1 + max(1, math.ceil(median(self._without))) if self._without else 2
+
+
+@runtime_checkable
+class OverlappingWorker(Protocol):
+    """A worker that makes several units at once, and measures how many keep it busy."""
+
+    @property
+    def occupancy(self) -> Occupancy: ...
+
+    def __call__(self, unit: Unit) -> PartEntry: ...
 
 
 class Pool(Protocol):

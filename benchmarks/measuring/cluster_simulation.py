@@ -9,13 +9,14 @@ to whoever asks next. What is not simulated: storage that is slower than the byt
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from fusionx.pipelines.execution.job_queue import units_at_once
+from fusionx.pipelines.execution.job_queue import Paces, units_at_once
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,11 @@ class UnitTimes:
     finish: float
     tokens: float
     bytes: float
+
+    @property
+    def units_needed(self) -> int:
+        """As a worker measures it (`contract.stage.Occupancy`)."""
+        return 1 + max(1, math.ceil((self.prepare + self.finish) / self.device))
 
 
 @dataclass(frozen=True)
@@ -93,11 +99,11 @@ class _Servers:
 
 
 class _Gpu(_Servers):
-    """One, and how many units its worker has in hand."""
+    """One, and how many units its worker has in hand and has done."""
 
     def __init__(self, clock: _Clock) -> None:
         super().__init__(1, clock)
-        self.in_hand = 0
+        self.in_hand, self.done = 0, 0
 
 
 class _Clock:
@@ -125,6 +131,8 @@ class _Run:
         self.clock = _Clock()
         self.driver = _Servers(1, self.clock)
         self.left = deque(range(units))
+        self.workers = cluster.hosts * cluster.gpus
+        self.paces = Paces(self.workers)
         self.to_do, self.lost, self.computed = units, 0, 0.0
         self.away, self.absent = 0.0, 0  # seconds of all hosts; how many are away now, whose time is not in it
         self.chance = random.Random(trouble.seed)
@@ -167,7 +175,9 @@ class _Host:
         run, unit, cluster = self._run, self._run.unit, self._run.cluster
         if life != self._life:
             return
-        most = units_at_once(cluster.units_at_once, len(run.left), cluster.hosts * cluster.gpus)
+        run.paces.report(gpu, gpu.done)
+        left = len(run.left) / run.workers
+        most = units_at_once(cluster.units_at_once, left, unit.units_needed, run.paces.of(gpu))
         if not run.left or gpu.in_hand >= most:
             run.clock.after(unit.device, partial(self._next_unit, life, cores, gpu)) if run.to_do else None
             return
@@ -179,6 +189,7 @@ class _Host:
             if life == self._life:
                 self._in_hand.remove(number)
                 gpu.in_hand -= 1
+                gpu.done += 1
                 run.to_do -= 1
                 run.computed += unit.device * self._slowness
                 self._next_unit(life, cores, gpu)

@@ -7,20 +7,35 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Hashable
 from dataclasses import dataclass
+from enum import Enum
 
-_ENOUGH = 2
-"""Units that keep a worker busy: one is computed while another's text is prepared or its part is written."""
+
+@dataclass(frozen=True)
+class Asker:
+    """Who asks for a job, how many units it has in hand and has done, and how many at once keep it busy."""
+
+    worker: str
+    in_hand: int = 0
+    done: int = 0
+    needed: int = 2
 
 
 @dataclass(frozen=True)
 class Dealt:
-    """A job for a ticket. lost: how often it was begun and lost. at_once: how many a worker is to have in hand now."""
+    """A job for a ticket. lost: how often it was begun and lost."""
 
     number: int
     job: bytes
     lost: int
-    at_once: int
+
+
+class Refusal(Enum):
+    """Why there is no job for a ticket: all are in somebody's hands, or who asks is to end another unit first."""
+
+    NONE_LEFT = "none left"
+    NOT_YET = "not yet"
 
 
 class JobQueue:
@@ -42,6 +57,7 @@ class JobQueue:
         self._jobs: list[bytes | None] = []
         self._taken: dict[int, int] = {}
         """The job behind a ticket."""
+        self._paces = Paces(workers)
         self._is_complete = False
         self._open: Counter[str] = Counter()
         self._change = asyncio.Condition()
@@ -61,20 +77,25 @@ class JobQueue:
         """Whether there is such a ticket, once that is known."""
         async with self._change:
             await self._change.wait_for(lambda: ticket < len(self._jobs) or self._is_complete)
-            return ticket < len(self._jobs) + self._workers * max(0, self._at_once - _ENOUGH)
+            return ticket < len(self._jobs) + self._workers * (self._at_once - 1)
 
-    async def take(self, ticket: int) -> Dealt | None:
-        """The ticket's job; none where all are in somebody's hands, or where its outcome has long been delivered."""
-        if ticket not in self._taken and len(self._taken) < len(self._jobs):
+    async def take(self, ticket: int, asker: Asker) -> Dealt | Refusal:
+        """The ticket's job; `NOT_YET` is never said to who has none in hand."""
+        left = len(self._jobs) - len(self._taken)
+        self._paces.report(asker.worker, asker.done)
+        if ticket not in self._taken and left:
+            if self._is_complete and asker.in_hand >= self._allowed(asker, left):
+                return Refusal.NOT_YET
             self._taken[ticket] = len(self._taken)
-        if ticket not in self._taken:
-            return None
-        number = self._taken[ticket]
-        job = self._jobs[number]
-        if job is None:
-            return None
-        left = len(self._jobs) - len(self._taken) if self._is_complete else None
-        return Dealt(number, job, self._open[unit_name(number)], units_at_once(self._at_once, left, self._workers))
+        number = self._taken.get(ticket)
+        job = None if number is None else self._jobs[number]
+        if number is None or job is None:
+            return Refusal.NONE_LEFT
+        return Dealt(number, job, self._open[unit_name(number)])
+
+    def _allowed(self, asker: Asker, left: int) -> int:
+        pace = self._paces.of(asker.worker)
+        return units_at_once(self._at_once, left / self._workers, asker.needed, pace)
 
     async def forget(self, number: int) -> None:
         """Lets the job go, not its ticket: Ray may ask for that once more."""
@@ -92,14 +113,36 @@ class JobQueue:
         self._open[name] = min(self._open[name] - 1, self._workers - 1)
 
 
+class Paces:
+    """How many units a worker has done per unit of the average worker's, since it is known."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._by_all = 0
+        self._by: dict[Hashable, int] = {}
+        self._before: dict[Hashable, int] = {}
+        """By all, when a worker was first heard of."""
+
+    def report(self, worker: Hashable, done: int) -> None:
+        self._before.setdefault(worker, self._by_all)
+        self._by_all += done - self._by.get(worker, 0)
+        self._by[worker] = done
+
+    def of(self, worker: Hashable) -> float:
+        """1 as long as the average worker has not done a unit since."""
+        average = (self._by_all - self._before[worker]) / self._workers
+        return self._by[worker] / average if average >= 1 else 1.0
+
+
 def unit_name(number: int) -> str:
     """Under which the attempts at a job's unit are counted."""
     return f"unit {number}"
 
 
-def units_at_once(most: int, left: int | None, workers: int) -> int:
+def units_at_once(most: int, left: float, needed: int, pace: float) -> int:
     """How many units a worker is to have in hand: fewer to the end, which a slow one would hold up with many.
 
-    most: it takes at once. left: units that nobody has taken yet; None where more may come.
+    most: it takes at once. left: units per worker that nobody has taken yet. needed: they keep it busy. pace: units
+    that it has done per unit of the average worker's (`Paces`).
     """
-    return most if left is None else min(most, max(_ENOUGH, left // (2 * workers)))
+    return min(most, max(1, round(min(1.0, pace) * max(needed, left / 2))))

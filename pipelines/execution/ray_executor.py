@@ -20,6 +20,7 @@ from functools import partial
 from itertools import chain, count, islice, takewhile
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -28,7 +29,7 @@ from fusionx.contract.errors import ConfigError, FusionXError, IncompleteError
 from fusionx.contract.shards.parts import PartEntry
 from fusionx.contract.stage import Resources, Stage, Unit, Worker
 from fusionx.pipelines.config import ExecutorConfig
-from fusionx.pipelines.execution.job_queue import JobQueue, unit_name
+from fusionx.pipelines.execution.job_queue import Asker, Dealt, JobQueue, Refusal, unit_name
 from fusionx.pipelines.execution.watchdog import Watchdog
 from fusionx.pipelines.execution.worker_host import Hands, Job, JobOutcome, WorkerHost, attempt, load_worker
 
@@ -303,9 +304,9 @@ class _StageActor:
         self._stages = stages
         self._queue = queue
         self._watchdog = Watchdog(deadline)
-        at_once = stages[0].resources.concurrency
-        self._hands = Hands(at_once)
-        self._host = WorkerHost(self._load, _PATIENCE if at_once > 1 else 0.0)
+        self._name = uuid4().hex
+        self._hands = Hands()
+        self._host = WorkerHost(self._load, _PATIENCE if stages[0].resources.concurrency > 1 else 0.0)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         outcomes = [self._outcome(int(ticket)) for ticket in batch["ticket"]]
@@ -315,15 +316,18 @@ class _StageActor:
         }
 
     def _outcome(self, ticket: int) -> tuple[int, PartEntry | FusionXError | None]:
-        with self._hands.free():
-            dealt = _answer(self._queue.take.remote(ticket))
-            if dealt is None:
+        with self._hands.holding(partial(self._take, ticket)) as dealt:
+            if isinstance(dealt, Refusal):
                 return _NO_JOB, None
-            self._hands.keep(dealt.at_once)
             stage, unit = pickle.loads(dealt.job)
             # A unit that lost its worker goes alone the next time, so that no neighbour dies of it twice.
             with self._host.hold(stage, alone=dealt.lost > 0) as worker:
                 return dealt.number, self._attempt(worker, unit, unit_name(dealt.number))
+
+    def _take(self, ticket: int, in_hand: int, done: int) -> Dealt | Refusal:
+        asker = Asker(self._name, in_hand, done, self._host.units_needed)
+        answer: Dealt | Refusal = _answer(self._queue.take.remote(ticket, asker))
+        return answer
 
     def _attempt(self, worker: Worker | FusionXError, unit: Unit, name: str) -> PartEntry | FusionXError:
         if isinstance(worker, FusionXError):

@@ -15,39 +15,38 @@ from contextlib import contextmanager
 from fusionx.contract.errors import ConfigError, DataError, FusionXError
 from fusionx.contract.files.storage import is_local, plain
 from fusionx.contract.shards.parts import PartEntry
-from fusionx.contract.stage import Stage, Unit, Worker
+from fusionx.contract.stage import Occupancy, OverlappingWorker, Stage, Unit, Worker
+from fusionx.pipelines.execution.job_queue import Dealt, Refusal
 
 Job = tuple[int, Unit]
 """A unit, and the number of its stage in the list that an executor was given."""
 JobOutcome = tuple[Job, PartEntry | FusionXError]
 
+_UNMEASURED = Occupancy()
+
 
 class Hands:
-    """Of one process: so many units may its threads have in hand at once."""
+    """Of one process: how many units its threads have in hand, and have done."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self) -> None:
         self._full = 0
+        self._done = 0
         self._change = threading.Condition()
 
     @contextmanager
-    def free(self) -> Iterator[None]:
-        """One of them, once there is one."""
+    def holding(self, take: Callable[[int, int], Dealt | Refusal]) -> Iterator[Dealt | Refusal]:
+        """What `take` gives, told how many are in hand and done; after `NOT_YET`, what it gives once one is done."""
         with self._change:
-            self._change.wait_for(lambda: self._full < self._most)
+            while (dealt := take(self._full, self._done)) is Refusal.NOT_YET:
+                self._change.wait()
             self._full += 1
         try:
-            yield
+            yield dealt
         finally:
             with self._change:
                 self._full -= 1
+                self._done += isinstance(dealt, Dealt)
                 self._change.notify_all()
-
-    def keep(self, most: int) -> None:
-        """From now on `most` are used; those that are full are not emptied for it."""
-        with self._change:
-            self._most = most
-            self._change.notify_all()
 
 
 class WorkerHost:
@@ -97,6 +96,12 @@ class WorkerHost:
                 return
             if not self._change.wait_for(lambda: self._inside > 0, self._patience):
                 return
+
+    @property
+    def units_needed(self) -> int:
+        """How many in hand keep the worker busy."""
+        worker = self._worker
+        return worker.occupancy.units_needed if isinstance(worker, OverlappingWorker) else _UNMEASURED.units_needed
 
 
 def load_worker(stage: Stage) -> Worker | FusionXError:

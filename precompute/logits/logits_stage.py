@@ -18,7 +18,7 @@ from fusionx.contract.files.storage import join
 from fusionx.contract.shards.codec import Distributions, add_distributions, add_token_nll, add_tokens, divergence
 from fusionx.contract.shards.manifest import Manifest, has_manifest, read_manifest
 from fusionx.contract.shards.parts import PartEntry, Provenance, differences, read_part, write_part
-from fusionx.contract.stage import Resources, Unit, Worker, units_of_chunks
+from fusionx.contract.stage import Occupancy, Resources, Unit, Worker, units_of_chunks
 from fusionx.contract.tokens.chat import CHAT, ChatEncoder, load_chat_encoder
 from fusionx.contract.tokens.encoder import Encoder, load_encoder
 from fusionx.contract.tokens.encoding import Encoding
@@ -162,8 +162,13 @@ class LogitsWorker:
     context: int | None
     rotary_switch: int | None = None
     device_lock: Lock = field(default_factory=Lock)
+    occupancy: Occupancy = field(default_factory=Occupancy)
 
     def __call__(self, unit: Unit) -> PartEntry:
+        with self.occupancy.unit():
+            return self._make(unit)
+
+    def _make(self, unit: Unit) -> PartEntry:
         chunks, cut = read_part(unit.inputs["chunks"], "chunks", sha256=unit.hashes["chunks"])
         encodings = self.encoder.encode(chunks.column("text").to_pylist())
         self._refuse_long(encodings, cut.config["block_size"], unit)
@@ -204,13 +209,14 @@ class LogitsWorker:
 
         plan = self.plan(tokens).to(self.source.device)
         done, k = None, self.stage.config.k
-        with self.device_lock, torch.inference_mode():
-            _hold_threads(self.source.device, self.stage.config.threads)
-            memory = self._results(plan).to("cpu", non_blocking=True)  # from a GPU into pinned memory
-            if self.source.head_device.type == "cuda":
-                done = torch.cuda.current_stream(self.source.head_device).record_event()
-        if done is not None:
-            done.synchronize()
+        with self.occupancy.used():
+            with self.device_lock, torch.inference_mode():
+                _hold_threads(self.source.device, self.stage.config.threads)
+                memory = self._results(plan).to("cpu", non_blocking=True)  # from a GPU into pinned memory
+                if self.source.head_device.type == "cuda":
+                    done = torch.cuda.current_stream(self.source.head_device).record_event()
+            if done is not None:
+                done.synchronize()
         return statistics_in(memory, k)
 
     def plan(self, tokens: UnitTokens) -> Plan:

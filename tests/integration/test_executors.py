@@ -225,8 +225,8 @@ ONE_AT_A_TIME = threading.Lock()
 
 @dataclass(frozen=True)
 class CrawlingStage:
-    """Writes nothing. Whoever gets the first unit needs for each as long as the other worker for five, or for all that
-    it can get; then it notes how many units it has in hand while nobody has anything else to do."""
+    """Writes nothing. Whoever gets the first unit makes one while the other worker makes five; none is faster or slower
+    than that. It notes how many units it has in hand when nobody has anything else to do."""
 
     output: str
     units: int
@@ -248,20 +248,24 @@ class CrawlingStage:
         if self._marks("slow") == [me]:
             self._mark("begun", unit.index)
             with ONE_AT_A_TIME:
-                before = len(self._marks("made"))
-                wait_until(lambda: len(self._marks("made")) >= before + 5 or self._is_alone())
-                self._mark("made", unit.index)
+                wait_until(lambda: len(self._marks("quick")) >= 5 * len(self._marks("crawled")) or self._is_alone())
+                self._mark("crawled", unit.index)
         else:
             time.sleep(0.2)  # so that Ray has sent as much as it will
-            self._mark("made", unit.index)
+            with ONE_AT_A_TIME:
+                wait_until(lambda: len(self._marks("quick")) < 5 * len(self._marks("crawled")) + 5 or self._is_idle())
+                self._mark("quick", unit.index)
         return PartEntry(unit.part, unit.split, 1, 1, 1, "0" * 64)
 
     def _is_alone(self) -> bool:
-        made, begun = self._marks("made"), self._marks("begun")
-        if len({*made, *begun}) < self.units:
+        quick = len(self._marks("quick"))
+        if len(self._marks("begun")) + quick < self.units:
             return False
-        self._mark("last", self.units - len(made))
+        self._mark("last", self.units - quick - len(self._marks("crawled")))
         return True
+
+    def _is_idle(self) -> bool:
+        return len(self._marks("begun")) == len(self._marks("crawled"))
 
     def _mark(self, kind: str, what: Any) -> None:
         (Path(self.output) / f"{kind}-{what}").touch()

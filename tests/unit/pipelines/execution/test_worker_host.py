@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fusionx.contract.errors import DataError
+from fusionx.contract.shards.parts import PartEntry
+from fusionx.contract.stage import Occupancy, Unit
+from fusionx.pipelines.execution.job_queue import Dealt, Refusal
 from fusionx.pipelines.execution.worker_host import Hands, WorkerHost
 
 
@@ -60,34 +63,52 @@ def test_a_patient_host_waits_for_a_late_unit_before_it_loads_another_stage() ->
     assert loaded == [0, 1]
 
 
-def test_hands_that_are_too_many_are_not_filled_again() -> None:
-    hands = Hands(3)
-    made: list[int] = []
-    leave = [threading.Event() for _ in range(5)]
+def test_a_thread_that_has_to_wait_asks_again_when_a_hand_is_empty() -> None:
+    hands = Hands()
+    asked: list[tuple[int, int]] = []
+    begun: list[object] = []
+    leave = [threading.Event() for _ in range(4)]
+
+    def take(in_hand: int, done: int) -> Dealt | Refusal:
+        asked.append((in_hand, done))
+        if len(begun) == 3:
+            return Refusal.NONE_LEFT
+        return Refusal.NOT_YET if in_hand >= 2 else Dealt(len(begun), b"job", 0)
 
     def work(number: int) -> None:
-        with hands.free():
-            made.append(number)
+        with hands.holding(take) as dealt:
+            begun.append(dealt)
             leave[number].wait(20)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(5)]
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for number in range(3):
         threads[number].start()
-    wait_until(lambda: len(made) == 3)
-    hands.keep(2)
-    threads[3].start()
+        wait_until(lambda number=number: len(asked) == number + 1)  # type: ignore[misc]
+    assert len(begun) == 2, "two are in hand"
     leave[0].set()
-    threads[0].join(20)
-    assert made == [0, 1, 2], "two are still full"
-    leave[1].set()
-    wait_until(lambda: made == [0, 1, 2, 3])
-    hands.keep(3)
-    threads[4].start()
-    wait_until(lambda: made == [0, 1, 2, 3, 4])
+    wait_until(lambda: len(begun) == 3)
+    assert asked == [(0, 0), (1, 0), (2, 0), (1, 1)]
+    threads[3].start()
+    wait_until(lambda: begun[3:] == [Refusal.NONE_LEFT])
     for event in leave:
         event.set()
     for thread in threads:
         thread.join(20)
+
+
+def test_a_host_says_how_many_units_keep_its_worker_busy() -> None:
+    class Measured:
+        occupancy = Occupancy()
+
+        def __call__(self, unit: Unit) -> PartEntry:
+            raise NotImplementedError
+
+    worker = Measured()
+    host = WorkerHost(lambda number: worker)
+    assert host.units_needed == 2, "nobody knows"
+    with host.hold(0):
+        worker.occupancy._without.append(2.5)
+    assert host.units_needed == 4
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -28,10 +28,12 @@ from source_models import (
 
 from fusionx.contract import extras
 from fusionx.contract.errors import ConfigError, DataError
+from fusionx.contract.stage import OverlappingWorker
 from fusionx.contract.tokens.encoder import load_encoder
 from fusionx.precompute.config import ModelConfig
-from fusionx.precompute.logits import cpu_dtype
+from fusionx.precompute.logits import cpu_dtype, logits_stage
 from fusionx.precompute.logits.batches import UnitTokens, Window, windows_of
+from fusionx.precompute.logits.logits_stage import LogitsWorker
 from fusionx.precompute.logits.source_model import context_length, load_model, load_source, split_model
 
 
@@ -289,3 +291,26 @@ def test_a_source_that_joined_later_with_longer_chunks_is_refused(root: Path, tm
     stage = stage_of(tmp_path, root / "plain", {"kind": "fake"})
     with pytest.raises(DataError, match=r"(?s)tokenizer of 'm'.*chunk --overwrite"):
         run(stage)
+
+
+def test_a_worker_measures_how_many_units_keep_it_busy(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr("fusionx.contract.stage.time", clock)
+
+    def lasting(seconds: float, work: Any) -> Any:
+        def longer(*args: Any, **options: Any) -> Any:
+            clock.now += seconds
+            return work(*args, **options)
+
+        return longer
+
+    stage = stage_of(root, root / "plain", {"kind": "fake"})
+    worker: Any = replace(stage, output=str(tmp_path)).worker()
+    assert isinstance(worker, OverlappingWorker)
+    for name, seconds in (("read_part", 3.0), ("write_part", 7.0)):
+        monkeypatch.setattr(logits_stage, name, lasting(seconds, getattr(logits_stage, name)))
+    monkeypatch.setattr(LogitsWorker, "_results", lasting(4.0, LogitsWorker._results))
+    worker(stage.units()[0])
+    assert worker.occupancy.units_needed == 1 + 3, "ten seconds without the device per four with it"
