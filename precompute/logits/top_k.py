@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import torch
 
 
-_WIDENED = 1 << 22
-"""Logits of 16 bits that a CPU widens at once (fp32: 16 MB). With fewer the many small operations per block take longer
-than what the caches save; more threads than one round otherwise by it."""
+_IN_CACHES = {"cpu": 1 << 19}
+"""Logits (fp32: 2 MB) on which a kind of device does the large steps at once; others do them on all that there are."""
 
 
 class TopK(NamedTuple):
@@ -63,19 +63,6 @@ def top_k_statistics(logits: torch.Tensor, labels: torch.Tensor, k: int, vocab_s
     """
     import torch
 
-    if logits.device.type != "cpu" or logits.element_size() > 2 or not len(logits):
-        return statistics_as_given(logits, labels, k, vocab_size)
-    # Reducing 16 bits takes a CPU longer than widening them first, some rows at a time.
-    rows = max(1, _WIDENED // logits.shape[1])
-    blocks = zip(logits.split(rows), labels.split(rows), strict=True)
-    found = [statistics_as_given(block.float(), block_labels, k, vocab_size) for block, block_labels in blocks]
-    return TopK(*(torch.cat(parts) for parts in zip(*found, strict=True)))
-
-
-def statistics_as_given(logits: torch.Tensor, labels: torch.Tensor, k: int, vocab_size: int) -> TopK:
-    """`top_k_statistics` in the logits' own dtype; the results have the same bits."""
-    import torch
-
     ids = _top_ids(logits[:, :vocab_size], k)
     top = logits.gather(1, ids).float()
     label = logits.gather(1, labels.clamp(min=0)[:, None]).float()
@@ -83,10 +70,14 @@ def statistics_as_given(logits: torch.Tensor, labels: torch.Tensor, k: int, voca
     if vocab_size < logits.shape[1]:
         highest = torch.maximum(highest, logits[:, vocab_size:].amax(-1, keepdim=True).float())
     # The tail is summed, not taken from 1: of a peaked distribution the difference would keep no correct digit.
-    # The subtraction widens logits of 16 bits: two passes over them less, and the same float32 values.
-    logits.scatter_(1, ids, -torch.inf)
-    shifted = logits.sub_(highest) if logits.dtype == torch.float32 else logits.sub(highest)
-    rest = shifted.exp_().sum(-1, keepdim=True)
+    # As integers: a CPU scatters into bfloat16 by way of two copies of all of it.
+    integers, infinity = {
+        torch.float32: (torch.int32, 0x7F800000),
+        torch.float16: (torch.int16, 0x7C00),
+        torch.bfloat16: (torch.int16, 0x7F80),
+    }[logits.dtype]
+    logits.view(integers).scatter_(1, ids, infinity | torch.iinfo(integers).min)
+    rest = _sum_of_exp(logits, highest)
     top, label = top - highest, label - highest
     total = top.exp().sum(-1, keepdim=True) + rest
     log_total = total.log()
@@ -108,11 +99,52 @@ def _top_ids(values: torch.Tensor, k: int) -> torch.Tensor:
     if groups <= k:
         return _highest(values, k)
     whole = groups * width
-    chosen = _highest(values[:, :whole].unflatten(1, (groups, width)).amax(-1), k, ordered=False).sort(dim=-1).values
+    chosen = _highest(_maxima(values[:, :whole], width), k, ordered=False).sort(dim=-1).values
     inside = (chosen[:, :, None] * width + torch.arange(width, device=device)).flatten(1)
     beyond = torch.arange(whole, size, device=device).expand(len(values), -1)
     ids = torch.cat([inside, beyond], dim=-1)  # ascending, so that a lower place is a lower id
     return ids.gather(1, _highest(values.gather(1, ids), k))
+
+
+def _maxima(values: torch.Tensor, width: int) -> torch.Tensor:
+    """Of every `width` neighbours, [N, V / width]."""
+    parts = [block.unflatten(1, (-1, width)).amax(-1) for _, block in _in_caches(values)]
+    return _joined(parts).to(values.dtype)
+
+
+def _sum_of_exp(logits: torch.Tensor, highest: torch.Tensor) -> torch.Tensor:
+    """Sums float32 [N, 1] of exp(logits - highest), of which fp32 logits are lost."""
+    import torch
+
+    sums = []
+    for rows, block in _in_caches(logits):
+        # Of 16 bits an accelerator's subtraction widens: two passes over them less, and the same float32 values.
+        shifted = block.sub_(highest[rows]) if block.dtype == torch.float32 else block.sub(highest[rows])
+        sums.append(shifted.exp_().sum(-1, keepdim=True))
+    return _joined(sums)
+
+
+def _in_caches(values: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Rows of [N, V], so many at a time as the device's caches hold. A CPU reduces 16 bits more slowly than it widens
+    them: they come as float32, each block in the memory of the one before, as new memory takes as long as a step."""
+    import torch
+
+    most = _IN_CACHES.get(values.device.type)
+    if most is None or not len(values):
+        yield slice(None), values
+        return
+    count = max(1, most // values.shape[1])
+    memory = None if values.dtype == torch.float32 else torch.empty(min(count, len(values)), values.shape[1])
+    for start in range(0, len(values), count):
+        rows = slice(start, start + count)
+        block = values[rows]
+        yield rows, block if memory is None else memory[: len(block)].copy_(block)
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    import torch
+
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _highest(values: torch.Tensor, k: int, ordered: bool = True) -> torch.Tensor:
