@@ -25,7 +25,7 @@ from fusionx.contract.shards.codec import read_distributions, read_token_nll
 from fusionx.contract.shards.parts import read_part, write_part
 from fusionx.precompute.logits.batches import UnitTokens
 from fusionx.precompute.logits.logits_stage import table_of
-from fusionx.precompute.logits.top_k import statistics_as_given
+from fusionx.precompute.logits.top_k import top_k_statistics
 
 DISPATCH_SECONDS = 0.010
 """Of the driver for one unit under Ray Data, by hand: 1,000 empty units in 10 s."""
@@ -100,7 +100,7 @@ def _statistics(vocab: int, k: int, positions: int) -> Iterator[Figure]:
     logits = (torch.randn(positions, vocab, device=device) * 3).bfloat16()
     scratch, labels = logits.clone(), torch.zeros(positions, dtype=torch.long, device=device)
     works: dict[str, Callable[[], object]] = {
-        "ours": lambda: statistics_as_given(scratch, labels, k, vocab),
+        "ours": lambda: top_k_statistics(scratch, labels, k, vocab),
         "logsumexp": lambda: torch.logsumexp(logits, -1),
     }
     # Every call takes the k best away; the next one finds others, which is the same work.

@@ -9,12 +9,19 @@ from hypothesis import strategies as st
 from operations import Operations
 
 from fusionx.precompute.logits import top_k
-from fusionx.precompute.logits.top_k import TopK, statistics_as_given, top_k_statistics
+from fusionx.precompute.logits.top_k import TopK, top_k_statistics
 
 
 def statistics(logits: torch.Tensor, labels: torch.Tensor, k: int, vocab: int | None = None) -> TopK:
     """Without the loss of the logits."""
     return top_k_statistics(logits.clone(), labels, k, vocab or logits.shape[-1])
+
+
+def as_an_accelerator(logits: torch.Tensor, labels: torch.Tensor, k: int, vocab: int | None = None) -> TopK:
+    """All at once, and 16 bits as they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(top_k, "_IN_CACHES", {})
+        return statistics(logits, labels, k, vocab)
 
 
 def ordered(logits: torch.Tensor, k: int) -> list[list[int]]:
@@ -38,8 +45,8 @@ def test_statistics_equal_the_float64_definition(n: int, vocab: int, data: st.Da
     tail = exact.scatter(1, found.ids.long(), -torch.inf).exp().sum(-1)
     assert torch.allclose(found.tail.double(), tail, rtol=1e-4, atol=0)
     assert [values.dtype for values in found] == [torch.int32] + [torch.float32] * 3
-    as_given = statistics_as_given(logits.clone(), labels, k, vocab)  # what a GPU runs
-    assert all(torch.equal(left, right) for left, right in zip(found, as_given, strict=True))
+    elsewhere = as_an_accelerator(logits, labels, k)
+    assert all(torch.equal(left, right) for left, right in zip(found, elsewhere, strict=True))
 
 
 @pytest.mark.parametrize("vocab", [20, 100, 1000, 5001])
@@ -52,8 +59,8 @@ def test_of_equal_values_the_lower_ids_come_first(vocab: int, values: int) -> No
     assert found.ids.tolist() == ordered(logits, 8)
     for dtype in (torch.bfloat16, torch.float16):
         narrow = logits.to(dtype)
-        found = statistics_as_given(narrow.clone(), torch.zeros(9, dtype=torch.long), 8, vocab)
-        assert found.ids.tolist() == ordered(narrow, 8)
+        for way in (statistics, as_an_accelerator):
+            assert way(narrow, torch.zeros(9, dtype=torch.long), 8).ids.tolist() == ordered(narrow, 8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -61,7 +68,7 @@ def test_of_equal_values_the_lower_ids_come_first(vocab: int, values: int) -> No
 def test_statistics_of_a_block_take_few_launches_and_wait_for_nothing(dtype: torch.dtype, padding: int) -> None:
     logits, labels = torch.randn(64, 5000 + padding).to(dtype), torch.zeros(64, dtype=torch.long)
     with Operations() as counted:
-        statistics_as_given(logits, labels, 32, 5000)
+        as_an_accelerator(logits, labels, 32, 5000)
     assert len(counted.launched) <= 54, counted.launched
     assert [counted.launched.count(name) for name in ("amax", "exp_", "topk", "sort")] == [1 + (padding > 0), 1, 2, 1]
 
@@ -110,13 +117,17 @@ def test_nan_and_infinity_stay_visible_where_they_are(bad: float, place: int) ->
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_what_a_cpu_takes_a_few_rows_at_a_time_is_the_same(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    logits = (torch.randn(11, 700, generator=torch.Generator().manual_seed(3)) * 4).to(dtype)
+@pytest.mark.parametrize("padding", [0, 60])
+def test_what_a_cpu_takes_a_few_rows_at_a_time_is_the_same(
+    dtype: torch.dtype, padding: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = (torch.randn(11, 700 + padding, generator=torch.Generator().manual_seed(3)) * 4).to(dtype)
     labels = torch.arange(11) - 1
-    whole = statistics(logits, labels, 9)
-    monkeypatch.setattr(top_k, "_WIDENED", 2000)
-    for found, expected in zip(statistics(logits, labels, 9), whole, strict=True):
-        assert torch.equal(found, expected)
+    whole = as_an_accelerator(logits, labels, 9, 700)
+    for rows in (1, 2, 3, 50):
+        monkeypatch.setattr(top_k, "_IN_CACHES", {"cpu": rows * 760})
+        for found, expected in zip(statistics(logits, labels, 9, 700), whole, strict=True):
+            assert torch.equal(found, expected), rows
 
 
 def test_no_positions_at_all() -> None:
