@@ -101,7 +101,7 @@ def _show_status(config: str, overrides: tuple[str, ...], verify: bool, as_json:
     epilog=examples("plan run.yaml", "plan run.yaml --documents 50 --json", "plan run.yaml --card H100 --cards 8")
 )
 @config_argument
-@click.option("--seconds", default=60.0, show_default=True, help="Time for measuring, beside the loading of models.")
+@click.option("--seconds", default=30.0, show_default=True, help="Time for measuring, beside the loading of models.")
 @click.option("--documents", default=200, show_default=True, help="Documents of the sample, at most.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 @click.option("--card", help="A GPU, like H100: what forward passes and trainings take on it, measured or assumed.")
