@@ -15,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from fusionx.contract.errors import DataError
+from fusionx.train.distributed.collectives import leave
 from fusionx.train.state.background import BackgroundWriter
 from fusionx.train.state.checkpoint import Checkpointer, TrainState
 from fusionx.train.state.state_dicts import full_optimizer_state, full_state_dict
@@ -95,7 +96,7 @@ def work(rank: int, processes: int, folder: str, shards: str, action: str) -> No
         assert not after
     if processes > 1:
         torch.distributed.barrier()  # nobody leaves while another is still asking
-        torch.distributed.destroy_process_group()
+        leave()  # not by torch alone: a freed DistributedDataParallel could wait for ever
 
 
 def start(processes: int, *arguments: Any) -> None:

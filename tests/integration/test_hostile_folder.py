@@ -73,7 +73,7 @@ def test_no_command_imports_from_the_folder_it_is_started_in(world: Any, hostile
     checked = {
         check(hostile, "run", *run),
         check(hostile, "status", *run),
-        check(hostile, "plan", *run, "--documents", "5"),
+        check(hostile, "plan", *run, "--documents", "5", "--seconds", "1"),
         check(hostile, "explain", *run, "--source", "coder", "a text"),
         check(hostile, "report", "interference", "out/eval/models/target.json", "out/eval/ct"),
         check(hostile, "study", "tau", "nowhere.yaml", code=2),

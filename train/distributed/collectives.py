@@ -156,9 +156,9 @@ def process_group(wanted: Literal["auto", "cpu", "cuda"]) -> Iterator[World]:
     try:
         yield World(ranks.rank, ranks.size, device)
     except StoppedError:  # raised by all
-        _leave()
+        leave()
         raise
-    _leave()
+    leave()
 
 
 def _launchers_store() -> Store | None:
@@ -173,7 +173,7 @@ def _launchers_store() -> Store | None:
 _left: list[Any] = []
 
 
-def _leave() -> None:
+def leave() -> None:
     """Leaves the group, and keeps it from being freed.
 
     DistributedDataParallel is freed later, with the frames of the training. If it held the last reference, it would

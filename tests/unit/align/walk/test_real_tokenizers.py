@@ -1,5 +1,7 @@
 """The walk between real tokenizers, and of every kind of tokenizer onto itself; the sources are counted bigrams."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 from bigrams import Bigrams, ragged
@@ -22,11 +24,16 @@ PAIRS = [
 ]
 
 
+@cache
+def lexicon(source: str, target: str) -> Lexicon:
+    """Once for all texts: it takes longer than they do."""
+    return Lexicon(encoder(source), encoder(target))
+
+
 @pytest.mark.parametrize(("source", "target"), PAIRS)
 @pytest.mark.parametrize("domain", ["prose", "code", "scripts"])
 def test_the_text_costs_what_it_costs_the_source(source: str, target: str, domain: str) -> None:
     one, other = encoder(source), encoder(target)
-    lexicon = Lexicon(one, other)
     learned, held_out = texts(domain)[:-HELD_OUT], texts(domain)[-HELD_OUT:]
     model = Bigrams(one, learned)
     encodings = other.encode(held_out)
@@ -35,7 +42,7 @@ def test_the_text_costs_what_it_costs_the_source(source: str, target: str, domai
     first = target_ends.values[target_ends.offsets[:-1]]
     for k, most in ((32, 0.01), (10, 0.03)):
         source_ids, source_ends, said, nll = model.said(held_out, k)
-        part = PartWalk(lexicon, target_ids, target_ends, source_ids, source_ends, said, nll)
+        part = PartWalk(lexicon(source, target), target_ids, target_ends, source_ids, source_ends, said, nll)
         walked = part.distributions(None, k)
         judged = (labels >= 0) & np.isfinite(walked.label)
         _, own_sizes = next_tokens(source_ids, source_ends)
