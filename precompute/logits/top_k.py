@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     import torch
 
 
-_IN_CACHES = {"cpu": 1 << 19}
-"""Logits (fp32: 2 MB) on which a kind of device does the large steps at once; others do them on all that there are."""
+_IN_CACHES = {"cpu": 1 << 18}
+"""Logits per thread (fp32: 1 MB) that a kind of device takes through the large steps at once; others take them all."""
 
 
 class TopK(NamedTuple):
@@ -133,7 +133,7 @@ def _in_caches(values: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
     if most is None or not len(values):
         yield slice(None), values
         return
-    count = max(1, most // values.shape[1])
+    count = max(1, most * torch.get_num_threads() // values.shape[1])
     memory = None if values.dtype == torch.float32 else torch.empty(min(count, len(values)), values.shape[1])
     for start in range(0, len(values), count):
         rows = slice(start, start + count)
