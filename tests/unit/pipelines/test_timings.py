@@ -6,20 +6,12 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from told_clock import Clock
 
 import fusionx.pipelines.timings
 from fusionx.contract.errors import DataError, IncompleteError, StoppedError
 from fusionx.pipelines.layout import Layout
 from fusionx.pipelines.timings import read_timings, timed
-
-
-class Clock:
-    """Every call of a stage takes as long as it is told."""
-
-    now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 @pytest.fixture

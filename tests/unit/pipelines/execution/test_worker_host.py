@@ -7,11 +7,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+from told_clock import Clock
+
 from fusionx.contract.errors import DataError
 from fusionx.contract.shards.parts import PartEntry
 from fusionx.contract.stage import Occupancy, Unit
 from fusionx.pipelines.execution.job_queue import Dealt, Refusal
-from fusionx.pipelines.execution.worker_host import Hands, WorkerHost
+from fusionx.pipelines.execution.worker_host import Hands, WorkerHost, attempt
 
 
 def test_a_host_holds_the_worker_of_one_stage_at_a_time(tmp_path: Path) -> None:
@@ -96,19 +99,25 @@ def test_a_thread_that_has_to_wait_asks_again_when_a_hand_is_empty() -> None:
         thread.join(20)
 
 
-def test_a_host_says_how_many_units_keep_its_worker_busy() -> None:
+def test_a_host_says_how_many_units_keep_its_worker_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("fusionx.contract.stage.time", clock)
+
     class Measured:
         occupancy = Occupancy()
 
         def __call__(self, unit: Unit) -> PartEntry:
-            raise NotImplementedError
+            with self.occupancy.unit():
+                with self.occupancy.used():
+                    clock.now += 2.0
+                clock.now += 5.0
+            return PartEntry(unit.part, unit.split, 1, 1, 1, "0" * 64)
 
-    worker = Measured()
-    host = WorkerHost(lambda number: worker)
+    host = WorkerHost(lambda number: Measured())
     assert host.units_needed == 2, "nobody knows"
-    with host.hold(0):
-        worker.occupancy._without.append(2.5)
-    assert host.units_needed == 4
+    with host.hold(0) as worker:
+        attempt(worker, Unit(0, "train", {}, {}))  # type: ignore[arg-type]
+    assert host.units_needed == 1 + 3
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -25,6 +25,7 @@ from source_models import (
     stage_of,
     write_chunks,
 )
+from told_clock import Clock
 
 from fusionx.contract import extras
 from fusionx.contract.errors import ConfigError, DataError
@@ -296,7 +297,7 @@ def test_a_source_that_joined_later_with_longer_chunks_is_refused(root: Path, tm
 def test_a_worker_measures_how_many_units_keep_it_busy(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    clock = Clock()
     monkeypatch.setattr("fusionx.contract.stage.time", clock)
 
     def lasting(seconds: float, work: Any) -> Any:

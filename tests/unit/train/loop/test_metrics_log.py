@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from shard_builder import make_job
+from told_clock import Clock
 
 import fusionx.train.loop.progress_line
 import fusionx.train.loop.throughput
@@ -166,16 +167,6 @@ def test_a_missing_package_is_named(
         MetricsLog(tmp_path, job_of(tmp_path, **run), LogMark(), 0)
     assert caught.value.details["field"] == f"train.run.{package}"
     assert f"[{extra}]" in caught.value.details["remedy"]
-
-
-class Clock:
-    """Stands for `time`; it goes on only when told to."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 @pytest.fixture
