@@ -60,12 +60,13 @@ class Walk:
     def undecided(self) -> np.ndarray:
         """Per position the mass of entries that were divided, or filled in, because the source did not say.
 
+        What the label gets of a division is taken back, as it has it from the own path: divided it was all the same.
         The text's own path has no source token in the trail either; alone, it has the label as its only target.
         """
         shares: dict[tuple[int, int, int], dict[int, float]] = defaultdict(lambda: defaultdict(float))
         for row in range(int(self.trail.size[0])):
             key = (int(self.trail.position[row]), int(self.trail.step[row]), int(self.trail.source[row]))
-            shares[key][int(self.trail.target[row])] += float(self.trail.mass[row])
+            shares[key][int(self.trail.target[row])] += max(0.0, float(self.trail.mass[row]))
         found = np.zeros(len(self.walked.counts))
         for (position, _, source), targets in shares.items():
             label = int(self.target.ids.values[position + 1])
@@ -125,6 +126,7 @@ def test_the_average_over_texts_is_the_truth_where_the_source_decides(
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), PIECES, PIECES)
 @example(1, ["aa", "bb", "baa", "bab"], ["aa"])  # most of what is filled in falls to the label
+@example(0, ["ba", "bb", "aab", "aaaa"], ["bb", "aab", "aaaa"])  # and most of what is divided
 def test_where_it_does_not_decide_the_error_is_bounded(seed: int, source: list[str], target: list[str]) -> None:
     """By the mass that was divided or filled in, and what a later token would have changed of the target's past."""
     walk = Walk.of(seed, longest_match(source, "ab"), longest_match(target, "ab"), informed=True)
