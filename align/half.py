@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from fusionx.align.jit import compiled
+from fusionx.contract.jit import compiled
 
 _BLOCK = 1 << 16
 """Values at a time: they stay in the processor's cache between their logarithm and its rounding."""

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fusionx.align.half import half_logs, probability_of_bits
-from fusionx.align.jit import compiled
 from fusionx.align.vocabulary.vocab_map import VocabMap
+from fusionx.contract.jit import compiled
 from fusionx.contract.shards.codec import Distributions
 
 

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fusionx.align.jit import compiled
 from fusionx.align.vocabulary.edit_distance import bytes_as_text, text_of
+from fusionx.contract.jit import compiled
 
 _OWN_CLASSES = 36
 _CLASSES = 44

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from fusionx.align.jit import inlined, uncounted
 from fusionx.align.walk.look_up import beginning, key_of, may_extend, reach
 from fusionx.align.walk.state import (
     EXACT_BOUNDARY,
@@ -39,6 +38,7 @@ from fusionx.align.walk.steps import (
     on_the_way,
     own_as_others,
 )
+from fusionx.contract.jit import inlined, uncounted
 
 
 @inlined

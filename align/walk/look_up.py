@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fusionx.align.jit import inlined, uncounted
 from fusionx.align.walk.state import NO_TOKEN, NOT_MET
+from fusionx.contract.jit import inlined, uncounted
 
 
 @inlined

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fusionx.align.half import half_logs, probability_of_bits
-from fusionx.align.jit import compiled
 from fusionx.align.walk.kernel import questions, walk
 from fusionx.align.walk.lexicon import Lexicon
 from fusionx.align.walk.state import LEAST, NO_TOKEN, NOT_MET, OwnPath, Said, Scratch, Tokens, Trail, Walked
+from fusionx.contract.jit import compiled
 from fusionx.contract.shards.codec import Distributions
 from fusionx.contract.shards.parts import Ragged
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from fusionx.align.jit import inlined
 from fusionx.align.walk.look_up import begins, continuation, follow, meant
 from fusionx.align.walk.state import (
     FIRST_SURVIVOR,
@@ -23,6 +22,7 @@ from fusionx.align.walk.state import (
     SURVIVORS,
     WHITE_SPACE,
 )
+from fusionx.contract.jit import inlined
 
 _ROUNDING = 1e-6
 

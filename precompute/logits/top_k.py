@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import torch
-
-
-_IN_CACHES = {"cpu": 1 << 18}
-"""Logits per thread (fp32: 1 MB) that a kind of device takes through the large steps at once; others take them all."""
 
 
 class TopK(NamedTuple):
@@ -61,6 +57,33 @@ def top_k_statistics(logits: torch.Tensor, labels: torch.Tensor, k: int, vocab_s
         vocab_size: ids from here on are padding of the model's head: they keep their share of the softmax (which
             lands in the tail) but never come out.
     """
+    return (by_kernel if logits.device.type == "cpu" else by_torch)(logits, labels, k, vocab_size)
+
+
+def by_kernel(logits: torch.Tensor, labels: torch.Tensor, k: int, vocab_size: int) -> TopK:
+    """`top_k_statistics` of logits on a CPU, in as many threads as torch has."""
+    import torch
+
+    from fusionx.precompute.logits.cpu_kernel import new_sums, statistics
+
+    if logits.dtype not in (torch.float32, torch.bfloat16):
+        logits = logits.float()
+    bits, shift = (torch.int16, 16) if logits.dtype == torch.bfloat16 else (torch.int32, 0)
+    made = statistics_in(shared_memory(len(logits), k), k)
+    arrays = [values.numpy() for values in (logits.contiguous().view(bits), labels, *made)]
+
+    def run(rows: slice) -> None:
+        some_logits, some_labels, *some_made = (values[rows] for values in arrays)
+        statistics(some_logits, shift, some_labels, vocab_size, new_sums(), *some_made)
+
+    share = max(1, -(-len(logits) // torch.get_num_threads()))
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(run, [slice(start, start + share) for start in range(0, len(logits), share)]))
+    return made
+
+
+def by_torch(logits: torch.Tensor, labels: torch.Tensor, k: int, vocab_size: int) -> TopK:
+    """`top_k_statistics` on whatever device: it waits for nothing, and starts few kernels."""
     import torch
 
     ids = _top_ids(logits[:, :vocab_size], k)
@@ -70,14 +93,10 @@ def top_k_statistics(logits: torch.Tensor, labels: torch.Tensor, k: int, vocab_s
     if vocab_size < logits.shape[1]:
         highest = torch.maximum(highest, logits[:, vocab_size:].amax(-1, keepdim=True).float())
     # The tail is summed, not taken from 1: of a peaked distribution the difference would keep no correct digit.
-    # As integers: a CPU scatters into bfloat16 by way of two copies of all of it.
-    integers, infinity = {
-        torch.float32: (torch.int32, 0x7F800000),
-        torch.float16: (torch.int16, 0x7C00),
-        torch.bfloat16: (torch.int16, 0x7F80),
-    }[logits.dtype]
-    logits.view(integers).scatter_(1, ids, infinity | torch.iinfo(integers).min)
-    rest = _sum_of_exp(logits, highest)
+    logits.scatter_(1, ids, -torch.inf)
+    # Of 16 bits the subtraction widens: two passes over them less, and the same float32 values.
+    shifted = logits.sub_(highest) if logits.dtype == torch.float32 else logits.sub(highest)
+    rest = shifted.exp_().sum(-1, keepdim=True)
     top, label = top - highest, label - highest
     total = top.exp().sum(-1, keepdim=True) + rest
     log_total = total.log()
@@ -99,52 +118,12 @@ def _top_ids(values: torch.Tensor, k: int) -> torch.Tensor:
     if groups <= k:
         return _highest(values, k)
     whole = groups * width
-    chosen = _highest(_maxima(values[:, :whole], width), k, ordered=False).sort(dim=-1).values
+    maxima = values[:, :whole].unflatten(1, (groups, width)).amax(-1)
+    chosen = _highest(maxima, k, ordered=False).sort(dim=-1).values
     inside = (chosen[:, :, None] * width + torch.arange(width, device=device)).flatten(1)
     beyond = torch.arange(whole, size, device=device).expand(len(values), -1)
     ids = torch.cat([inside, beyond], dim=-1)  # ascending, so that a lower place is a lower id
     return ids.gather(1, _highest(values.gather(1, ids), k))
-
-
-def _maxima(values: torch.Tensor, width: int) -> torch.Tensor:
-    """Of every `width` neighbours, [N, V / width]."""
-    parts = [block.unflatten(1, (-1, width)).amax(-1) for _, block in _in_caches(values)]
-    return _joined(parts).to(values.dtype)
-
-
-def _sum_of_exp(logits: torch.Tensor, highest: torch.Tensor) -> torch.Tensor:
-    """Sums float32 [N, 1] of exp(logits - highest), of which fp32 logits are lost."""
-    import torch
-
-    sums = []
-    for rows, block in _in_caches(logits):
-        # Of 16 bits an accelerator's subtraction widens: two passes over them less, and the same float32 values.
-        shifted = block.sub_(highest[rows]) if block.dtype == torch.float32 else block.sub(highest[rows])
-        sums.append(shifted.exp_().sum(-1, keepdim=True))
-    return _joined(sums)
-
-
-def _in_caches(values: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Rows of [N, V], so many at a time as the device's caches hold. A CPU reduces 16 bits more slowly than it widens
-    them: they come as float32, each block in the memory of the one before, as new memory takes as long as a step."""
-    import torch
-
-    most = _IN_CACHES.get(values.device.type)
-    if most is None or not len(values):
-        yield slice(None), values
-        return
-    count = max(1, most * torch.get_num_threads() // values.shape[1])
-    memory = None if values.dtype == torch.float32 else torch.empty(min(count, len(values)), values.shape[1])
-    for start in range(0, len(values), count):
-        rows = slice(start, start + count)
-        block = values[rows]
-        yield rows, block if memory is None else memory[: len(block)].copy_(block)
-
-
-def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
-    import torch
-
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _highest(values: torch.Tensor, k: int, ordered: bool = True) -> torch.Tensor:

@@ -18,7 +18,6 @@ from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 
 import fusionx.align.vocabulary.nearest_token as module
-from fusionx.align.jit import compiled
 from fusionx.align.vocabulary.edit_distance import bytes_as_text, text_of, token_distance
 from fusionx.align.vocabulary.nearest_token import nearest
 from fusionx.align.vocabulary.vocab_map import (
@@ -30,6 +29,7 @@ from fusionx.align.vocabulary.vocab_map import (
     identity_map,
 )
 from fusionx.contract.errors import DataError
+from fusionx.contract.jit import compiled
 from fusionx.contract.tokens.token_table import TokenTable
 
 

@@ -4,7 +4,7 @@ import numba
 import numpy as np
 import pytest
 
-from fusionx.align.jit import compiled, inlined, uncounted
+from fusionx.contract.jit import compiled, inlined, uncounted
 
 
 def wrapped_product(values, factor):  # type: ignore[no-untyped-def]

@@ -1,4 +1,4 @@
-"""How this package compiles its kernels: to machine code by numba, kept on disk between processes."""
+"""How kernels are compiled: to machine code by numba, kept on disk between processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numba import config, njit, types
 
-_UNCOUNTED: dict[str, Any] = {"_nrt": False, "error_model": "numpy"}
+_UNCOUNTED: dict[str, Any] = {"_nrt": False, "error_model": "numpy", "nogil": True}
 
 
 def compiled(function: Callable[..., Any]) -> Any:
@@ -24,7 +24,8 @@ def compiled(function: Callable[..., Any]) -> Any:
 
 
 def uncounted(function: Callable[..., Any]) -> Any:
-    """As `compiled`, without reference counts: the function may not make arrays, which come from outside.
+    """As `compiled`, without reference counts and Python's lock: the function may not make arrays, which come from
+    outside.
 
     numba counts references to every array of every tuple at every call, atomically; small functions over many arrays
     take ten times as long for it.
@@ -39,9 +40,18 @@ def inlined(function: Callable[..., Any]) -> Any:
     Its code is kept with theirs. Whole numbers come as int64, other than uint64: otherwise numba compiles it anew for
     every mixture of literals, int32 and uint32 that it meets, half a minute for all of the walk.
     """
+    return _inlined(function, {})
+
+
+def fused(function: Callable[..., Any]) -> Any:
+    """As `inlined`; products may be added without being rounded before, which is twice as fast in a polynomial."""
+    return _inlined(function, {"fastmath": {"contract"}})
+
+
+def _inlined(function: Callable[..., Any], options: dict[str, Any]) -> Any:
     if config.DISABLE_JIT:  # type: ignore[attr-defined]
         return _plain(function)
-    made = njit(**_UNCOUNTED, forceinline=True)(function)
+    made = njit(**_UNCOUNTED, forceinline=True, **options)(function)
     template_of = made.get_call_template
     made.get_call_template = lambda args, kws: template_of(tuple(map(_widened, args)), kws)
     return made
