@@ -52,7 +52,7 @@ def make_models(folder: Path, tokenizers: Tokenizers) -> dict[str, Path]:
             max_position_embeddings=256,
         )
         torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(config).save_pretrained(models[name])
+        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(models[name])
     return models
 
 
