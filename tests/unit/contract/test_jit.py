@@ -4,7 +4,7 @@ import numba
 import numpy as np
 import pytest
 
-from fusionx.contract.jit import compiled, inlined, uncounted
+from fusionx.contract.jit import compiled, fused, inlined, uncounted
 
 
 def wrapped_product(values, factor):  # type: ignore[no-untyped-def]
@@ -14,7 +14,7 @@ def wrapped_product(values, factor):  # type: ignore[no-untyped-def]
     return total
 
 
-@pytest.mark.parametrize("make", [compiled, uncounted, inlined])
+@pytest.mark.parametrize("make", [compiled, uncounted, inlined, fused])
 def test_without_compilation_a_kernel_computes_the_same(make, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     values, factor = np.array([3, 1 << 63, 7], np.uint64), np.uint64(0x9E3779B97F4A7C15)
     expected = sum(int(value) * int(factor) for value in values) % (1 << 64)
@@ -36,3 +36,18 @@ def test_of_an_inlined_function_there_is_one_version_for_all_whole_numbers_of_32
 
     assert kernel(np.int32(-5), np.uint32(1 << 31), np.uint64(1 << 63)) == (False, True, False, True)
     assert sorted(str(kind) for (kind,) in positive.signatures) == ["int64", "uint64"]
+
+
+def test_a_fused_product_is_rounded_once_with_its_sum_where_the_machine_can() -> None:
+    @fused
+    def next_to_one(value):  # type: ignore[no-untyped-def]
+        return value * value - np.float32(1.0)
+
+    @uncounted
+    def kernel(value):  # type: ignore[no-untyped-def]
+        return next_to_one(value)
+
+    value = np.float32(1 + 2**-12)
+    exact = float(value) ** 2 - 1.0
+    assert kernel(value) in (np.float32(exact), value * value - np.float32(1.0))
+    assert next_to_one.targetoptions["fastmath"] == {"contract"}
