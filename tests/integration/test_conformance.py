@@ -76,14 +76,17 @@ def world(tmp_path_factory: pytest.TempPathFactory, make_tokenizer: Any) -> Path
     write_chunks(root / "chunks", TEXTS, parts=1)
     for name, bos in (("plain", False), ("bos", True)):
         make_tokenizer(root / name, VOCAB, bos=bos)
-        encoder = load_encoder(str(root / name))
-        rows = [
-            Chunk(number, 0, "d", text, encoding.ids, encoding.ends)
-            for number, text in enumerate(TEXTS)
-            for encoding in encoder.encode([text])
-        ]
-        write_tokens(root / f"{name}-tokens", [("train", rows[:4]), ("validation", rows[:1])])
+        tokens_under(root / name, root / f"{name}-tokens")
     return root
+
+
+def tokens_under(tokenizer: Path, output: Path) -> str:
+    encodings = load_encoder(str(tokenizer)).encode(TEXTS)
+    rows = [
+        Chunk(number, 0, "d", text, encoding.ids, encoding.ends)
+        for number, (text, encoding) in enumerate(zip(TEXTS, encodings, strict=True))
+    ]
+    return write_tokens(output, [("train", rows[:4]), ("validation", rows[:1])])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -101,14 +104,13 @@ def test_architecture(world: Path, tmp_path: Path, family: str, capsys: pytest.C
     assert (worker.context is not None) == expected.windows
     assert_stored(stage, replace(worker, context=None), plain)
     assert_stored(stage, replace(worker, context=CONTEXT), in_windows(worker.encoder, plain))
-    config = {"pack": 120, "epochs": STEPS, "batch_size": 2}  # two blocks, of two and of three chunks
     tokens = str(world / f"{tokenizer}-tokens")
-    train(folder, tokens, tmp_path / "plain", document_mask=False, **config)
+    train(folder, tokens, tmp_path / "plain", document_mask=False)
     if expected.mask:
-        train(folder, tokens, tmp_path / "masked", document_mask=True, **config)
+        train(folder, tokens, tmp_path / "masked", document_mask=True)
     else:
         with pytest.raises(ConfigError, match="does not keep packed documents apart"):
-            train(folder, tokens, tmp_path / "masked", document_mask=True, **config)
+            train(folder, tokens, tmp_path / "masked", document_mask=True)
 
 
 def test_the_table_in_the_docs_is_this(root: Path) -> None:
@@ -122,11 +124,9 @@ def test_the_table_in_the_docs_is_this(root: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["smollm2", "qwen", "gemma"])
-def test_real_model(world: Path, root: Path, tmp_path: Path, name: str) -> None:
-    """As a source. Gemma has a BOS, windows inside its layers, and a tokenizer with more ids than its head has rows."""
-    folder = root / "data" / "real" / "models" / name
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is not there: `make demo-real` makes it")
+def test_real_source(world: Path, root: Path, tmp_path: Path, name: str) -> None:
+    """Gemma has a BOS, windows inside its layers, and a tokenizer with more ids than its head has rows."""
+    folder = real_model(root, name)
     stage = stage_of(world, folder, {"window_overlap": OVERLAP, "dtype": "float32"})
     worker: Any = replace(stage, output=str(tmp_path)).worker()
     assert not worker.source.by_rows
@@ -138,6 +138,21 @@ def test_real_model(world: Path, root: Path, tmp_path: Path, name: str) -> None:
 
     assert_stored(worker.stage, replace(worker, context=None), plain)
     assert_stored(worker.stage, replace(worker, context=CONTEXT), in_windows(worker.encoder, plain))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document_mask", [False, True])
+@pytest.mark.parametrize("name", ["smollm2", "qwen", "gemma"])
+def test_real_target(root: Path, tmp_path: Path, name: str, document_mask: bool) -> None:
+    folder = real_model(root, name)
+    train(folder, tokens_under(folder, tmp_path / "tokens"), tmp_path / "output", document_mask)
+
+
+def real_model(root: Path, name: str) -> Path:
+    folder = root / "data" / "real" / "models" / name
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there: `make demo-real` makes it")
+    return folder
 
 
 def test_a_model_that_leaks_but_little_over_the_document_mask_is_refused(world: Path, tmp_path: Path) -> None:
@@ -186,10 +201,12 @@ def assert_stored(stage: LogitsStage, worker: LogitsWorker, says: Callable[[np.n
         np.testing.assert_allclose(logprobs, np.take_along_axis(expected, ids, 1), **close)
 
 
-def train(folder: Path, tokens: str, output: Path, **optimizer: Any) -> None:
-    """Three steps, exported, loaded again."""
+def train(folder: Path, tokens: str, output: Path, document_mask: bool) -> None:
+    """Three steps, exported in the dtype of the model's files, loaded again."""
     from transformers import AutoModelForCausalLM
 
+    # Two blocks of the tiny tokenizers' chunks, of two and of three.
+    optimizer = {"pack": 120, "epochs": STEPS, "batch_size": 2, "document_mask": document_mask}
     run = {"validate_every": STEPS, "checkpoint_every": 1000}
     trainer = Trainer(make_job(folder, tokens, {}, output, "ct", optimizer=optimizer, run=run), ALONE)
     before = trainer.target.model.get_output_embeddings().weight.detach().clone()  # type: ignore[operator]
@@ -199,6 +216,8 @@ def train(folder: Path, tokens: str, output: Path, **optimizer: Any) -> None:
     loaded, info = AutoModelForCausalLM.from_pretrained(output / "last", output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
+    for weights in trained.parameters():
+        weights.data = weights.data.to(loaded.dtype).float()
     ids = torch.arange(1, 20)[None]
     with torch.no_grad():
-        assert torch.equal(loaded.eval()(ids).logits, trained(ids).logits)
+        assert torch.equal(loaded.float().eval()(ids).logits, trained(ids).logits)
