@@ -145,7 +145,8 @@ def test_real_source(world: Path, root: Path, tmp_path: Path, name: str) -> None
 @pytest.mark.parametrize("name", ["smollm2", "qwen", "gemma"])
 def test_real_target(root: Path, tmp_path: Path, name: str, document_mask: bool) -> None:
     folder = real_model(root, name)
-    train(folder, tokens_under(folder, tmp_path / "tokens"), tmp_path / "output", document_mask)
+    tokens = tokens_under(folder, tmp_path / "tokens")
+    train(folder, tokens, tmp_path / "output", document_mask, pack=500, batch_size=1)  # all chunks in a block
 
 
 def real_model(root: Path, name: str) -> Path:
@@ -201,23 +202,22 @@ def assert_stored(stage: LogitsStage, worker: LogitsWorker, says: Callable[[np.n
         np.testing.assert_allclose(logprobs, np.take_along_axis(expected, ids, 1), **close)
 
 
-def train(folder: Path, tokens: str, output: Path, document_mask: bool) -> None:
-    """Three steps, exported in the dtype of the model's files, loaded again."""
+def train(folder: Path, tokens: str, output: Path, document_mask: bool, pack: int = 120, batch_size: int = 2) -> None:
+    """Three steps over the same chunks, exported in the dtype of the model's files, loaded again."""
     from transformers import AutoModelForCausalLM
 
-    # Two blocks of the tiny tokenizers' chunks, of two and of three.
-    optimizer = {"pack": 120, "epochs": STEPS, "batch_size": 2, "document_mask": document_mask}
+    optimizer = {"pack": pack, "epochs": STEPS, "batch_size": batch_size, "document_mask": document_mask}
     run = {"validate_every": STEPS, "checkpoint_every": 1000}
     trainer = Trainer(make_job(folder, tokens, {}, output, "ct", optimizer=optimizer, run=run), ALONE)
     before = trainer.target.model.get_output_embeddings().weight.detach().clone()  # type: ignore[operator]
     assert trainer.run()["steps"] == STEPS
     trained: Any = trainer.target.model.eval()
     assert not torch.equal(before, trained.get_output_embeddings().weight)
-    loaded, info = AutoModelForCausalLM.from_pretrained(output / "last", output_loading_info=True)
+    loaded, info = AutoModelForCausalLM.from_pretrained(output / "last", dtype=torch.float32, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     for weights in trained.parameters():
-        weights.data = weights.data.to(loaded.dtype).float()
+        weights.data = weights.data.to(trainer.target.stored_dtype).float()
     ids = torch.arange(1, 20)[None]
     with torch.no_grad():
-        assert torch.equal(loaded.float().eval()(ids).logits, trained(ids).logits)
+        assert torch.equal(loaded.eval()(ids).logits, trained(ids).logits)
