@@ -64,7 +64,8 @@ lint: setup
 
 # Some tests that need all of them, while mypy reads: or every process of the tests would compile them at the same time.
 kernels: setup
-	$(BIN)/pytest $(addprefix tests/unit/align/,walk/test_blind.py vocabulary/test_nearest_token.py test_projection.py)
+	$(BIN)/pytest $(addprefix tests/unit/align/,walk/test_blind.py vocabulary/test_nearest_token.py test_projection.py) \
+		tests/unit/precompute/logits/test_top_k.py::test_how_many_threads_share_the_rows_changes_nothing
 
 docs: setup
 	$(BIN)/python docs/draw_architecture.py
