@@ -40,7 +40,7 @@ demo: demo-says demo-inputs
 	$(FUSIONX) run configs/demo.yaml --set train.seeds=$$($(BIN)/python -c "print(list(range($(SEEDS))))" | tr -d ' ')
 
 demo-says:
-	@echo "13 to 18 minutes on two cores: packages 1 to 2, four models 4 to 5, four trainings 6 to 8, the rest 2 to 5. What is there is kept."
+	@echo "10 to 14 minutes on two cores: packages 1 to 2, four models 4 to 5, four trainings 2 to 3, the rest 3 to 4. What is there is kept."
 
 demo-real: $(VENV)/.installed-real
 	$(FUSIONX) real-inputs configs/inputs/real.yaml

@@ -35,7 +35,7 @@ GATED = ["ct", "fusellm", "fusionx-network"]
 
 @pytest.fixture
 def config(root: Path) -> FusionConfig:
-    found = load_config(FusionConfig, root / "configs" / "demo.yaml")
+    found = load_config(FusionConfig, root / "configs" / "demo-best.yaml")
     train = found.train.model_copy(update={"methods": METHODS, "seeds": [0, 1, 2], "overrides": {}, "tune": []})
     return found.model_copy(update={"train": train, "recipe": RecipeConfig(trials=12, space=SPACE)})
 

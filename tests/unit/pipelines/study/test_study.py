@@ -110,7 +110,7 @@ def test_both_baselines_stand_at_every_amount(demo: FusionConfig, job: Callable[
     assert len(places) == 12
     assert {*map(tuple, places.values())} == {("ct", "fusellm", "fusionx")}
     (figure,) = figures(made(study, demo, job))
-    for line in ("fusellm, 9 epochs", "fusionx, 9 epochs"):
+    for line in ("fusellm, 3 epochs", "fusionx, 3 epochs"):
         assert line in figure.svg
 
 
