@@ -36,7 +36,9 @@ $(VENV)/.installed: $(VENV)/.installed-demo
 	$(INSTALL) '.[dev,tests,lora,logging,harness,merge,docs,browser]'
 	@touch $@
 
-demo: demo-says demo-inputs
+# Kernels beside the inputs, where one of two cores waits for half a minute at the start and a minute at the end.
+demo: demo-says $(VENV)/.installed-demo
+	$(MAKE) --no-print-directory --jobs 2 demo-inputs kernels
 	$(FUSIONX) run configs/demo.yaml --set train.seeds=$$($(BIN)/python -c "print(list(range($(SEEDS))))" | tr -d ' ')
 
 demo-says:
@@ -62,10 +64,14 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Some tests that need all of them, while mypy reads: or every process of the tests would compile them at the same time.
-kernels: setup
-	$(BIN)/pytest $(addprefix tests/unit/align/,walk/test_blind.py vocabulary/test_nearest_token.py test_projection.py) \
+# By some tests that need all of them: or every process that comes after would compile them, all at the same time.
+kernels: $(VENV)/.kernels
+
+$(VENV)/.kernels: $(VENV)/.installed-demo contract/jit.py $(wildcard align/*.py align/*/*.py precompute/logits/*.py)
+	@echo "kernels: they are compiled, and tested"
+	@$(BIN)/pytest -qq $(addprefix tests/unit/align/,walk/test_blind.py vocabulary/test_nearest_token.py test_projection.py) \
 		tests/unit/precompute/logits/test_top_k.py::test_how_many_threads_share_the_rows_changes_nothing
+	@touch $@
 
 docs: setup
 	$(BIN)/python docs/draw_architecture.py

@@ -26,6 +26,9 @@ from fusionx.pipelines.demo.config import DemoInputs, DemoModelConfig, DemoSibli
 _RULES_VERSION = 3
 """Raised when the rules of gathering, generating or training change what comes out of the same config."""
 
+_PRELOAD = ["torch", "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto"]
+"""Imported once for all trainings; each by itself would take some seconds of a core for it."""
+
 
 def make_inputs(config: DemoInputs, only: str | None = None) -> None:
     """Makes what is missing or stale of the demo's inputs under `config.output`.
@@ -206,7 +209,8 @@ def _run_processes(trainings: list[models.Training], jobs: int) -> list[tuple[mo
     """Runs every training in a process, `jobs` at a time; returns exit codes."""
     from multiprocessing.connection import wait
 
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
     waiting, running, finished = list(trainings), list[_Running](), list[tuple[models.Training, int]]()
     previous = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM")}
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
