@@ -42,7 +42,7 @@ demo: demo-says $(VENV)/.installed-demo
 	$(FUSIONX) run configs/demo.yaml --set train.seeds=$$($(BIN)/python -c "print(list(range($(SEEDS))))" | tr -d ' ')
 
 demo-says:
-	@echo "10 to 14 minutes on two cores: packages 1 to 2, four models 4 to 5, four trainings 2 to 3, the rest 3 to 4. What is there is kept."
+	@echo "10 to 14 minutes on two cores: packages 1 to 2, four models 5 to 6, four trainings 2 to 3, the rest 2 to 3. What is there is kept."
 
 demo-real: $(VENV)/.installed-real
 	$(FUSIONX) real-inputs configs/inputs/real.yaml
