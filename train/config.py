@@ -220,6 +220,8 @@ class RunConfig(Config):
     """Event files beside the log."""
     wandb: Operational[str | None] = None
     """A Weights & Biases project to log to."""
+    mlflow: Operational[str | None] = None
+    """An MLflow experiment to log to; the server is MLFLOW_TRACKING_URI's."""
 
 
 class TrainConfig(Config):

@@ -170,6 +170,7 @@ def _package_errors(config: FusionConfig) -> Iterator[FusionXError]:
         ("peft", "lora", "train.optimizer.lora"): optimizer.lora,
         ("tensorboard", "logging", "train.run.tensorboard"): run.tensorboard,
         ("wandb", "wandb", "train.run.wandb"): run.wandb,
+        ("mlflow", "mlflow", "train.run.mlflow"): run.mlflow,
         ("mergekit", "merge", "eval.merges"): evaluation.merges,
         ("lm_eval", "harness", "eval.benchmarks"): harness,
     }

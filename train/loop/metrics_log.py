@@ -1,6 +1,6 @@
-"""What a training writes down as it goes: log.jsonl always, TensorBoard and Weights & Biases where asked for.
+"""What a training writes down as it goes: log.jsonl, which reports and resumed runs read.
 
-log.jsonl is the record that reports and resumed runs read; the other two show the same numbers.
+Dashboards, where they are asked for, show the same numbers.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from fusionx.contract.errors import ConfigError, DamageError
-from fusionx.contract.extras import import_extra
+from fusionx.contract.errors import DamageError
 from fusionx.contract.files.storage import explained
 from fusionx.train.config import TrainJob
+from fusionx.train.loop.dashboards import Dashboard, dashboards_of
 
 _LOSSES = ("lm", "fuse", "feed", "select")
 _SELECTION = ("weight", "selected", "gate_entropy")
@@ -38,28 +38,25 @@ class MetricsLog:
 
     Raises:
         DamageError: log.jsonl does not begin with what is to be kept.
-        ConfigError: TensorBoard or W&B is asked for and cannot be used.
+        ConfigError: a dashboard is asked for that cannot be used.
     """
 
     def __init__(self, folder: Path, job: TrainJob, kept: LogMark, step: int, is_main: bool = True) -> None:
         self._file = folder / "log.jsonl"
         self._is_main = is_main
-        self._views: list[_View] = []
+        self._dashboards: list[Dashboard] = []
         if not is_main:
             return
         folder.mkdir(parents=True, exist_ok=True)
         _truncate(self._file, kept)
-        if job.run.tensorboard:
-            self._views.append(_TensorBoard(folder / "tensorboard", step + 1 if kept.bytes else 0))
-        if job.run.wandb is not None:
-            self._views.append(_WandB(folder, job))
+        self._dashboards = dashboards_of(folder, job, step + 1 if kept.bytes else 0)
 
     def __enter__(self) -> MetricsLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for view in self._views:
-            view.close()
+        for dashboard in self._dashboards:
+            dashboard.close()
 
     def write(self, event: str, step: int, **values: Any) -> None:
         """One line: {"event": event, "step": step, ...}; values may be nested."""
@@ -68,8 +65,8 @@ class MetricsLog:
         record = {"event": event, "step": step, **values}
         with explained(self._file, "written"), self._file.open("a") as stream:
             stream.write(json.dumps(record) + "\n")
-        for view in self._views:
-            view.show(scalars(record), step)
+        for dashboard in self._dashboards:
+            dashboard.show(scalars(record), step)
 
     def mark(self) -> LogMark:
         """Of log.jsonl as it stands, all of which is on the disk: what a checkpoint keeps."""
@@ -120,60 +117,3 @@ def _truncate(path: Path, kept: LogMark) -> None:
                 remedy="bring the file back, or delete the folder: the training begins anew",
             )
         stream.truncate(kept.bytes)
-
-
-class _View(Protocol):
-    def show(self, values: dict[str, float], step: int) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class _TensorBoard:
-    """An event file per run of the command. `purge_step`: the first step that it logs anew; older files' are hidden."""
-
-    def __init__(self, folder: Path, purge_step: int) -> None:
-        import_extra("tensorboard", "logging", "train.run.tensorboard")
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer: Any = SummaryWriter(str(folder), purge_step=purge_step)
-
-    def show(self, values: dict[str, float], step: int) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class _WandB:
-    """One W&B run per job, whose id is the job's digest: a resumed job goes on in it.
-
-    W&B takes no step twice: what a resumed job logs again it ignores, and it is the same.
-    """
-
-    def __init__(self, folder: Path, job: TrainJob) -> None:
-        wandb = import_extra("wandb", "wandb", "train.run.wandb")
-        try:
-            self._run = wandb.init(
-                project=job.run.wandb,
-                id=job.digest(),
-                resume="allow",
-                name=f"{job.target}/{job.method_name}/seed-{job.seed}",
-                group=job.method_name,
-                config=job.content(),
-                dir=str(folder),
-            )
-        except wandb.Error as error:
-            raise ConfigError(
-                "Weights & Biases cannot be used.",
-                field="train.run.wandb",
-                found=str(error).strip().splitlines()[0],
-                remedy="run `wandb login`, or set WANDB_MODE=offline",
-            ) from None
-
-    def show(self, values: dict[str, float], step: int) -> None:
-        self._run.log(values, step=step)
-
-    def close(self) -> None:
-        self._run.finish()

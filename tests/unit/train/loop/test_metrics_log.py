@@ -1,4 +1,4 @@
-"""The log and its views, speed and use of the devices, the progress line, and the selection's running means."""
+"""The log, speed and use of the devices, the progress line, and the selection's running means."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from told_clock import Clock
 
 import fusionx.train.loop.progress_line
 import fusionx.train.loop.throughput
-from fusionx.contract.errors import ConfigError, DataError
+from fusionx.contract.errors import DataError
 from fusionx.train.config import TrainJob
 from fusionx.train.loop.metrics_log import LogMark, MetricsLog, scalars
 from fusionx.train.loop.progress_line import ProgressLine
@@ -74,99 +73,6 @@ def test_names_on_a_dashboard() -> None:
     }
     validation = {"event": "validation", "step": 3, "bits_per_byte": 1.5, "domains": {"code": {"perplexity": 9}}}
     assert scalars(validation) == {"validation/bits_per_byte": 1.5, "validation/domains/code/perplexity": 9}
-
-
-def tensorboard_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder / "tensorboard")).Reload()
-    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
-
-
-def test_tensorboard_shows_no_step_twice(tmp_path: Path) -> None:
-    """Neither after a resume nor after a start from scratch."""
-    job = job_of(tmp_path, tensorboard=True)
-    with MetricsLog(tmp_path, job, LogMark(), 0) as log:
-        log.write("validation", 0, bits_per_byte=9.0)
-        log.write("step", 1, loss=7.0)
-    with MetricsLog(tmp_path, job, LogMark(), 0) as log:
-        log.write("validation", 0, bits_per_byte=3.0)
-        for step in range(1, 5):
-            log.write("step", step, loss=float(step))
-            if step == 2:
-                kept = log.mark()
-    with MetricsLog(tmp_path, job, kept, 2) as log:
-        for step in range(3, 6):
-            log.write("step", step, loss=step + 0.5)
-    assert tensorboard_of(tmp_path) == {
-        "validation/bits_per_byte": [(0, 3.0)],
-        "loss/total": [(1, 1.0), (2, 2.0), (3, 3.5), (4, 4.5), (5, 5.5)],
-    }
-
-
-class StandInWandB(ModuleType):
-    """The part of W&B that is used; it takes no step that is smaller than the last, as the real one."""
-
-    class Error(Exception):
-        pass
-
-    def __init__(self) -> None:
-        super().__init__("wandb")
-        self.runs: dict[str, dict[int, dict[str, float]]] = {}
-        self.given: dict[str, Any] = {}
-        self.open = 0
-
-    def init(self, **given: Any) -> Any:
-        if given["project"] == "closed":
-            raise self.Error("api_key not configured\nmore")
-        assert given["resume"] == "allow"
-        self.given = given
-        self.open += 1
-        rows = self.runs.setdefault(given["id"], {})
-
-        class Run:
-            def log(_, values: dict[str, float], step: int) -> None:  # noqa: N805
-                if step >= max(rows, default=0):
-                    rows.setdefault(step, {}).update(values)
-
-            def finish(_) -> None:  # noqa: N805
-                self.open -= 1
-
-        return Run()
-
-
-def test_wandb_goes_on_in_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wandb = StandInWandB()
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    job = job_of(tmp_path, wandb="fusion")
-    with MetricsLog(tmp_path, job, LogMark(), 0) as log:
-        log.write("step", 1, loss=1.0)
-        kept = log.mark()
-        log.write("step", 2, loss=2.0)
-    with MetricsLog(tmp_path, job, kept, 1) as log:
-        log.write("step", 2, loss=2.0)
-        log.write("validation", 2, bits_per_byte=3.0)
-    assert wandb.runs == {
-        job.digest(): {1: {"loss/total": 1.0}, 2: {"loss/total": 2.0, "validation/bits_per_byte": 3.0}}
-    }
-    assert (wandb.given["project"], wandb.given["config"]) == ("fusion", job.content())
-    assert wandb.open == 0
-    with pytest.raises(ConfigError, match="cannot be used") as caught:
-        MetricsLog(tmp_path, job_of(tmp_path, wandb="closed"), LogMark(), 0)
-    assert "wandb login" in caught.value.details["remedy"]
-
-
-@pytest.mark.parametrize(
-    ("package", "extra", "run"), [("tensorboard", "logging", {"tensorboard": True}), ("wandb", "wandb", {"wandb": "p"})]
-)
-def test_a_missing_package_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, extra: str, run: dict[str, Any]
-) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ConfigError, match=f"package {package}") as caught:
-        MetricsLog(tmp_path, job_of(tmp_path, **run), LogMark(), 0)
-    assert caught.value.details["field"] == f"train.run.{package}"
-    assert f"[{extra}]" in caught.value.details["remedy"]
 
 
 @pytest.fixture
