@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence, Sized
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fusionx.contract.errors import DataError, FusionXError, IncompleteError
@@ -23,7 +23,7 @@ from fusionx.contract.files.storage import (
     plain,
     remove_leftovers,
 )
-from fusionx.contract.progress import bar, clock
+from fusionx.contract.progress import CellLine, bar, clock, in_notebook
 from fusionx.contract.shards.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -88,7 +88,7 @@ def _cleared_line() -> Iterator[None]:
 
 @dataclass
 class _Progress:
-    """How far a stage is: one line that changes on a terminal, a line every few seconds in a log."""
+    """How far a stage is: one line that changes on a terminal and in a notebook, a line every few seconds in a log."""
 
     name: str
     total: int | None = None
@@ -100,6 +100,7 @@ class _Progress:
     started: float = 0.0
     """When the first part was there."""
     shown: float = 0.0
+    cell: CellLine = field(default_factory=CellLine)
 
     def add(self, entry: PartEntry) -> None:
         now = time.monotonic()
@@ -111,6 +112,8 @@ class _Progress:
         last = self.total == self.kept + self.made
         if sys.stderr.isatty():
             print(f"\r{self.line()}\x1b[K", end="\n" if last else "", file=sys.stderr, flush=True)
+        elif in_notebook():
+            self.cell.show(self.line())
         elif last or now - self.shown > _LOG_SECONDS:
             self.shown = now
             print(self.line(), file=sys.stderr, flush=True)
