@@ -103,7 +103,7 @@ class RayExecutor:
         tickets = ray.data.from_items([0]).map_batches(partial(_tickets, queue=queue), num_cpus=0)
         results = tickets.map_batches(
             _StageActor,
-            fn_constructor_args=(list(stages), queue, os.getcwd(), self._config.deadline),
+            fn_constructor_args=(list(stages), queue, os.getcwd(), self._config),
             batch_size=1,
             compute=pool,
             num_cpus=needs.num_cpus,
@@ -298,15 +298,19 @@ def _answer(call: Any) -> Any:
 class _StageActor:
     """One replica: holds one model at a time, and makes parts."""
 
-    def __init__(self, stages: list[Stage], queue: Any, folder: str, deadline: float | None) -> None:
+    def __init__(self, stages: list[Stage], queue: Any, folder: str, config: ExecutorConfig) -> None:
         if os.path.isdir(folder):  # relative paths mean what they mean to the driver, wherever Ray starts its workers
             os.chdir(folder)
         self._stages = stages
         self._queue = queue
-        self._watchdog = Watchdog(deadline)
+        self._watchdog = Watchdog(config.deadline)
         self._name = uuid4().hex
         self._hands = Hands()
         self._host = WorkerHost(self._load, _PATIENCE if stages[0].resources.concurrency > 1 else 0.0)
+        if config.address is not None:  # which Ray shows on the driver, with the address of the machine
+            devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+            place = os.uname().nodename + (f", GPU {devices}" if devices else "")
+            print(f"[{stages[0].name.split('/')[0]}] a worker begins on {place}", file=sys.stderr, flush=True)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         outcomes = [self._outcome(int(ticket)) for ticket in batch["ticket"]]

@@ -139,6 +139,7 @@ def test_a_worker_process_and_then_a_whole_node_are_lost(
     cluster.remove_node(nodes[1].node, allow_graceful=False)
     code, log = command.ends()
     assert code == 0, log
+    assert f"[precompute] a worker begins on {os.uname().nodename}" in log
     assert part_hashes(command.output / "logits") == expected[1]
 
 

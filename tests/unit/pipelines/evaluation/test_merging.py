@@ -219,7 +219,7 @@ def test_a_merge_is_made_once_and_again_when_a_weight_or_a_candidate_changes(
 
 def test_the_shipped_siblings_are_trained_as_the_demo_is(root: Path) -> None:
     demo, siblings = (
-        load_config(FusionConfig, root / "configs" / f"{name}.yaml") for name in ("demo", "demo-siblings")
+        load_config(FusionConfig, root / "configs" / f"{name}.yaml") for name in ("demo-best", "demo-siblings")
     )
     methods = siblings.train.methods
     assert set(methods) < set(demo.train.methods)
