@@ -23,7 +23,7 @@ from fusionx.contract.errors import EXIT_STOPPED
 
 SCRIPTS = Path(__file__).resolve().parent.parent.parent / "pipelines" / "cluster"
 PYTHONS = Path(sys.executable).parent
-DEADLINE = 180.0
+DEADLINE = 600.0  # a script of several commands, beside other tests on few cores
 
 # A step's tasks, their variables, and how srun ends them and what it returns, as the manual and Slurm's source say.
 # Every node is this machine. Each task leads a process group, which stands for Slurm's container of its processes.
