@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -55,14 +57,31 @@ def at(file: Path, output: Path) -> Path:
     return moved
 
 
+def under_two_agents(file: Path, *arguments: str) -> None:
+    """As docs/cluster.md has it for two machines; both agents are on this one."""
+    agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    agent += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}"]
+    command = [*agent, "-m", "fusionx", "train", str(file), *arguments]
+    agents = [
+        subprocess.Popen(command, cwd=file.parent, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    try:
+        said = [each.communicate(timeout=600)[1] for each in agents]
+    finally:
+        for each in agents:
+            each.kill()
+    assert [each.returncode for each in agents] == [0, 0], said
+    assert sorted("[train/fusionx" in text for text in said) == [False, True], "one process of all speaks"
+
+
 def test_alone_with_torchrun_and_as_tasks_of_an_srun(aligned: Path, tmp_path: Path) -> None:
     """All give the same trainings; a finished one is only read."""
-    files = {name: at(aligned, tmp_path / name) for name in ("alone", "torchrun", "srun")}
+    files = {name: at(aligned, tmp_path / name) for name in ("alone", "torchrun", "agents", "srun")}
+    only = ("--set", "train.methods=[fusionx]")
     assert start(files["alone"], "train").wait() == 0
-    assert (
-        start(files["torchrun"], "train", "--set", "train.run.devices=2", "--set", "train.methods=[fusionx]").wait()
-        == 0
-    )
+    assert start(files["torchrun"], "train", "--set", "train.run.devices=2", *only).wait() == 0
+    under_two_agents(files["agents"], *only)
     slurm = {"SLURM_STEP_NUM_TASKS": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     tasks = [
         start(files["srun"], "train", SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank), **slurm) for rank in range(2)
@@ -70,7 +89,8 @@ def test_alone_with_torchrun_and_as_tasks_of_an_srun(aligned: Path, tmp_path: Pa
     said = [task.communicate(timeout=300)[1] for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], said
     found = {name: results(tmp_path / name) for name in files}
-    for name, methods in (("torchrun", ["fusionx"]), ("srun", ["ct", "fusionx"])):  # ct and fusionx: two meetings
+    expected = {"torchrun": ["fusionx"], "agents": ["fusionx"], "srun": ["ct", "fusionx"]}  # the last in two meetings
+    for name, methods in expected.items():
         assert sorted(found[name]) == methods
         for method, result in found[name].items():
             assert result["job"] == found["alone"][method]["job"]
